@@ -1,0 +1,96 @@
+"""Image enhancement: from the original image I to its enhanced version E, the second input of the network.
+
+One file a method, one line in :data:`ENHANCEMENTS`. A method is a function of slices in (-1, 1)::
+
+    method(f, *, color, mask, **parameters) -> array like f, in (-1, 1)
+
+with ``f`` of shape ``(..., H, W)`` (``(..., C, H, W)`` where ``color`` is true) and a ``mask`` of shape ``(..., H, W)`` or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from nnunet_din.enhancement.fuzzy import fuzzy_enhance, fuzzy_membership
+from nnunet_din.enhancement.intensity import to_unit_interval
+
+#: Name in the plans -> function.
+ENHANCEMENTS: dict[str, Callable] = {
+    "fuzzy": fuzzy_enhance,
+}
+
+__all__ = [
+    "ENHANCEMENTS",
+    "enhance_slices",
+    "fuzzy_enhance",
+    "fuzzy_membership",
+    "get_enhancement",
+    "to_unit_interval",
+]
+
+
+def get_enhancement(method: str) -> Callable:
+    """The enhancement function called ``method``.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message lists the known names.
+    """
+    if method not in ENHANCEMENTS:
+        raise ValueError(f"Unknown enhancement '{method}'. Known enhancements: {', '.join(sorted(ENHANCEMENTS))}.")
+    return ENHANCEMENTS[method]
+
+
+def enhance_slices(
+    data: np.ndarray,
+    color: bool = False,
+    mask: np.ndarray | None = None,
+    method: str = "fuzzy",
+    percentiles: tuple[float, float] = (0.5, 99.5),
+    limit: float = 0.99,
+    **parameters,
+) -> np.ndarray:
+    """Enhance a volume slice by slice, each whole slice along the last two axes on its own.
+
+    Parameters
+    ----------
+    data
+        Intensities of any scale, finite, shape ``(C, Z, H, W)``.
+    color
+        Whether the C channels are the colours of one image (enhanced by luminosity, mapped to (-1, 1) together) or independent.
+    mask
+        Foreground, shape ``(Z, H, W)``: statistics come from its voxels only. None: all voxels.
+    method
+        A name of :data:`ENHANCEMENTS`.
+    percentiles, limit
+        See :func:`to_unit_interval`.
+    parameters
+        Passed to the method.
+
+    Returns
+    -------
+    numpy.ndarray
+        Enhanced volume, shape and (floating) dtype of ``data``, values in (-1, 1). A slice without foreground is 0.
+
+    Raises
+    ------
+    ValueError
+        Unknown method, wrong shape, or values that are not finite.
+    """
+    enhance = get_enhancement(method)
+    if data.ndim != 4:
+        raise ValueError(f"Expected data of shape (C, Z, H, W), got {data.shape}.")
+    out = np.empty(data.shape, np.result_type(data.dtype, np.float32))
+    for channels in [slice(None)] if color else [slice(c, c + 1) for c in range(len(data))]:
+        f = to_unit_interval(data[channels], percentiles=percentiles, limit=limit, mask=mask)
+        # One slice at a time: the temporaries stay in the cache, and a CT of 1000 slices needs no more memory than one slice.
+        for z in range(data.shape[1]):
+            slice_mask = None if mask is None else mask[z]
+            if slice_mask is not None and not slice_mask.any():
+                out[channels, z] = 0
+            else:
+                out[channels, z] = enhance(f[:, z], color=color, mask=slice_mask, **parameters)
+    return out

@@ -1,0 +1,7 @@
+"""The loss of DIN: cross-entropy, soft Dice and the multi-scale boundary loss."""
+
+from nnunet_din.losses.boundary import MultiScaleBoundaryLoss
+from nnunet_din.losses.compound import DINLoss
+from nnunet_din.losses.dice import SoftDiceLoss
+
+__all__ = ["DINLoss", "MultiScaleBoundaryLoss", "SoftDiceLoss"]

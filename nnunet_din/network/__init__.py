@@ -1,0 +1,22 @@
+"""The Dual Interaction Network and its parts."""
+
+from nnunet_din.network.decoder import DECODERS, SegFormerHead, build_decoder
+from nnunet_din.network.difm import DualInteractiveFusionModule
+from nnunet_din.network.din import DualInteractionNetwork
+from nnunet_din.network.encoder import ConvNeXtEncoder, build_encoder, known_encoders
+from nnunet_din.network.presets import PRESETS
+from nnunet_din.network.pretrained import LoadReport, load_pretrained_encoders
+
+__all__ = [
+    "DECODERS",
+    "PRESETS",
+    "ConvNeXtEncoder",
+    "DualInteractionNetwork",
+    "DualInteractiveFusionModule",
+    "LoadReport",
+    "SegFormerHead",
+    "build_decoder",
+    "build_encoder",
+    "known_encoders",
+    "load_pretrained_encoders",
+]

@@ -1,0 +1,131 @@
+"""SegFormer's MLP decoder as DIN uses it (paper, section 9.2, eq. 14), at a fraction of the arithmetic.
+
+As printed, the decoder brings every level to D channels (a linear layer), resizes it to full resolution, concatenates, and
+applies a 3 x 3 convolution. All of these are linear, so they can be reordered without changing the function::
+
+    conv3x3(concat_i U_i(W_i x_i + b_i)) = sum_i sum_(dy,dx) S_dy S_dx U_i((C_i[dy,dx] W_i) x_i) + bias map
+
+with U_i the bilinear resize, S a shift by one pixel with zero fill, and C_i[dy,dx] the kernel's slice for level i. The small products
+C_i[dy,dx] W_i are composed once per step and applied as one 1 x 1 convolution at the level's own low resolution; resize and shift
+together are two products with small fixed matrices. A level at full resolution is one 3 x 3 convolution with the composed kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SegFormerHead(nn.Module):
+    """All-MLP decoder: levels to D channels, resized to the first level, fused by a 3 x 3 convolution, classified.
+
+    Parameters
+    ----------
+    in_channels
+        Channels d_i of the levels, highest resolution first.
+    num_classes
+        Channels K of the logits.
+    channels
+        Width D of the decoder.
+    """
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 768):
+        super().__init__()
+        self.linear = nn.ModuleList(nn.Conv2d(d, channels, kernel_size=1) for d in in_channels)
+        self.fuse = nn.Conv2d(len(in_channels) * channels, channels, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+        self.apply(_init_weights)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Decode the levels ``(N, d_i, H_i, W_i)`` to logits ``(N, K, H_0, W_0)``."""
+        weights = [layer.weight.flatten(1) for layer in self.linear]
+        biases = [layer.bias for layer in self.linear]
+        y = fuse_levels(features, weights, biases, self.fuse.weight)
+        return self.classifier(F.relu(self.norm(y)))  # eq. 14
+
+
+def fuse_levels(features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], kernel: Tensor) -> Tensor:
+    """Linear layers, bilinear resize (``align_corners=False``), concatenation and 3 x 3 convolution (zero padding), reordered.
+
+    Parameters
+    ----------
+    features
+        Levels x_i, ``(N, d_i, H_i, W_i)``, any sizes; the result has the size of the first.
+    weights, biases
+        W_i, ``(D, d_i)``, and b_i, ``(D,)``.
+    kernel
+        Kernel of the fusing convolution, ``(D, levels * D, 3, 3)``.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(N, D, H_0, W_0)``.
+    """
+    size = features[0].shape[-2:]
+    slices = kernel.chunk(len(features), dim=1)  # C_i, (D, D, 3, 3)
+    bias_kernel = sum(torch.einsum("okyx,k->oyx", c, b) for c, b in zip(slices, biases, strict=True))
+    out = None
+    for x, weight, c in zip(features, weights, slices, strict=True):
+        composed = torch.einsum("okyx,kd->oyxd", c, weight)  # C_i[dy,dx] W_i, (D, 3, 3, d_i)
+        if x.shape[-2:] == size:
+            y = F.conv2d(x, composed.permute(0, 3, 1, 2), padding=1)
+        else:
+            y = _resize_and_shift(F.conv2d(x, composed.reshape(-1, x.shape[1], 1, 1)), size)
+        out = y if out is None else out + y
+    # The linear layers' biases pass through the zero-padded convolution: a constant map that is lower at the border.
+    return out + F.conv2d(out.new_ones(1, 1, *size), bias_kernel[:, None].to(out.dtype), padding=1)
+
+
+def _resize_and_shift(z: Tensor, size: Sequence[int]) -> Tensor:
+    """Sum over the nine taps of each output channel, every tap resized to ``size`` and shifted by its offset.
+
+    Shape ``(N, 9 D, h, w)``, taps (dy, dx) innermost, -> ``(N, D, H, W)``.
+    """
+    n, taps, h, w = z.shape
+    d = taps // 9
+    along_x, along_y = resize_and_shift_matrix(w, size[1], z), resize_and_shift_matrix(h, size[0], z)
+    z = z.reshape(n, d, 3, 3, h, w).permute(0, 1, 2, 4, 3, 5).reshape(n, d, 3 * h, 3 * w)  # rows (dy, h), columns (dx, w)
+    return along_y @ (z @ along_x.T)
+
+
+def resize_and_shift_matrix(n_in: int, n_out: int, like: Tensor) -> Tensor:
+    """Bilinear resize from ``n_in`` to ``n_out`` pixels followed by the shifts of a 3-tap kernel: ``[S_-1 U, S_0 U, S_1 U]``.
+
+    Shape ``(n_out, 3 n_in)``, device and dtype of ``like``: row p of the block of tap t is row p + t - 1 of U, or 0 outside.
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    identity = torch.eye(n_in, device=like.device, dtype=dtype)
+    resize = F.interpolate(identity[None], size=n_out, mode="linear", align_corners=False)[0].T  # U, (n_out, n_in)
+    padded = F.pad(resize, (0, 0, 1, 1))
+    return torch.cat([padded[t : t + n_out] for t in range(3)], dim=1).to(like.dtype)
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+        nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+#: Name in the plans -> class, called with (in_channels, num_classes, channels).
+DECODERS: dict[str, Callable[..., nn.Module]] = {
+    "segformer": SegFormerHead,
+}
+
+
+def build_decoder(name: str, in_channels: Sequence[int], num_classes: int, channels: int) -> nn.Module:
+    """Build the decoder called ``name``.
+
+    Raises
+    ------
+    ValueError
+        If the name is not known; the message lists those that are.
+    """
+    if name not in DECODERS:
+        raise ValueError(f"Unknown decoder '{name}'. Known decoders: {', '.join(sorted(DECODERS))}.")
+    return DECODERS[name](in_channels, num_classes, channels)

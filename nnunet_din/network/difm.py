@@ -1,0 +1,167 @@
+"""Dual interactive fusion module (DIN paper, section 3.1, Fig. 2b-d)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FeatureMerging(nn.Module):
+    """Merge low- and high-level features of one image by a convolution (eq. 1): 2d -> d channels."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(2 * dim, dim, kernel_size=3, padding=1)
+
+    def forward(self, f_low: Tensor, f_high: Tensor) -> Tensor:
+        """Shapes ``(N, d, H, W)``, ``(N, d, H, W)`` -> ``(N, d, H, W)``."""
+        return self.conv(torch.cat((f_low, f_high), dim=1))
+
+
+class DualCrossAttention(nn.Module):
+    """Windowed cross-attention in both directions (eqs. 2 and 3).
+
+    Parameters
+    ----------
+    dim
+        Channels d.
+    window_size
+        Largest edge of an attention window in pixels. A map is cut into the fewest windows that respect it, as equal in size as
+        possible; a map smaller than a window is one window.
+    num_heads
+        1 is eq. 2 as printed.
+    """
+
+    def __init__(self, dim: int, window_size: int = 7, num_heads: int = 1):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide the {dim} channels of the stage.")
+        if window_size < 1:
+            raise ValueError(f"window_size must be at least 1, got {window_size}.")
+        self.window_size = window_size
+        self.num_heads = num_heads
+        self.qkv_image = nn.Conv2d(dim, 3 * dim, kernel_size=1)
+        self.qkv_enhanced = nn.Conv2d(dim, 3 * dim, kernel_size=1)
+
+    def forward(self, f_image: Tensor, f_enhanced: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes ``(N, d, H, W)`` twice -> f_IE and f_EI, ``(N, d, H, W)`` each."""
+        height, width = f_image.shape[-2:]
+        windows = Windows(height, width, self.window_size)
+        q_i, k_i, v_i = self._heads(windows.cut(self.qkv_image(f_image)))
+        q_e, k_e, v_e = self._heads(windows.cut(self.qkv_enhanced(f_enhanced)))
+        mask = windows.key_mask(f_image.device)
+        f_ie = F.scaled_dot_product_attention(q_i, k_e, v_e, attn_mask=mask) + q_i  # eq. 3; scaled by 1 / sqrt(d) (eq. 2)
+        f_ei = F.scaled_dot_product_attention(q_e, k_i, v_i, attn_mask=mask) + q_e
+        return windows.join(self._merge(f_ie)), windows.join(self._merge(f_ei))
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Shape ``(N, windows, L, 3d)`` -> Q, K, V of shape ``(N, windows, heads, L, d / heads)``."""
+        n, w, length, channels = x.shape
+        x = x.reshape(n, w, length, 3, self.num_heads, channels // (3 * self.num_heads))
+        return x.permute(3, 0, 1, 4, 2, 5).unbind(0)
+
+    @staticmethod
+    def _merge(x: Tensor) -> Tensor:
+        """Shape ``(N, windows, heads, L, d / heads)`` -> ``(N, windows, L, d)``."""
+        return x.transpose(2, 3).flatten(3)
+
+
+class Windows:
+    """A partition of an H x W map into attention windows, padded at the lower right where it does not divide evenly."""
+
+    def __init__(self, height: int, width: int, window_size: int):
+        self.height, self.width = height, width
+        self.rows, self.columns = math.ceil(height / window_size), math.ceil(width / window_size)
+        self.window_height, self.window_width = math.ceil(height / self.rows), math.ceil(width / self.columns)
+        self.pad_bottom = self.rows * self.window_height - height
+        self.pad_right = self.columns * self.window_width - width
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Shape ``(N, d, H, W)`` -> ``(N, windows, L, d)``, L pixels a window."""
+        n, d = x.shape[:2]
+        if self.pad_bottom or self.pad_right:
+            x = F.pad(x, (0, self.pad_right, 0, self.pad_bottom))
+        x = x.reshape(n, d, self.rows, self.window_height, self.columns, self.window_width)
+        return x.permute(0, 2, 4, 3, 5, 1).reshape(n, self.rows * self.columns, -1, d)
+
+    def join(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`cut`."""
+        n, d = x.shape[0], x.shape[-1]
+        x = x.reshape(n, self.rows, self.columns, self.window_height, self.window_width, d).permute(0, 5, 1, 3, 2, 4)
+        x = x.reshape(n, d, self.rows * self.window_height, self.columns * self.window_width)
+        return x[:, :, : self.height, : self.width]
+
+    def key_mask(self, device: torch.device) -> Tensor | None:
+        """Which keys are pixels of the map and not padding, boolean ``(windows, 1, 1, L)``; None if all are."""
+        if not (self.pad_bottom or self.pad_right):
+            return None
+        inside = torch.ones(1, 1, self.height, self.width, device=device)
+        return self.cut(inside)[0, :, None, None, :, 0] > 0
+
+
+class GatedFeedForward(nn.Module):
+    """Gated feed-forward network (eqs. 4 and 5).
+
+    Parameters
+    ----------
+    dim
+        Channels d.
+    expansion
+        Each of the two chunks has ``expansion * d`` channels.
+    """
+
+    def __init__(self, dim: int, expansion: int = 2):
+        super().__init__()
+        self.norm = LayerNorm2d(dim)
+        self.expand = nn.Conv2d(dim, 2 * expansion * dim, kernel_size=1)
+        self.project = nn.Conv2d(expansion * dim, dim, kernel_size=3, padding=1)
+
+    def forward(self, f: Tensor) -> Tensor:
+        """Shape ``(N, d, H, W)`` -> same."""
+        f1, f2 = self.expand(self.norm(f)).chunk(2, dim=1)  # eq. 4
+        return self.project(F.gelu(f1) * f2) + f  # eq. 5
+
+
+def global_spatial_attention(f: Tensor) -> Tensor:
+    """Gate each pixel by the sigmoid of its mean over channels (eq. 6); shape ``(N, d, H, W)`` -> same."""
+    return torch.sigmoid(f.mean(dim=1, keepdim=True)) * f
+
+
+class DualInteractiveFusionModule(nn.Module):
+    """Fuse the features of the original and the enhanced image at one scale.
+
+    Parameters
+    ----------
+    dim
+        Channels d of the four inputs and of the output.
+    window_size, num_heads
+        See :class:`DualCrossAttention`.
+    ffn_expansion
+        See :class:`GatedFeedForward`.
+    """
+
+    def __init__(self, dim: int, window_size: int = 7, num_heads: int = 1, ffn_expansion: int = 2):
+        super().__init__()
+        self.merge_image = FeatureMerging(dim)
+        self.merge_enhanced = FeatureMerging(dim)
+        self.attention = DualCrossAttention(dim, window_size, num_heads)
+        self.ffn_ie = GatedFeedForward(dim, ffn_expansion)
+        self.ffn_ei = GatedFeedForward(dim, ffn_expansion)
+        self.apply(_init_weights)
+
+    def forward(self, image: tuple[Tensor, Tensor], enhanced: tuple[Tensor, Tensor]) -> Tensor:
+        """Fuse ``(f_low, f_high)`` of both images, each ``(N, d, H, W)``, to F_IE + F_EI, ``(N, d, H, W)``."""
+        f_ie, f_ei = self.attention(self.merge_image(*image), self.merge_enhanced(*enhanced))
+        return global_spatial_attention(self.ffn_ie(f_ie)) + global_spatial_attention(self.ffn_ei(f_ei))
+
+
+def _init_weights(module: nn.Module) -> None:
+    # Fan-in scaling: the widths of the stages differ by a factor of eight, one fixed deviation cannot fit all.
+    if isinstance(module, nn.Conv2d):
+        fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+        nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
+        nn.init.zeros_(module.bias)

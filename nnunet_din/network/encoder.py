@@ -1,0 +1,108 @@
+"""Encoders that keep full resolution in their first stage and give a low- and a high-level feature map per stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import timm
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+
+class ConvNeXtEncoder(nn.Module):
+    """timm's ConvNeXt with a 3 x 3 stride-1 stem and a second pooling convolution per stage (paper, section 9.1 and Table 14).
+
+    Parameter names of the stages are timm's, so that timm's pretrained weights fit them.
+
+    Parameters
+    ----------
+    in_channels
+        Channels of the image.
+    name
+        A ConvNeXt of timm, for example ``convnext_base``.
+    layer_scale
+        Initial value of the blocks' layer scale. timm's 1e-6 suits pretrained weights and long trainings.
+    drop_path_rate
+        Stochastic depth of the last block; it grows linearly from 0 at the first.
+
+    Attributes
+    ----------
+    channels : tuple of int
+        Widths of the four stages, at 1, 1/2, 1/4 and 1/8 of the resolution.
+    """
+
+    #: Height and width of the input must be multiples of this.
+    stride = 8
+
+    def __init__(
+        self, in_channels: int, name: str = "convnext_base", layer_scale: float | None = 1e-6, drop_path_rate: float = 0.0
+    ):
+        super().__init__()
+        options = {} if layer_scale is None else {"ls_init_value": layer_scale}
+        model = timm.create_model(name, in_chans=in_channels, num_classes=0, drop_path_rate=drop_path_rate, **options)
+        self.name = name
+        self.channels = tuple(info["num_chs"] for info in model.feature_info)
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, self.channels[0], kernel_size=3, padding=1), LayerNorm2d(self.channels[0])
+        )
+        self.stages = model.stages
+        # Two kinds of pooling convolution (Table 14): the stages' own feed the blocks, these give f_edge.
+        self.edge_pooling = nn.ModuleList(
+            nn.Sequential(LayerNorm2d(d_in), nn.Conv2d(d_in, d_out, kernel_size=2, stride=2))
+            for d_in, d_out in zip(self.channels[:-1], self.channels[1:], strict=True)
+        )
+        for module in (self.stem, self.edge_pooling):
+            module.apply(_init_like_timm)
+
+    def forward(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Encode.
+
+        Parameters
+        ----------
+        x
+            Image, shape ``(N, C, H, W)``; H and W multiples of 8.
+
+        Returns
+        -------
+        list of (Tensor, Tensor)
+            Per stage ``(f_low, f_high)``, both ``(N, d_i, H / 2^i, W / 2^i)``: the edge features after the (first) pooling layer
+            and the output of the last block (f_edge and f_shape of Table 14).
+        """
+        x = self.stem(x)
+        pairs = []
+        for i, stage in enumerate(self.stages):
+            f_low = self.edge_pooling[i - 1](x) if i else x
+            x = stage(x)
+            pairs.append((f_low, x))
+        return pairs
+
+
+def _init_like_timm(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+#: Prefix of the encoder's name -> class. The class is called with (in_channels, name, **options).
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "convnext": ConvNeXtEncoder,
+}
+
+
+def known_encoders() -> list[str]:
+    """Names that :func:`build_encoder` accepts."""
+    return sorted(name for prefix in ENCODERS for name in timm.list_models(f"{prefix}*"))
+
+
+def build_encoder(name: str, in_channels: int, **options) -> nn.Module:
+    """Build the encoder called ``name`` with random weights.
+
+    Raises
+    ------
+    ValueError
+        If the name is not known; the message lists those that are.
+    """
+    if name not in known_encoders():
+        raise ValueError(f"Unknown encoder '{name}'. Known encoders: {', '.join(known_encoders())}.")
+    prefix = max((p for p in ENCODERS if name.startswith(p)), key=len)
+    return ENCODERS[prefix](in_channels, name, **options)

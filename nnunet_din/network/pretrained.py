@@ -1,0 +1,114 @@
+"""Pretrained ConvNeXt weights for the twin encoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import load_state_dict as load_state_dict_file
+from torch import Tensor, nn
+
+
+@dataclass
+class LoadReport:
+    """What became of each entry.
+
+    Attributes
+    ----------
+    source
+        Name or path the weights came from.
+    loaded
+        Encoder entries that were set.
+    not_in_file
+        Encoder entries that keep their random weights because the source has none (the edge pooling always).
+    mismatched
+        Entries of both whose shapes differ: ``name: shape in the source, shape in the encoder`` (the stem always).
+    not_used
+        Entries of the source that the encoder does not have (the classifier always).
+    """
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    not_in_file: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    not_used: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"Pretrained encoder weights from {self.source}: {len(self.loaded)} entries loaded into both encoders."]
+        for title, entries in (
+            ("shape differs, random weights kept", self.mismatched),
+            ("not in the source, random weights kept", self.not_in_file),
+            ("in the source, not used", self.not_used),
+        ):
+            if entries:
+                lines.append(f"  {title}: {'; '.join(entries)}")
+        return "\n".join(lines)
+
+
+def load_pretrained_encoders(network: nn.Module, source: str | Path) -> LoadReport:
+    """Load pretrained weights into both encoders of a :class:`DualInteractionNetwork`.
+
+    Parameters
+    ----------
+    network
+        The network; changed in place.
+    source
+        A timm model name, with or without tag (``convnext_tiny.fb_in22k``), fetched by timm, or a file with a state dict of such a
+        model (``.pth``, ``.safetensors``; timm's or the original authors' key names).
+
+    Returns
+    -------
+    LoadReport
+        What was loaded and what was not; print it.
+
+    Raises
+    ------
+    ValueError
+        If the source is neither a file nor a model known to timm, or if no block of the encoder fits.
+    """
+    encoder = network.encoder_image
+    weights = _read(source, encoder.name)
+    own = encoder.state_dict()
+    report = LoadReport(str(source))
+    fitting: dict[str, Tensor] = {}
+    for key, value in own.items():
+        if key not in weights:
+            report.not_in_file.append(key)
+        elif weights[key].shape != value.shape:
+            report.mismatched.append(f"{key}: {tuple(weights[key].shape)}, {tuple(value.shape)}")
+        else:
+            fitting[key] = weights[key]
+            report.loaded.append(key)
+    report.not_used = sorted(weights.keys() - own.keys())
+    # The stem's LayerNorm and a bias or two fit many networks by chance: without the blocks, nothing was pretrained.
+    if not all(key in fitting for key in own if ".blocks." in key):
+        raise ValueError(
+            f"The weights in {source} do not fit the encoder {encoder.name}: {len(fitting)} of {len(own)} entries agree in name and shape. "
+            f"Use weights of {encoder.name}, by timm name (known: {', '.join(timm.list_pretrained(encoder.name + '*')) or 'none'}) or as a file."
+        )
+    for each in (network.encoder_image, network.encoder_enhanced):
+        each.load_state_dict(fitting, strict=False)
+    return report
+
+
+def _read(source: str | Path, encoder_name: str) -> dict[str, Tensor]:
+    """State dict with timm's key names, on the CPU."""
+    # The full classifier's names are needed to recognise the file; nothing of this model is kept.
+    with torch.device("cpu"):
+        reference = timm.create_model(encoder_name)
+    if Path(source).is_file():
+        from timm.models.convnext import checkpoint_filter_fn
+
+        try:
+            return checkpoint_filter_fn(load_state_dict_file(str(source), device="cpu"), reference)
+        except KeyError as error:  # an entry of a foreign file that timm's renaming cannot place
+            raise ValueError(f"The weights in {source} do not fit the encoder {encoder_name}: unexpected entry {error}.") from error
+    name = str(source)
+    if name.partition(".")[0] not in timm.list_models():
+        raise ValueError(
+            f"Pretrained weights '{source}': no such file, and timm knows no model of that name. timm has for {encoder_name}: "
+            f"{', '.join(timm.list_pretrained(encoder_name + '*')) or 'none'}."
+        )
+    return timm.create_model(name, pretrained=True).state_dict()

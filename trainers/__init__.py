@@ -1,0 +1,1 @@
+"""nnU-Net trainers of DIN (installed as ``nnunet_din.trainers``)."""

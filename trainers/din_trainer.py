@@ -1,0 +1,179 @@
+"""The nnU-Net trainer of DIN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from nnunet_din.enhancement import get_enhancement
+from nnunet_din.losses import DINLoss
+
+#: Edges of the patch must be multiples of this: the encoders halve the resolution three times.
+STRIDE = 8
+
+
+class nnUNetTrainerDIN(nnUNetTrainer):
+    """Trains a DIN configuration as the paper states it: AdamW at 1e-4, 300 epochs, rotation and flips, CE + Dice + L_bnd.
+
+    Hyper-parameters are class attributes; a variant is a subclass that changes them. An epoch is nnU-Net's: 250 iterations.
+
+    Attributes
+    ----------
+    initial_lr, weight_decay : float
+        Of AdamW; normalizations, biases and other vectors are not decayed.
+    num_epochs, num_iterations_per_epoch, num_val_iterations_per_epoch, save_every : int
+        As in nnU-Net.
+    weight_ce, weight_dice, weight_boundary : float
+        alpha and beta of eq. 10, and the weight of L_bnd (1 in the paper).
+    normalized_sobel : bool
+        See :class:`nnunet_din.losses.MultiScaleBoundaryLoss`.
+    p_rotation : float
+        Probability of a random rotation.
+    """
+
+    initial_lr = 1e-4
+    weight_decay = 1e-2
+    num_epochs = 300
+    num_iterations_per_epoch = 250
+    num_val_iterations_per_epoch = 50
+    save_every = 10
+    enable_deep_supervision = False
+    weight_ce = 0.3
+    weight_dice = 0.7
+    weight_boundary = 1.0
+    normalized_sobel = True
+    p_rotation = 0.5
+
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+    ):
+        check_plans(plans, configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        # nnU-Net's __init__ sets its own defaults on the instance, which would hide the class attributes.
+        for name in [name for name in vars(self) if hasattr(type(self), name)]:
+            delattr(self, name)
+        self.amp_dtype = None
+        if self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            # bf16 has the range of fp32: nothing to scale.
+            self.amp_dtype = torch.bfloat16
+            self.grad_scaler = None
+
+    def configure_optimizers(self):
+        """AdamW with nnU-Net's polynomial decay."""
+        parameters = list(self.network.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.initial_lr)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def _build_loss(self) -> nn.Module:
+        return DINLoss(
+            weight_ce=self.weight_ce,
+            weight_dice=self.weight_dice,
+            weight_boundary=self.weight_boundary,
+            regions=self.label_manager.has_regions,
+            ignore_label=self.label_manager.ignore_label,
+            batch_dice=self.configuration_manager.batch_dice,
+            normalized_sobel=self.normalized_sobel,
+        )
+
+    @classmethod
+    def get_training_transforms(cls, *args, use_mask_for_norm: list[bool] | None = None, **kwargs) -> BasicTransform:
+        """nnU-Net's pipeline less its intensity transforms and its scaling: rotation and flips (paper, section 4.2)."""
+        compose = nnUNetTrainer.get_training_transforms(
+            *args, use_mask_for_norm=for_both_images(use_mask_for_norm), **kwargs
+        )
+        # nnU-Net wraps every intensity transform, and no other, in RandomTransform.
+        compose.transforms = [t for t in compose.transforms if not isinstance(t, RandomTransform)]
+        for transform in compose.transforms:
+            if isinstance(transform, SpatialTransform):
+                transform.p_scaling = 0
+                transform.p_rotation = cls.p_rotation
+        return compose
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """DIN has a single output: nothing to switch."""
+
+    @contextmanager
+    def _autocast_dtype(self) -> Iterator[None]:
+        """nnU-Net's autocast in bf16 where the device has it."""
+        if self.amp_dtype is None:
+            yield
+            return
+        before = torch.get_autocast_dtype(self.device.type)
+        torch.set_autocast_dtype(self.device.type, self.amp_dtype)
+        try:
+            yield
+        finally:
+            torch.set_autocast_dtype(self.device.type, before)
+
+    def train_step(self, batch: dict) -> dict:
+        """As in nnU-Net, in bf16 where the device has it."""
+        with self._autocast_dtype():
+            return super().train_step(batch)
+
+    def validation_step(self, batch: dict) -> dict:
+        """As in nnU-Net, in bf16 where the device has it."""
+        with self._autocast_dtype():
+            return super().validation_step(batch)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """As in nnU-Net, in bf16 where the device has it."""
+        with self._autocast_dtype():
+            super().perform_actual_validation(save_probabilities)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As in nnU-Net; a checkpoint of another network is named in the error."""
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        except RuntimeError as error:
+            if isinstance(filename_or_checkpoint, str):
+                raise RuntimeError(f"{filename_or_checkpoint}: {error}") from error
+            raise
+
+
+def check_plans(plans: dict, configuration: str) -> None:
+    """Check that DIN can be trained with a configuration.
+
+    Raises
+    ------
+    ValueError
+        If the configuration is 3-D, has no enhanced channels, or has a patch that the network cannot take.
+    """
+    manager = PlansManager(plans).get_configuration(configuration)
+    plans_name = plans["plans_name"]
+    if len(manager.patch_size) != 2:
+        raise ValueError(
+            f"DIN is a 2-D network and '{configuration}' of {plans_name} is a 3-D configuration. Train DIN with `2d`; for '{configuration}' use "
+            "nnU-Net's own trainer, `-tr nnUNetTrainer`, with the same plans."
+        )
+    enhancement = manager.configuration.get("enhancement")
+    if enhancement is None:
+        raise ValueError(
+            f"Configuration '{configuration}' of {plans_name} has no enhanced channels. Make plans and data for DIN with "
+            f"`nnUNetv2_plan_and_preprocess -d {plans['dataset_name']} -pl nnUNetPlannerDIN -c 2d` (or nnUNetPlannerDINTiny, "
+            "nnUNetPlannerDINAtto) and train with `-p nnUNetDINPlans` (nnUNetDINTinyPlans, nnUNetDINAttoPlans)."
+        )
+    get_enhancement(enhancement["method"])
+    if any(edge % STRIDE for edge in manager.patch_size):
+        rounded = [-(-edge // STRIDE) * STRIDE for edge in manager.patch_size]
+        raise ValueError(
+            f"The patch size {list(manager.patch_size)} of configuration '{configuration}' in {plans_name} is not a multiple of {STRIDE} along "
+            f"every axis. Set it to {rounded} in the plans file; the data need not be preprocessed again."
+        )
+
+
+def for_both_images(per_channel: list[bool] | None) -> list[bool] | None:
+    """nnU-Net's per-channel setting, for the original channels and again for their enhanced versions."""
+    return None if per_channel is None else [*per_channel, *per_channel]
