@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from math import sqrt
 
 import numpy as np
@@ -11,6 +12,14 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 
 from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.network.accounting import count_parameters
+
+
+@lru_cache
+def network_cost(preset: str, input_channels: int, num_classes: int, size: int = 128) -> tuple[int, float]:
+    """Parameters of a preset, and elements kept for the backward pass per pixel of a ``size`` x ``size`` patch."""
+    with torch.device("meta"):
+        network = DualInteractionNetwork(input_channels, num_classes, **PRESETS[preset])
+    return count_parameters(network), network.compute_conv_feature_map_size((size, size)) / size**2
 
 
 class nnUNetPlannerDIN(ExperimentPlanner):
@@ -95,7 +104,6 @@ class nnUNetPlannerDIN(ExperimentPlanner):
 
     def _patch_and_batch_size(self, median_shape, n_pixels_dataset: float) -> tuple[list[int], int]:
         """The median slice padded to multiples of the stride, shrunk until two such patches fit; then as many as fit, at most 5 %."""
-        # nnU-Net's own start: never more than the area of 2048 x 2048.
         stride, smallest = 8, 64
         fixed, per_pixel = self._memory_model()
         budget = self.gpu_memory_gb * 1e9 - fixed
@@ -117,13 +125,8 @@ class nnUNetPlannerDIN(ExperimentPlanner):
 
     def _memory_model(self) -> tuple[float, float]:
         """Bytes of a training step: a fixed part, and per pixel of the batch."""
-        size = 128
-        with torch.device("meta"):
-            network = DualInteractionNetwork(
-                self._n_channels(), len(self.dataset_json["labels"]), **PRESETS[self.preset]
-            )
-        elements = network.compute_conv_feature_map_size((size, size))
-        return self.bytes_per_parameter * count_parameters(network), self.bytes_per_element * elements / size**2
+        parameters, elements = network_cost(self.preset, self._n_channels(), len(self.dataset_json["labels"]))
+        return self.bytes_per_parameter * parameters, self.bytes_per_element * elements
 
     def _n_channels(self) -> int:
         return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))

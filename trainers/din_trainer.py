@@ -34,6 +34,9 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         As in nnU-Net.
     weight_ce, weight_dice, weight_boundary : float
         alpha and beta of eq. 10, and the weight of L_bnd (1 in the paper).
+    boundary_ramp : float
+        Share of the epochs over which the weight of L_bnd grows linearly from 0. From then on the loss is eq. 10. A network that
+        segments nothing yet has the smallest L_bnd when it predicts no edges at all: from the start, the term holds it there.
     normalized_sobel : bool
         See :class:`nnunet_din.losses.MultiScaleBoundaryLoss`.
     p_rotation : float
@@ -50,6 +53,7 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     weight_ce = 0.3
     weight_dice = 0.7
     weight_boundary = 1.0
+    boundary_ramp = 0.2
     normalized_sobel = True
     p_rotation = 0.5
 
@@ -74,7 +78,7 @@ class nnUNetTrainerDIN(nnUNetTrainer):
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.initial_lr)
+        optimizer = torch.optim.AdamW(groups, lr=self.initial_lr, fused=self.device.type in ("cuda", "cpu"))
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def _build_loss(self) -> nn.Module:
@@ -101,6 +105,12 @@ class nnUNetTrainerDIN(nnUNetTrainer):
                 transform.p_scaling = 0
                 transform.p_rotation = cls.p_rotation
         return compose
+
+    def on_train_epoch_start(self) -> None:
+        """As in nnU-Net, with the weight of L_bnd for this epoch."""
+        super().on_train_epoch_start()
+        ramp = self.boundary_ramp * self.num_epochs
+        self.loss.weight_boundary = self.weight_boundary * (min(1.0, self.current_epoch / ramp) if ramp else 1.0)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """DIN has a single output: nothing to switch."""

@@ -5,11 +5,31 @@ from __future__ import annotations
 from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
 
 
-class nnUNetTrainerDIN_5epochs(nnUNetTrainerDIN):
-    """1250 iterations."""
+class nnUNetTrainerDIN_smoke(nnUNetTrainerDIN):
+    """20 iterations: whether a data set, a machine or a job script gets through training at all. The result means nothing."""
 
-    num_epochs = 5
+    num_epochs = 2
+    num_iterations_per_epoch = 10
+    num_val_iterations_per_epoch = 2
     save_every = 1
+
+
+class nnUNetTrainerDIN_5epochs(nnUNetTrainerDIN):
+    """1250 iterations, with what a network needs to get from random weights to a segmentation in so few (docs/results.md)."""
+
+    initial_lr = 3e-4
+    boundary_ramp = 0.5
+    oversample_foreground_percent = 0.67
+    num_epochs = 5
+    num_val_iterations_per_epoch = 10
+    save_every = 1
+
+
+class nnUNetTrainerDIN_demo(nnUNetTrainerDIN_5epochs):
+    """The trainer of ``nnunet-din demo``: 5 epochs of 35 iterations."""
+
+    num_iterations_per_epoch = 35
+    num_val_iterations_per_epoch = 4
 
 
 class nnUNetTrainerDIN_50epochs(nnUNetTrainerDIN):

@@ -83,17 +83,18 @@ class Windows:
     def cut(self, x: Tensor) -> Tensor:
         """Shape ``(N, d, H, W)`` -> ``(N, windows, L, d)``, L pixels a window."""
         n, d = x.shape[:2]
+        x = x.permute(0, 2, 3, 1)  # channels last, as in memory
         if self.pad_bottom or self.pad_right:
-            x = F.pad(x, (0, self.pad_right, 0, self.pad_bottom))
-        x = x.reshape(n, d, self.rows, self.window_height, self.columns, self.window_width)
-        return x.permute(0, 2, 4, 3, 5, 1).reshape(n, self.rows * self.columns, -1, d)
+            x = F.pad(x, (0, 0, 0, self.pad_right, 0, self.pad_bottom))
+        x = x.reshape(n, self.rows, self.window_height, self.columns, self.window_width, d)
+        return x.transpose(2, 3).reshape(n, self.rows * self.columns, -1, d)
 
     def join(self, x: Tensor) -> Tensor:
         """The inverse of :meth:`cut`."""
         n, d = x.shape[0], x.shape[-1]
-        x = x.reshape(n, self.rows, self.columns, self.window_height, self.window_width, d).permute(0, 5, 1, 3, 2, 4)
-        x = x.reshape(n, d, self.rows * self.window_height, self.columns * self.window_width)
-        return x[:, :, : self.height, : self.width]
+        x = x.reshape(n, self.rows, self.columns, self.window_height, self.window_width, d).transpose(2, 3)
+        x = x.reshape(n, self.rows * self.window_height, self.columns * self.window_width, d)
+        return x[:, : self.height, : self.width].permute(0, 3, 1, 2)
 
     def key_mask(self, device: torch.device) -> Tensor | None:
         """Which keys are pixels of the map and not padding, boolean ``(windows, 1, 1, L)``; None if all are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from nnunet_din.network.decoder import build_decoder
@@ -65,6 +66,8 @@ class DualInteractionNetwork(nn.Module):
             DualInteractiveFusionModule(d, window_size, num_heads, ffn_expansion) for d in channels
         )
         self.decoder = build_decoder(decoder, channels, num_classes, decoder_channels)
+        # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions): keep them last in memory.
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Segment.

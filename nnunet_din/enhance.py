@@ -1,0 +1,107 @@
+"""``nnunet-din enhance``: the enhanced version of an image, as the network sees it, for looking at."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_din.enhancement import ENHANCEMENTS, enhance_slices
+
+
+def add_parser(subparsers) -> None:
+    """Add the sub-command."""
+    parser = subparsers.add_parser(
+        "enhance",
+        help="write the enhanced version of an image",
+        description="Enhance an image slice by slice with the planners' default parameters. The result is in (-1, 1).",
+    )
+    parser.add_argument("input", type=Path, metavar="IN", help="image or volume that SimpleITK reads, for example case_0000.nii.gz")
+    parser.add_argument("output", type=Path, metavar="OUT", help="file to write, for example enhanced.nii.gz")
+    parser.add_argument("--method", default="fuzzy", choices=sorted(ENHANCEMENTS))
+    parser.add_argument("--axis", type=int, choices=(0, 1, 2), help="slice axis in the order z, y, x (default: the one of largest spacing)")
+    parser.add_argument("--png", action="store_true", help="also write a picture of original and enhanced image beside OUT")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Enhance one file."""
+    picture = enhance_file(args.input, args.output, method=args.method, axis=args.axis, png=args.png)
+    print(f"Wrote {args.output}" + (f" and {picture}" if picture else ""))
+    return 0
+
+
+def enhance_file(source: Path, target: Path, method: str = "fuzzy", axis: int | None = None, png: bool = False) -> Path | None:
+    """Enhance an image file.
+
+    Parameters
+    ----------
+    source, target
+        Files that SimpleITK reads and writes; 2-D, 3-D, or colour (three components) 2-D. Geometry is kept, pixels become float32 in (-1, 1).
+    method
+        A name of :data:`nnunet_din.enhancement.ENHANCEMENTS`.
+    axis
+        Slice axis of a volume in the order z, y, x; None: that of the largest spacing, as nnU-Net's 2-D configuration slices it.
+    png
+        Also write a side-by-side picture of the middle slice, named like ``target`` with suffix ``.png``.
+
+    Returns
+    -------
+    Path or None
+        The picture.
+
+    Raises
+    ------
+    FileNotFoundError
+        If ``source`` does not exist.
+    ValueError
+        If it cannot be read as an image, is not 2-D or 3-D, or has values that are not finite.
+    """
+    import SimpleITK as sitk
+
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such file.")
+    try:
+        image = sitk.ReadImage(str(source))
+    except RuntimeError as error:
+        raise ValueError(f"{source}: SimpleITK cannot read this as an image.") from error
+    color = image.GetNumberOfComponentsPerPixel() == 3
+    array = sitk.GetArrayFromImage(image).astype(np.float32)
+    if image.GetDimension() not in (2, 3) or (image.GetNumberOfComponentsPerPixel() != 1 and not color):
+        raise ValueError(f"{source}: expected a 2-D or 3-D image with one or three components, got shape {array.shape}.")
+    volume = np.moveaxis(array, -1, 0) if color else array[None]  # (C, [Z,] H, W)
+    if image.GetDimension() == 2:
+        volume, axis = volume[:, None], 0
+    elif axis is None:
+        axis = int(np.argmax(image.GetSpacing()[::-1]))
+    slices = np.moveaxis(volume, axis + 1, 1)  # (C, Z, H, W)
+    try:
+        enhanced = enhance_slices(slices, color=color, method=method)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    out = np.moveaxis(enhanced, 1, axis + 1)
+    out = out[:, 0] if image.GetDimension() == 2 else out
+    out = np.moveaxis(out, 0, -1) if color else out[0]
+    result = sitk.GetImageFromArray(out, isVector=color)
+    result.CopyInformation(image)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        sitk.WriteImage(result, str(target), useCompression=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{target}: SimpleITK cannot write floating-point images in this format. Use a name that ends in .nii.gz, .nrrd or .mha."
+        ) from error
+    if not png:
+        return None
+    from nnunet_din.visualization import save_figure, side_by_side
+
+    middle = slices.shape[1] // 2
+    picture = target.with_name(target.name.removesuffix("".join(target.suffixes[-2:]))).with_suffix(".png")
+    save_figure(side_by_side(_displayed(slices[:, middle]), _displayed(enhanced[:, middle])), picture)
+    return picture
+
+
+def _displayed(channels: np.ndarray) -> np.ndarray:
+    """Shape ``(C, H, W)`` -> a grey image ``(H, W)``; colours by their mean."""
+    return channels.mean(axis=0)

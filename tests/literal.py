@@ -1,0 +1,144 @@
+"""Slow, literal twins of the fast implementations: written from the definitions, loops and all."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+# ---- the logarithmic model on (-1, 1) of Patrascu (arXiv:1502.04499) ----
+
+
+def log_add(v, w):
+    return (v + w) / (1 + v * w)
+
+
+def log_negate(v):
+    return -v
+
+
+def log_scale(factor, v):
+    return ((1 + v) ** factor - (1 - v) ** factor) / ((1 + v) ** factor + (1 - v) ** factor)
+
+
+def phi(v):
+    return 0.5 * np.log((1 + v) / (1 - v))
+
+
+def log_mean(values, weights):
+    """Weighted mean in the model: the logarithmic sum of the values, each scaled by its share of the weight."""
+    total = 0.0
+    for value, weight in zip(values.ravel(), (weights / weights.sum()).ravel(), strict=True):
+        total = log_add(total, log_scale(weight, value))
+    return total
+
+
+def fuzzy_enhance(f, m=2, n=2, gamma=1.0, sigma_u=math.sqrt(1 / 3), s_min=1e-2, mask=None):
+    """Eqs. 11 and 12 for one fp64 slice (H, W), window by window."""
+    height, width = f.shape
+    mask = np.ones_like(f) if mask is None else mask.astype(f.dtype)
+    windows = {}
+    for i in range(m + 1):
+        for j in range(n + 1):
+            p = np.empty_like(f)
+            for row in range(height):
+                for column in range(width):
+                    x, y = column / (width - 1), row / (height - 1)
+                    p_x = math.comb(m, i) * x**i * (1 - x) ** (m - i)
+                    p_y = math.comb(n, j) * y**j * (1 - y) ** (n - j)
+                    p[row, column] = p_x * p_y
+            windows[i, j] = p
+    total = sum(p**gamma for p in windows.values())
+    enhanced = np.zeros_like(f)
+    for p in windows.values():
+        w = p**gamma / total
+        mean = log_mean(f, w * mask)
+        deviation = phi(log_add(f, log_negate(mean)))
+        variance = (w * mask * deviation**2).sum() / (w * mask).sum()
+        scale = sigma_u / max(math.sqrt(variance), s_min)
+        psi = log_scale(scale, log_add(f, log_negate(mean)))
+        enhanced = log_add(enhanced, log_scale(w, psi))
+    return enhanced
+
+
+# ---- the network ----
+
+
+def fuse_levels(features, weights, biases, kernel):
+    """Linear layers, bilinear resize, concatenation, 3 x 3 convolution: the decoder's order as printed."""
+    size = features[0].shape[-2:]
+    levels = [
+        F.interpolate(F.conv2d(x, w[:, :, None, None], b), size=size, mode="bilinear", align_corners=False)
+        for x, w, b in zip(features, weights, biases, strict=True)
+    ]
+    return F.conv2d(torch.cat(levels, dim=1), kernel, padding=1)
+
+
+def literal_decoder(decoder):
+    """The same decoder module, computing in the printed order."""
+
+    def forward(features):
+        y = fuse_levels(
+            features,
+            [layer.weight.flatten(1) for layer in decoder.linear],
+            [layer.bias for layer in decoder.linear],
+            decoder.fuse.weight,
+        )
+        return decoder.classifier(F.relu(decoder.norm(y)))
+
+    return forward
+
+
+def cross_attention(q, k, v, window_size):
+    """Atten(Q, K, V) + Q (eqs. 2 and 3) for maps (N, d, H, W), window by window, single head."""
+    height, width = q.shape[-2:]
+    rows, columns = math.ceil(height / window_size), math.ceil(width / window_size)
+    h, w = math.ceil(height / rows), math.ceil(width / columns)
+    out = torch.empty_like(q)
+    for n in range(q.shape[0]):
+        for top in range(0, height, h):
+            for left in range(0, width, w):
+                window = (n, slice(None), slice(top, top + h), slice(left, left + w))
+                shape = q[window].shape
+                q_m, k_m, v_m = (t[window].flatten(1).T for t in (q, k, v))
+                attention = torch.softmax(q_m @ k_m.T / math.sqrt(q.shape[1]), dim=-1)
+                out[window] = (attention @ v_m + q_m).T.reshape(shape)
+    return out
+
+
+# ---- the loss ----
+
+
+def boundary_loss(probabilities, target, normalized, valid=None):
+    """Eq. 9 with loops over scales, classes, directions and pixels; ``valid`` (N, 1, H, W) boolean."""
+    g_h = torch.tensor([[-1.0, -2, -1], [0, 0, 0], [1, 2, 1]], dtype=probabilities.dtype)
+    loss = 0.0
+    for scale in (1, 2, 4):
+        if min(probabilities.shape[-2:]) < scale:
+            continue
+        x, y = F.avg_pool2d(probabilities, scale), F.avg_pool2d(target, scale)
+        height, width = x.shape[-2:]
+        total, count = 0.0, 0
+        for n in range(x.shape[0]):
+            for c in range(x.shape[1]):
+                for row in range(height):
+                    for column in range(width):
+                        rows = [min(max(row + d, 0), height - 1) for d in (-1, 0, 1)]
+                        columns = [min(max(column + d, 0), width - 1) for d in (-1, 0, 1)]
+                        if valid is not None:
+                            seen = [
+                                valid[n, 0, r * scale : (r + 1) * scale, q * scale : (q + 1) * scale]
+                                for r in rows
+                                for q in columns
+                            ]
+                            if not all(bool(s.all()) for s in seen):
+                                continue
+                        window_x, window_y = (t[n, c][rows][:, columns] for t in (x, y))
+                        for kernel in (g_h, g_h.T):
+                            total = total + ((kernel * window_x).sum() - (kernel * window_y).sum()).abs()
+                            count += 1
+        if count:
+            loss = loss + total / count
+    return loss / 8 if normalized else loss

@@ -1,0 +1,413 @@
+"""The demo: which commands it runs, what it says when something is wrong, and (slow) that it learns.
+
+The quick tests put stand-ins for nnU-Net's commands beside a pretended Python, so they need neither torch nor nnU-Net.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from nnunet_din import demo
+from nnunet_din.data import write_dataset
+
+COMMANDS = ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_evaluate_folder")
+
+STAND_IN = """
+import json, os, pathlib, shutil, sys
+name, arguments = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
+with open(os.environ["STAND_IN_RECORD"], "a") as record:
+    kept = {k: v for k, v in os.environ.items() if k.startswith(("nnUNet_", "OMP_"))}
+    record.write(json.dumps({"command": [name, *arguments], "environment": kept}) + "\\n")
+if os.environ.get("STAND_IN_FAILS") == name:
+    for line in range(40):
+        print(f"line {line} of the output", flush=True)
+    print("the reason is here", file=sys.stderr)
+    sys.exit(3)
+value = lambda flag: arguments[arguments.index(flag) + 1]
+if name == "nnUNetv2_train":
+    for epoch in range(2):
+        print(f"2024-01-01 00:00:00.5: Epoch {epoch} ")
+        print("2024-01-01 00:00:00.5: Pseudo dice [np.float32(0.5), np.float32(0.7), nan] ")
+        print("2024-01-01 00:00:00.5: Epoch time: 1.25 s ")
+if name == "nnUNetv2_predict":
+    images, output = pathlib.Path(value("-i")), pathlib.Path(value("-o"))
+    output.mkdir(parents=True, exist_ok=True)
+    raw = images.parent
+    for label in (raw / images.name.replace("images", "labels")).iterdir():
+        shutil.copy(label, output)
+    shutil.copy(raw / "dataset.json", output)
+    plans = {"configurations": {"2d": {"enhancement": {"method": "fuzzy", "color": False}}}}
+    (output / "plans.json").write_text(json.dumps(plans))
+if name == "nnUNetv2_evaluate_folder":
+    output = pathlib.Path(arguments[1])
+    cases = sorted(output.glob("*.nii.gz"))
+    dice = {"1": {"Dice": 0.7}, "2": {"Dice": 0.8}, "3": {"Dice": 0.9}}
+    per_case = [{"prediction_file": str(case), "metrics": dice} for case in cases]
+    (output / "summary.json").write_text(json.dumps({"mean": dice, "metric_per_case": per_case}))
+"""
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    """Stand-ins for nnU-Net's commands; returns a function that lists the calls made so far."""
+    scripts = tmp_path / "bin"
+    scripts.mkdir()
+    for name in COMMANDS:
+        (scripts / name).write_text(f"#!{sys.executable}\n{STAND_IN}")
+        (scripts / name).chmod(0o755)
+    record = tmp_path / "record.jsonl"
+    record.touch()
+    monkeypatch.setenv("STAND_IN_RECORD", str(record))
+    monkeypatch.setattr(sys, "executable", str(scripts / "python"))
+    for name in ("nnUNet_def_n_proc", "nnUNet_n_proc_DA", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(demo, "_POLL", 0.02)
+    return lambda: [json.loads(line) for line in record.read_text().splitlines()]
+
+
+@pytest.fixture
+def small_phantom(monkeypatch):
+    """Makes the demo draw three small patients instead of sixteen."""
+    monkeypatch.setattr(
+        demo, "write_dataset", lambda folder, seed: write_dataset(folder, 1, 2, seed, size=32, slices=3)
+    )
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """A raw data set of a user, with test cases."""
+    return write_dataset(tmp_path / "mine" / "Dataset123_Mine", train=2, test=1, size=32, slices=3)
+
+
+def run(*arguments):
+    """The demo as the command line runs it; returns the exit code."""
+    parser = argparse.ArgumentParser()
+    demo.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["demo", *map(str, arguments)])
+    return args.run(args)
+
+
+def test_defaults_of_the_command_line():
+    """Fails if the sub-command's defaults change, on which the documentation relies."""
+    parser = argparse.ArgumentParser()
+    demo.add_parser(parser.add_subparsers())
+    args = vars(parser.parse_args(["demo"]))
+    assert args == {"folder": Path("nnunet_din_demo"), "data": None, "device": None, "seed": 0, "run": demo.run}
+
+
+def test_commands_are_nnunets_with_dins_names(tmp_path):
+    """Fails if a flag or a name changes: these lines are what a user repeats by hand."""
+    raw, output = tmp_path / "Dataset007_Heart", tmp_path / "out"
+    commands = demo.build_commands(raw, "Ts", output, "cpu", "TheTrainer", "ThePlanner", "ThePlans")
+    assert list(commands) == ["preprocess", "train", "predict", "evaluate"]
+    lines = {name: " ".join(command) for name, command in commands.items()}
+    assert lines["preprocess"] == (
+        "nnUNetv2_plan_and_preprocess -d 7 -pl ThePlanner -c 2d --verify_dataset_integrity --clean "
+        "-np 1 -npfp 1 --no_pbar"
+    )
+    assert lines["train"] == "nnUNetv2_train 7 2d all -tr TheTrainer -p ThePlans -device cpu"
+    assert lines["predict"] == (
+        f"nnUNetv2_predict -d 7 -i {raw}/imagesTs -o {output} -c 2d -tr TheTrainer -p ThePlans -f all -device cpu "
+        "-npp 0 -nps 0 --disable_progress_bar"
+    )
+    assert lines["evaluate"] == (
+        f"nnUNetv2_evaluate_folder {raw}/labelsTs {output} "
+        f"-djfile {output}/dataset.json -pfile {output}/plans.json -np 1"
+    )
+
+
+def test_commands_understand_their_flags():
+    """Fails if nnU-Net's commands do not have a flag that the demo passes (they are looked up in their source)."""
+    import importlib.util
+
+    package = Path(importlib.util.find_spec("nnunetv2").origin).parent
+    sources = {
+        "preprocess": "experiment_planning/plan_and_preprocess_entrypoints.py",
+        "train": "run/run_training.py",
+        "predict": "inference/predict_from_raw_data.py",
+        "evaluate": "evaluation/evaluate_predictions.py",
+    }
+    commands = demo.build_commands(Path("Dataset001_A"), "Ts", Path("out"), "cpu", "T", "P", "Q")
+    for step, command in commands.items():
+        source = (package / sources[step]).read_text(encoding="utf-8")
+        for flag in (word for word in command if word.startswith("-")):
+            assert f"'{flag}'" in source or f'"{flag}"' in source, f"{command[0]} {flag}"
+
+
+def test_cpu_starts_few_workers_and_the_users_values_win(tmp_path, monkeypatch):
+    """Fails if the demo on a CPU starts nnU-Net's default of 12 workers, overrides the user, or limits a GPU run."""
+    for name in ("nnUNet_def_n_proc", "nnUNet_n_proc_DA", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    cpu = demo.child_environment(tmp_path, "cpu")
+    assert (cpu["nnUNet_def_n_proc"], cpu["nnUNet_n_proc_DA"], cpu["OMP_WAIT_POLICY"]) == ("1", "0", "PASSIVE")
+    assert cpu["nnUNet_raw"] == str(tmp_path / "nnUNet_raw")
+    assert "nnUNet_n_proc_DA" not in demo.child_environment(tmp_path, "cuda")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "6")
+    assert demo.child_environment(tmp_path, "cpu")["nnUNet_n_proc_DA"] == "6"
+
+
+def test_phantom_from_start_to_end(tmp_path, stand_ins, small_phantom, capsys):
+    """Fails if a step is left out, runs in another environment, or its result misses in the table or the picture."""
+    folder = tmp_path / "demo"
+    assert run(folder, "--device", "cpu") == 0
+    calls = stand_ins()
+    assert [call["command"][0] for call in calls] == list(COMMANDS)
+    for call in calls:
+        assert call["environment"]["nnUNet_raw"] == str(folder / "nnUNet_raw")
+        assert call["environment"]["nnUNet_preprocessed"] == str(folder / "nnUNet_preprocessed")
+        assert call["environment"]["nnUNet_results"] == str(folder / "nnUNet_results")
+    # nnU-Net's planner stops with an error if this is 0.
+    assert [call["environment"]["nnUNet_n_proc_DA"] for call in calls] == ["1", "0", "0", "0"]
+    assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (folder / "logs").iterdir()) == [
+        "evaluate.log", "predict.log", "preprocess.log", "train.log",
+    ]  # fmt: skip
+    output = capsys.readouterr().out
+    for line in (
+        "Step 1 of 4: Plan and preprocess",
+        "$ nnUNetv2_train 999 2d all -tr nnUNetTrainerDIN_demo -p nnUNetDINAttoPlans -device cpu",
+        "epoch 2 of ?: 1 s, Dice on random patches about 0.60",
+        "Mean Dice over 2 unseen test cases:",
+        "RV    0.700",
+        "LV    0.900",
+        "mean  0.800",
+        str(folder / "demo.png"),
+    ):
+        assert line in output
+
+
+def test_result_tells_dice_and_files(tmp_path, stand_ins, small_phantom):
+    """Fails if the returned values differ from nnU-Net's summary."""
+    result = demo.run_demo(tmp_path / "demo", device="cpu")
+    assert result.dice == {"RV": 0.7, "MYO": 0.8, "LV": 0.9}
+    assert result.mean_dice == pytest.approx(0.8)
+    assert result.unseen
+    assert result.picture.exists()
+    assert list(result.seconds) == ["preprocess", "train", "predict", "evaluate"]
+
+
+def test_a_second_run_in_the_same_folder_works(tmp_path, stand_ins, small_phantom):
+    """Fails if the demo trips over its own files, or scores predictions of the first run."""
+    assert run(tmp_path / "demo", "--device", "cpu") == 0
+    (summary,) = (tmp_path / "demo" / "predictions").glob("*/summary.json")
+    before = summary.stat().st_mtime_ns
+    assert run(tmp_path / "demo", "--device", "cpu", "--seed", 1) == 0
+    assert summary.stat().st_mtime_ns > before
+
+
+def test_failing_command_ends_with_its_log_and_code_1(tmp_path, stand_ins, small_phantom, monkeypatch, capsys):
+    """Fails if an error of nnU-Net is hidden: exit code, end of the log, its path and one sentence are needed."""
+    monkeypatch.setenv("STAND_IN_FAILS", "nnUNetv2_train")
+    folder = tmp_path / "demo"
+    assert run(folder, "--device", "cpu") == 1
+    captured = capsys.readouterr()
+    assert "the reason is here" in captured.out
+    assert "line 39 of the output" in captured.out
+    assert "line 15 of the output" not in captured.out
+    log = folder / "logs" / "train.log"
+    assert captured.err.strip() == (
+        f"nnunet-din demo: nnUNetv2_train failed with exit code 3; its whole output is in {log}."
+    )
+    assert "line 0 of the output" in log.read_text()
+    assert [call["command"][0] for call in stand_ins()] == list(COMMANDS[:2])
+    assert (folder / "nnUNet_raw" / demo.PHANTOM / "dataset.json").exists()
+
+
+def test_missing_command_is_named(tmp_path, stand_ins, small_phantom, monkeypatch, capsys):
+    """Fails if a missing nnU-Net gives a traceback instead of what to install."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "bin" / "nnUNetv2_train").unlink()
+    assert run(tmp_path / "demo", "--device", "cpu") == 1
+    assert "nnUNetv2_train is not installed" in capsys.readouterr().err
+
+
+def test_command_beside_python_comes_before_the_path(tmp_path, stand_ins, monkeypatch):
+    """Fails if the demo takes another environment's nnU-Net, which may lack the plug-in."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("nnUNetv2_train", "nnUNetv2_other"):
+        (elsewhere / name).write_text("#!/bin/sh\n")
+        (elsewhere / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(elsewhere))
+    assert demo.find_command("nnUNetv2_train") == str(tmp_path / "bin" / "nnUNetv2_train")
+    assert demo.find_command("nnUNetv2_other") == str(elsewhere / "nnUNetv2_other")
+
+
+def test_interrupt_stops_the_command(tmp_path, stand_ins):
+    """Fails if the child goes on training after Ctrl-C."""
+    script = tmp_path / "bin" / "nnUNetv2_train"
+    script.write_text("#!/bin/sh\necho $$\nexec sleep 60\n")
+
+    class Interrupting(demo._Progress):
+        def read(self, line):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        demo.run_step(["nnUNetv2_train"], tmp_path / "train.log", dict(os.environ), Interrupting())
+    pid = int((tmp_path / "train.log").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_own_data_is_linked_and_not_written_to(tmp_path, stand_ins, raw, capsys):
+    """Fails if the user's data set is changed, copied or ignored."""
+    before = {path: path.stat().st_mtime_ns for path in raw.rglob("*")}
+    folder = tmp_path / "demo"
+    assert run(folder, "--data", raw, "--device", "cpu") == 0
+    assert {path: path.stat().st_mtime_ns for path in raw.rglob("*")} == before
+    link = folder / "nnUNet_raw" / "Dataset123_Mine"
+    assert link.is_symlink()
+    assert link.resolve() == raw.resolve()
+    assert stand_ins()[1]["command"][1] == "123"
+    assert "1 unseen test cases" in capsys.readouterr().out
+    # Once more: the link is there already.
+    assert run(folder, "--data", raw, "--device", "cpu") == 0
+
+
+@pytest.mark.parametrize("change", ["no folders", "no labels", "empty", "other cases"])
+def test_without_labelled_test_cases_the_training_images_are_predicted_and_it_says_so(
+    tmp_path, stand_ins, raw, change, capsys
+):
+    """Fails if the demo stops on a data set without test cases, or passes training cases off as unseen."""
+    if change == "no folders":
+        shutil.rmtree(raw / "imagesTs")
+        shutil.rmtree(raw / "labelsTs")
+    elif change == "no labels":
+        shutil.rmtree(raw / "labelsTs")
+    elif change == "empty":
+        for name in ("imagesTs/case_002_0000.nii.gz", "labelsTs/case_002.nii.gz"):
+            (raw / name).unlink()
+    else:
+        (raw / "labelsTs/case_002.nii.gz").rename(raw / "labelsTs/case_009.nii.gz")
+    result = demo.run_demo(tmp_path / "demo", data=raw, device="cpu")
+    assert not result.unseen
+    predict = stand_ins()[2]["command"]
+    assert predict[predict.index("-i") + 1].endswith("imagesTr")
+    output = capsys.readouterr().out
+    assert "TRAINING images are predicted" in output
+    assert "Mean Dice over 2 TRAINING cases (not unseen)" in output
+
+
+def test_unusable_data_is_refused_in_one_line(tmp_path, stand_ins, raw, capsys):
+    """Fails if a wrong folder gives a traceback, a message that names no cause, or starts nnU-Net."""
+    unnamed = raw.rename(raw.parent / "Mine")
+    cases = {unnamed: "must be called DatasetXXX_Name", tmp_path / "nowhere": "is not a folder"}
+    for number, (missing, message) in enumerate(
+        (
+            ("dataset.json", "has no dataset.json"),
+            ("imagesTr", "no folder imagesTr"),
+            ("labelsTr", "no folder labelsTr"),
+        )
+    ):
+        broken = tmp_path / f"Dataset00{number}_Broken"
+        for name in {"imagesTr", "labelsTr"} - {missing}:
+            (broken / name).mkdir(parents=True)
+        if missing != "dataset.json":
+            (broken / "dataset.json").write_text("{}")
+        cases[broken] = message
+    for name, text, message in (
+        ("Dataset010_NoJson", "{", "is not valid JSON"),
+        ("Dataset011_NoEntries", '{"labels": {}}', "has no entry file_ending"),
+        ("Dataset012_NoImages", '{"labels": {}, "file_ending": ".png"}', "holds no image called CASE_0000.png"),
+    ):
+        broken = tmp_path / name
+        (broken / "imagesTr").mkdir(parents=True)
+        (broken / "labelsTr").mkdir()
+        (broken / "dataset.json").write_text(text)
+        cases[broken] = message
+    for data, message in cases.items():
+        assert run(tmp_path / "demo", "--data", data, "--device", "cpu") == 1
+        error = capsys.readouterr().err.strip()
+        assert message in error
+        assert str(data) in error
+        assert "\n" not in error
+    assert not stand_ins()
+
+
+def test_folder_with_another_data_set_of_the_same_number_is_refused(tmp_path, stand_ins, raw, capsys):
+    """Fails if two data sets of one number meet, at which nnU-Net stops, or if someone's data set is replaced."""
+    other = tmp_path / "demo" / "nnUNet_preprocessed" / "Dataset123_Other"
+    other.mkdir(parents=True)
+    assert run(tmp_path / "demo", "--data", raw, "--device", "cpu") == 1
+    assert "already holds Dataset123_Other" in capsys.readouterr().err
+    other.rmdir()
+    (tmp_path / "demo" / "nnUNet_raw" / raw.name).mkdir()
+    assert run(tmp_path / "demo", "--data", raw, "--device", "cpu") == 1
+    assert "already holds a data set of that name" in capsys.readouterr().err
+    assert not stand_ins()
+
+
+def test_phantom_is_never_written_through_a_link(tmp_path, stand_ins, capsys):
+    """Fails if a folder that links to someone's Dataset999_CardiacPhantom is overwritten with ours."""
+    theirs = write_dataset(tmp_path / demo.PHANTOM, train=1, test=0, size=32, slices=3)
+    before = (theirs / "imagesTr/case_000_0000.nii.gz").read_bytes()
+    assert run(tmp_path / "demo", "--data", theirs, "--device", "cpu") == 0
+    assert run(tmp_path / "demo", "--device", "cpu") == 1
+    assert "is a link to other data" in capsys.readouterr().err
+    assert (theirs / "imagesTr/case_000_0000.nii.gz").read_bytes() == before
+
+
+def test_negative_seed_is_refused(tmp_path, capsys):
+    """Fails if a seed that numpy cannot take gives a traceback."""
+    assert run(tmp_path / "demo", "--seed", "-1", "--device", "cpu") == 1
+    assert "seed must be 0 or more" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
+def test_epochs_are_read_from_the_trainers_lines(tmp_path):
+    """Fails if nnU-Net's lines are read wrongly: the number of epochs, or the Dice without missing structures."""
+    (tmp_path / "debug.json").write_text('{"num_epochs": "3"}')
+    progress = demo._EpochProgress(tmp_path / "debug.json")
+    lines = """\
+        2024-05-05 10:00:00.123456: Epoch 0
+        2024-05-05 10:00:00.123456: Current learning rate: 0.001
+        2024-05-05 10:00:09.123456: Pseudo dice [np.float32(0.25), np.float32(0.75), nan]
+        2024-05-05 10:00:09.123456: Epoch time: 9.4 s
+        2024-05-05 10:00:09.123456: Epoch 1 """
+    messages = [message for line in textwrap.dedent(lines).splitlines() if (message := progress.read(line))]
+    assert messages == ["epoch 1 of 3: 9 s, Dice on random patches about 0.50"]
+    assert (progress.total, progress.count()) == (3, 1)
+
+
+def test_progress_counts_new_files_only(tmp_path):
+    """Fails if the bar is full at once in a folder that holds the files of an earlier run."""
+    (tmp_path / "old.pkl").touch()
+    os.utime(tmp_path / "old.pkl", (1, 1))
+    progress = demo._FileProgress(2, tmp_path, "*.pkl")
+    assert progress.count() == 0
+    (tmp_path / "new.pkl").touch()
+    os.utime(tmp_path / "new.pkl", (progress.start + 1, progress.start + 1))
+    assert progress.count() == 1
+
+
+def test_regions_are_named_in_table_and_picture(tmp_path):
+    """Fails if data sets with overlapping regions lose their structures' names."""
+    labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    summary = {
+        "mean": {"(1, 2)": {"Dice": 0.9}, "(2,)": {"Dice": 0.6}},
+        "metric_per_case": [
+            {"prediction_file": "x/a.nii.gz", "metrics": {"(1, 2)": {"Dice": 0.8}, "(2,)": {"Dice": float("nan")}}}
+        ],
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    dice, dice_of_case = demo._read_summary(tmp_path / "summary.json", labels)
+    assert dice == {"whole": 0.9, "core": 0.6}
+    assert dice_of_case == {"a.nii.gz": 0.8}
+    assert demo._label_names({"labels": labels, "regions_class_order": [1, 2]}) == {1: "whole", 2: "core"}
+
+
+@pytest.mark.slow
+def test_demo_learns_on_the_cpu(tmp_path):
+    """Fails if planning, training, prediction or evaluation breaks with the real nnU-Net, or DIN does not learn."""
+    result = demo.run_demo(tmp_path / "demo", device="cpu")
+    assert result.unseen
+    assert result.mean_dice >= 0.80
+    assert result.picture.read_bytes().startswith(b"\x89PNG")

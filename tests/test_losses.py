@@ -1,0 +1,169 @@
+"""The losses: literal twins, gradients, regions, ignore label, autocast."""
+
+from __future__ import annotations
+
+import literal
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nnunet_din.losses import DINLoss, MultiScaleBoundaryLoss, SoftDiceLoss
+from nnunet_din.losses.boundary import sobel
+
+
+def batch(n=2, k=3, h=12, w=9, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, k, h, w, generator=generator, dtype=dtype)
+    labels = torch.randint(0, k, (n, 1, h, w), generator=generator)
+    return logits, labels
+
+
+def one_hot(labels, k):
+    return F.one_hot(labels[:, 0], k).movedim(-1, 1).double()
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("shape", [(12, 9), (8, 8), (3, 5), (1, 1)])
+def test_boundary_loss_equals_its_literal_twin(shape, normalized):
+    logits, labels = batch(h=shape[0], w=shape[1])
+    p, y = logits.softmax(1), one_hot(labels, 3)
+    expected = literal.boundary_loss(p, y, normalized)
+    torch.testing.assert_close(MultiScaleBoundaryLoss(normalized=normalized)(p, y), expected)
+
+
+def test_boundary_loss_with_ignored_pixels_equals_its_literal_twin():
+    logits, labels = batch(h=16, w=12)
+    p, y = logits.softmax(1), one_hot(labels, 3)
+    valid = torch.ones(2, 1, 16, 12, dtype=torch.bool)
+    valid[0, 0, 3, 4] = valid[1, 0, 10:, :2] = False
+    torch.testing.assert_close(MultiScaleBoundaryLoss()(p, y, valid), literal.boundary_loss(p, y, True, valid))
+
+
+def test_ignored_pixels_have_no_influence():
+    logits, labels = batch(h=16, w=12)
+    valid = torch.ones(2, 1, 16, 12, dtype=torch.bool)
+    valid[0, 0, 3, 4] = False
+    p, y = logits.softmax(1), one_hot(labels, 3)
+    changed = p.clone()
+    changed[0, :, 3, 4] = torch.tensor([1.0, 0, 0])
+    loss = MultiScaleBoundaryLoss()
+    torch.testing.assert_close(loss(changed, y, valid), loss(p, y, valid))
+
+
+def test_all_ignored_is_zero():
+    logits, labels = batch()
+    p = logits.softmax(1).requires_grad_()
+    loss = MultiScaleBoundaryLoss()(p, one_hot(labels, 3), torch.zeros(2, 1, 12, 9, dtype=torch.bool))
+    assert loss == 0
+    loss.backward()
+    assert torch.isfinite(p.grad).all()
+
+
+def test_sobel_of_a_step_edge():
+    x = torch.zeros(1, 1, 6, 6)
+    x[..., 3:] = 1
+    horizontal, vertical = sobel(x)[0, 0]
+    assert not horizontal.any(), "a vertical edge has no response of G_H, at the image border neither"
+    assert vertical[:, 2:4].eq(4).all() and not vertical[:, :2].any() and not vertical[:, 4:].any()
+
+
+def test_printed_sobel_is_eight_times_normalized():
+    logits, labels = batch()
+    p, y = logits.softmax(1), one_hot(labels, 3)
+    torch.testing.assert_close(MultiScaleBoundaryLoss(normalized=False)(p, y), 8 * MultiScaleBoundaryLoss()(p, y))
+
+
+def test_boundary_loss_is_zero_for_the_truth_and_grows_with_displacement():
+    y = torch.zeros(1, 1, 32, 32)
+    y[..., 8:20, 8:20] = 1
+    loss = MultiScaleBoundaryLoss()
+    values = [loss(y.roll(shift, dims=-1), y).item() for shift in (0, 1, 2, 4)]
+    assert values[0] == 0 and values == sorted(values) and values[1] > 0
+
+
+@pytest.mark.parametrize("scales", [(), (0, 1), (1.5,)])
+def test_scales_must_be_positive_whole_numbers(scales):
+    with pytest.raises(ValueError, match="scales"):
+        MultiScaleBoundaryLoss(scales)
+
+
+def test_gradcheck():
+    logits, labels = batch(n=1, k=3, h=8, w=6)
+    loss = DINLoss()
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), logits.requires_grad_())
+
+
+def test_dice_of_the_truth_is_zero_and_of_its_complement_one():
+    y = one_hot(batch()[1], 3)
+    assert SoftDiceLoss()(y, y).item() == pytest.approx(0, abs=1e-6)
+    assert SoftDiceLoss()(y.roll(1, dims=1), y).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_batch_dice_sums_over_the_batch():
+    logits, labels = batch()
+    p, y = logits.softmax(1), one_hot(labels, 3)
+    joined = SoftDiceLoss()(torch.cat(list(p), dim=1)[None], torch.cat(list(y), dim=1)[None])
+    torch.testing.assert_close(SoftDiceLoss()(p, y), joined)
+    assert SoftDiceLoss(batch_dice=False)(p, y) != joined
+
+
+def test_weights_of_equation_10():
+    logits, labels = batch()
+    p, y = logits.softmax(1), one_hot(labels, 3)
+    expected = 0.3 * F.cross_entropy(logits, labels[:, 0]) + 0.7 * SoftDiceLoss()(p, y) + MultiScaleBoundaryLoss()(p, y)
+    torch.testing.assert_close(DINLoss()(logits, labels), expected)
+    torch.testing.assert_close(DINLoss(weight_boundary=0)(logits, labels), expected - MultiScaleBoundaryLoss()(p, y))
+
+
+def test_ignore_label_equals_leaving_the_pixels_out():
+    # A whole image column block of ignored pixels against the image without it; L_bnd has its own tests.
+    logits, labels = batch(h=8, w=12)
+    ignored = labels.clone()
+    ignored[..., 8:] = 7
+    loss = DINLoss(weight_boundary=0, ignore_label=7)
+    torch.testing.assert_close(loss(logits, ignored), DINLoss(weight_boundary=0)(logits[..., :8], labels[..., :8]))
+
+
+def test_ignore_label_has_no_gradient_where_ignored():
+    logits, labels = batch(h=16, w=12)
+    labels[..., 5:8, 5:8] = 9
+    logits.requires_grad_()
+    DINLoss(ignore_label=9)(logits, labels).backward()
+    assert not logits.grad[..., 5:8, 5:8].any() and logits.grad.any()
+
+
+def test_regions_with_ignore_mask():
+    logits, _ = batch(h=16, w=12)
+    target = (torch.rand(2, 4, 16, 12) > 0.5).to(torch.uint8)
+    target[:, 3] = 0
+    target[..., 3, :4, :4] = 1
+    loss = DINLoss(regions=True, ignore_label=5)
+    logits.requires_grad_()
+    loss(logits, target).backward()
+    assert not logits.grad[..., :4, :4].any() and logits.grad.any()
+    no_mask = target.clone()
+    no_mask[:, 3] = 0
+    torch.testing.assert_close(loss(logits, no_mask), DINLoss(regions=True)(logits, target[:, :3]))
+
+
+def test_regions_use_sigmoids():
+    logits, labels = batch()
+    y = one_hot(labels, 3)
+    p = logits.sigmoid()
+    expected = 0.3 * F.binary_cross_entropy(p, y) + 0.7 * SoftDiceLoss()(p, y) + MultiScaleBoundaryLoss()(p, y)
+    torch.testing.assert_close(DINLoss(regions=True)(logits, y), expected)
+
+
+def test_fp32_inside_autocast():
+    logits, labels = batch(dtype=torch.float32)
+    expected = DINLoss()(logits, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = DINLoss()(logits, labels)
+        assert DINLoss()(logits.bfloat16(), labels).dtype == torch.float32
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
+def test_labels_may_be_floats_as_nnunet_delivers_them():
+    logits, labels = batch()
+    torch.testing.assert_close(DINLoss()(logits, labels.float()), DINLoss()(logits, labels))

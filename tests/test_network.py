@@ -1,0 +1,276 @@
+"""The network: the paper's totals, the reordered decoder and the windowed attention against their literal twins, every preset."""
+
+from __future__ import annotations
+
+import literal
+import pytest
+import timm
+import torch
+from torch import nn
+
+from nnunet_din.network import (
+    PRESETS,
+    DualInteractionNetwork,
+    DualInteractiveFusionModule,
+    SegFormerHead,
+    build_decoder,
+    build_encoder,
+    known_encoders,
+    load_pretrained_encoders,
+)
+from nnunet_din.network.accounting import count_multiply_adds, count_parameters
+from nnunet_din.network.decoder import fuse_levels
+from nnunet_din.network.difm import DualCrossAttention
+
+
+def on_meta(*args, **kwargs):
+    with torch.device("meta"):
+        return DualInteractionNetwork(*args, **kwargs)
+
+
+def small(**kwargs):
+    torch.manual_seed(0)
+    return DualInteractionNetwork(1, 3, **{**PRESETS["atto"], "decoder_channels": 16, **kwargs})
+
+
+# ---- the paper's numbers ----
+
+
+def test_base_reproduces_the_papers_totals():
+    network = on_meta(1, 4, **PRESETS["base"])
+    assert count_parameters(network) == pytest.approx(323.31e6, rel=0.002)
+    assert count_parameters(network.difms) == pytest.approx(119.94e6, rel=0.002)
+    network.decoder.forward = literal.literal_decoder(network.decoder)
+    assert count_multiply_adds(network, (1, 2, 224, 224)) == pytest.approx(1860.09e9, rel=0.002)
+
+
+def test_reordering_halves_the_multiply_adds():
+    network = on_meta(1, 4, **PRESETS["base"])
+    assert count_multiply_adds(network, (1, 2, 224, 224)) < 0.5 * 1860.09e9
+
+
+def test_defaults_are_the_papers_network():
+    assert count_parameters(on_meta(1, 4)) == count_parameters(on_meta(1, 4, **PRESETS["base"]))
+
+
+def test_widths_and_resolutions_of_table_14():
+    encoder = build_encoder("convnext_base", 1).to("meta")
+    shapes = [(tuple(low.shape), tuple(high.shape)) for low, high in encoder(torch.empty(1, 1, 224, 224, device="meta"))]
+    expected = [(1, 128, 224, 224), (1, 256, 112, 112), (1, 512, 56, 56), (1, 1024, 28, 28)]
+    assert shapes == [(s, s) for s in expected]
+    assert [len(stage.blocks) for stage in encoder.stages] == [3, 3, 27, 3]
+
+
+# ---- decoder ----
+
+SIZES = {
+    "powers of two": [(16, 24), (8, 12), (4, 6), (2, 3)],
+    "odd": [(13, 9), (7, 5), (3, 3), (1, 1)],
+    "any factor": [(10, 15), (7, 4), (12, 30), (10, 15)],
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_reordered_decoder_equals_the_literal_one(sizes, bias, dtype, tolerance):
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    channels, width = (5, 6, 7, 8), 9
+    features = [random(2, d, *size) for d, size in zip(channels, sizes, strict=True)]
+    weights = [random(width, d) for d in channels]
+    biases = [random(width) if bias else torch.zeros(width, dtype=dtype, requires_grad=True) for _ in channels]
+    kernel = random(width, 4 * width, 3, 3)
+    leaves = [*features, *weights, *biases, kernel]
+    ours, twin = (f(features, weights, biases, kernel) for f in (fuse_levels, literal.fuse_levels))
+    cotangent = torch.randn(twin.shape, generator=generator, dtype=torch.float64).to(dtype)
+    results = [(ours, twin), *zip(*(torch.autograd.grad(y, leaves, cotangent) for y in (ours, twin)), strict=True)]
+    for result, expected in results:
+        assert (result - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_decoder_module_uses_the_reordered_form():
+    torch.manual_seed(0)
+    head = SegFormerHead((4, 8), num_classes=3, channels=6).eval()
+    features = [torch.randn(2, 4, 12, 10), torch.randn(2, 8, 6, 5)]
+    torch.testing.assert_close(head(features), literal.literal_decoder(head)(features), rtol=1e-5, atol=1e-5)
+
+
+# ---- attention ----
+
+
+@pytest.mark.parametrize("size", [(14, 14), (7, 5), (8, 15), (3, 2), (43, 20)])
+def test_windowed_cross_attention_equals_the_literal_one(size):
+    torch.manual_seed(0)
+    attention = DualCrossAttention(dim=6, window_size=7).double()
+    f_i, f_e = torch.randn(2, 2, 6, *size, dtype=torch.float64)
+    f_ie, f_ei = attention(f_i, f_e)
+    q_i, k_i, v_i = attention.qkv_image(f_i).chunk(3, dim=1)
+    q_e, k_e, v_e = attention.qkv_enhanced(f_e).chunk(3, dim=1)
+    torch.testing.assert_close(f_ie, literal.cross_attention(q_i, k_e, v_e, 7), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(f_ei, literal.cross_attention(q_e, k_i, v_i, 7), rtol=1e-10, atol=1e-10)
+
+
+def test_heads_split_the_channels():
+    torch.manual_seed(0)
+    two = DualCrossAttention(dim=6, window_size=7, num_heads=2)
+    one = DualCrossAttention(dim=6, window_size=7)
+    one.load_state_dict(two.state_dict())
+    f = torch.randn(1, 6, 7, 7)
+    assert not torch.allclose(two(f, f)[0], one(f, f)[0])
+    with pytest.raises(ValueError, match="num_heads=4 does not divide the 6 channels"):
+        DualCrossAttention(dim=6, num_heads=4)
+
+
+def test_difm_is_symmetric_in_the_two_images_up_to_its_weights():
+    # Swapping the images and the weights of the two sides must not change the sum F_IE + F_EI.
+    torch.manual_seed(0)
+    difm = DualInteractiveFusionModule(6)
+    swapped = DualInteractiveFusionModule(6)
+    names = {"merge_image": "merge_enhanced", "qkv_image": "qkv_enhanced", "ffn_ie": "ffn_ei"}
+    names.update({b: a for a, b in names.items()})
+    state = difm.state_dict()
+    swapped.load_state_dict({".".join(names.get(part, part) for part in k.split(".")): v for k, v in state.items()})
+    image, enhanced = torch.randn(2, 2, 1, 6, 9, 7).unbind(0)
+    torch.testing.assert_close(difm(tuple(image), tuple(enhanced)), swapped(tuple(enhanced), tuple(image)))
+
+
+# ---- the whole ----
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_builds_and_gives_logits(preset):
+    network = on_meta(2, 5, **PRESETS[preset])
+    assert network(torch.empty(2, 4, 64, 72, device="meta")).shape == (2, 5, 64, 72)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (56, 40), (24, 136)])
+def test_any_multiple_of_eight(size):
+    network = small().eval()
+    with torch.no_grad():
+        y = network(torch.randn(1, 2, *size))
+    assert y.shape == (1, 3, *size) and torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize("size", [(20, 24), (24, 7), (4, 4)])
+def test_other_sizes_are_refused(size):
+    with pytest.raises(ValueError, match=f"multiples of 8, got {size[0]} x {size[1]}"):
+        small()(torch.randn(1, 2, *size))
+
+
+def test_missing_enhanced_channel_is_refused():
+    with pytest.raises(ValueError, match="1 original and 1 enhanced.*nnUNetPlannerDIN"):
+        small()(torch.randn(1, 1, 16, 16))
+
+
+def test_every_parameter_gets_a_finite_gradient():
+    network = small()
+    network(torch.randn(2, 2, 24, 16)).square().mean().backward()
+    without = [n for n, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.any()]
+    assert not without
+
+
+def test_both_images_matter_and_not_alike():
+    network = small().eval()
+    x = torch.randn(1, 2, 24, 16)
+    with torch.no_grad():
+        y, only_i, only_e, swapped = (network(v) for v in (x, x * torch.tensor([1.0, 0])[:, None, None], x * torch.tensor([0, 1.0])[:, None, None], x.flip(1)))
+    for other in (only_i, only_e, swapped):
+        assert (y - other).abs().max() > 1e-4
+
+
+def test_same_weights_same_output_after_save_and_load(tmp_path):
+    network = small().eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    other = DualInteractionNetwork(1, 3, **{**PRESETS["atto"], "decoder_channels": 16}).eval()
+    other.load_state_dict(torch.load(tmp_path / "weights.pth"))
+    x = torch.randn(1, 2, 24, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), other(x), rtol=0, atol=0)
+
+
+def test_weights_of_another_preset_are_refused_in_one_sentence():
+    with pytest.raises(RuntimeError, match="These weights belong to another network.*preset"):
+        small().load_state_dict(small(encoder="convnext_femto").state_dict())
+    with pytest.raises(RuntimeError, match="do not fit, the first is 'decoder.classifier.weight'"):
+        small().load_state_dict(DualInteractionNetwork(1, 5, **{**PRESETS["atto"], "decoder_channels": 16}).state_dict())
+
+
+def test_memory_accounting_grows_with_the_area_and_ignores_parameters():
+    network = on_meta(1, 3, **PRESETS["atto"])
+    e = {s: network.compute_conv_feature_map_size((s, s)) for s in (64, 128, 256)}
+    # linear in the area but for a constant part (composed kernels of the decoder)
+    assert e[256] - e[128] == pytest.approx(4 * (e[128] - e[64]), rel=0.02)
+
+
+def test_deep_supervision_is_refused():
+    with pytest.raises(ValueError, match="-tr nnUNetTrainerDIN"):
+        small(deep_supervision=True)
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ValueError, match="Unknown encoder 'resnet50'.*convnext_tiny"):
+        small(encoder="resnet50")
+    with pytest.raises(ValueError, match="Unknown decoder 'unet'.*segformer"):
+        build_decoder("unet", (4, 8), 3, 16)
+    assert {"convnext_atto", "convnext_base"} <= set(known_encoders())
+
+
+# ---- pretrained weights ----
+
+
+@pytest.fixture(scope="module")
+def atto_weights():
+    torch.manual_seed(1)
+    return timm.create_model("convnext_atto").state_dict()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_pretrained_weights_from_a_file(tmp_path, atto_weights, suffix):
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save(atto_weights, path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(atto_weights, path)
+    network = small()
+    stem = network.encoder_image.stem[0].weight.clone()
+    report = load_pretrained_encoders(network, path)
+    for encoder in (network.encoder_image, network.encoder_enhanced):
+        for key, value in encoder.stages.state_dict().items():
+            torch.testing.assert_close(value, atto_weights[f"stages.{key}"], rtol=0, atol=0)
+    torch.testing.assert_close(network.encoder_image.stem[0].weight, stem)
+    text = str(report)
+    assert "stem.0.weight: (40, 3, 4, 4), (40, 1, 3, 3)" in text, "the stem's mismatch is reported"
+    assert "head.fc.weight" in text and "edge_pooling.0.1.weight" in text
+
+
+def test_pretrained_weights_in_the_original_authors_names(tmp_path, atto_weights):
+    def original(key):
+        for new, old in (("stem.", "downsample_layers.0."), ("conv_dw", "dwconv"), ("mlp.fc", "pwconv"), (".blocks.", ".")):
+            key = key.replace(new, old)
+        if ".downsample." in key:
+            key = key.replace("stages.", "downsample_layers.").replace(".downsample", "")
+        return key.replace("head.norm", "norm").replace("head.fc", "head")
+
+    torch.save({"model": {original(k): v for k, v in atto_weights.items()}}, tmp_path / "fb.pth")
+    network = small()
+    report = load_pretrained_encoders(network, tmp_path / "fb.pth")
+    assert sum(".blocks." in key for key in report.loaded) == sum(".blocks." in k for k in atto_weights)
+
+
+@pytest.mark.parametrize("content", ["other size", "no ConvNeXt"])
+def test_a_file_that_fits_nothing_is_refused(tmp_path, content):
+    model = timm.create_model("convnext_femto") if content == "other size" else nn.Conv2d(3, 40, 3)
+    torch.save(model.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="do not fit the encoder convnext_atto.*convnext_atto.d2_in1k"):
+        load_pretrained_encoders(small(), tmp_path / "other.pth")
+
+
+def test_a_source_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such file, and timm knows no model of that name"):
+        load_pretrained_encoders(small(), tmp_path / "nowhere.pth")

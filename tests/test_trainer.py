@@ -1,0 +1,265 @@
+"""The trainers: hyper-parameters, one step of training, augmentation, resuming, bad plans."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_din.plugin import CLASSES
+from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
+
+TRAINERS = [name for name in CLASSES if "Trainer" in name]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def make(dataset, plans):
+    """Builds a trainer by nnU-Net's own look-up, for plans changed by the test."""
+
+    def build(name="nnUNetTrainerDIN", change=lambda plans: None, configuration="2d", **attributes):
+        own = copy.deepcopy(plans)
+        own["configurations"]["2d"]["architecture"]["arch_kwargs"]["decoder_channels"] = 16
+        change(own)
+        cls = recursive_find_trainer_class_by_name(name)
+        trainer = cls(own, configuration, 0, dataset.dataset_json, CPU)
+        for key, value in attributes.items():
+            setattr(trainer, key, value)
+        return trainer
+
+    return build
+
+
+def batch(trainer, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    size = trainer.configuration_manager.patch_size
+    return {
+        "data": torch.randn(2, 2, *size, generator=generator),
+        "target": torch.randint(0, 4, (2, 1, *size), generator=generator).float(),
+    }
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_class_attributes_are_what_the_trainer_uses(make, name):
+    trainer = make(name)
+    cls = type(trainer)
+    for key in ("initial_lr", "weight_decay", "num_epochs", "num_iterations_per_epoch", "enable_deep_supervision", "save_every"):
+        assert getattr(trainer, key) == getattr(cls, key)
+    assert trainer.my_init_kwargs.keys() == {"plans", "configuration", "fold", "dataset_json", "device"}
+
+
+def test_the_papers_hyper_parameters():
+    t = nnUNetTrainerDIN
+    assert (t.initial_lr, t.num_epochs, t.num_iterations_per_epoch, t.enable_deep_supervision) == (1e-4, 300, 250, False)
+    assert (t.weight_ce, t.weight_dice, t.weight_boundary) == (0.3, 0.7, 1.0)
+    lengths = {n: recursive_find_trainer_class_by_name(f"nnUNetTrainerDIN_{n}epochs").num_epochs for n in (5, 50, 100)}
+    assert lengths == {5: 5, 50: 50, 100: 100}
+
+
+def test_one_training_step_reaches_every_parameter(make):
+    trainer = make()
+    trainer.initialize()
+    trainer.network.train()
+    before = {n: p.detach().clone() for n, p in trainer.network.named_parameters()}
+    loss = trainer.train_step(batch(trainer))["loss"]
+    assert np.isfinite(loss)
+    for name, p in trainer.network.named_parameters():
+        assert p.grad is not None and torch.isfinite(p.grad).all(), f"no finite gradient: DDP would hang on {name}"
+        assert not torch.equal(p, before[name]), f"{name} did not move"
+    assert trainer.validation_step(batch(trainer))["tp_hard"].shape == (3,)
+
+
+def test_loss_falls_when_one_batch_is_repeated(make):
+    trainer = make(initial_lr=1e-3)
+    trainer.initialize()
+    data = batch(trainer)
+    data["target"] = (data["data"][:, :1] > 0.5).float()
+    losses = [float(trainer.train_step(data)["loss"]) for _ in range(12)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_vectors_are_not_decayed(make):
+    trainer = make()
+    trainer.initialize()
+    decayed, free = trainer.optimizer.param_groups
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    assert decayed["weight_decay"] == 1e-2 and free["weight_decay"] == 0
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim <= 1 for p in free["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(list(trainer.network.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("nnUNetTrainerDIN", (1.0, True)), ("nnUNetTrainerDIN_noBoundaryLoss", (0.0, None)), ("nnUNetTrainerDIN_printedBoundaryLoss", (1.0, False))],
+)
+def test_boundary_loss_variants(make, name, expected):
+    trainer = make(name)
+    loss = trainer._build_loss()
+    assert (loss.weight_boundary, loss.boundary and loss.boundary.normalized) == expected
+
+
+def transforms(cls, mask=(False,), **kwargs):
+    return cls.get_training_transforms((40, 40), (-np.pi, np.pi), None, (0, 1), False, use_mask_for_norm=list(mask), foreground_labels=[1, 2, 3], **kwargs)
+
+
+def test_paper_augmentation_is_rotation_and_flips():
+    kinds = [type(t).__name__ for t in transforms(nnUNetTrainerDIN).transforms]
+    assert kinds[:2] == ["SpatialTransform", "MirrorTransform"] and kinds[2].startswith("RemoveLabel") and len(kinds) == 3
+    spatial = transforms(nnUNetTrainerDIN).transforms[0]
+    assert (spatial.p_rotation, spatial.p_scaling, spatial.p_elastic_deform) == (0.5, 0, 0)
+    assert spatial.rotation == (-np.pi, np.pi)
+
+
+def test_nnunet_augmentation_is_nnunets():
+    cls = recursive_find_trainer_class_by_name("nnUNetTrainerDIN_nnUNetDA")
+    stock = transforms(nnUNetTrainer)
+    assert [type(t).__name__ for t in transforms(cls).transforms] == [type(t).__name__ for t in stock.transforms]
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerDIN", "nnUNetTrainerDIN_nnUNetDA"])
+def test_mask_is_applied_to_originals_and_enhanced(name):
+    pipeline = transforms(recursive_find_trainer_class_by_name(name), mask=(True, False))
+    mask = next(t for t in pipeline.transforms if type(t).__name__ == "MaskImageTransform")
+    assert list(mask.apply_to_channels) == [0, 2]
+
+
+def test_both_images_are_moved_together():
+    pipeline = transforms(nnUNetTrainerDIN)
+    image = torch.rand(1, 40, 40)
+    seg = (image > 0.5).to(torch.int16)
+    for _ in range(10):
+        out = pipeline(image=torch.cat((image, image)), segmentation=seg)
+        torch.testing.assert_close(out["image"][0], out["image"][1])
+
+
+def test_training_and_resuming_are_bit_exact(make, dataset, tmp_path):
+    """Two epochs in one go, and one epoch, save, load into a new trainer, one more epoch: same weights, optimizer and schedule."""
+
+    def epoch(trainer):
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+        trainer.on_train_epoch_end([trainer.train_step(batch(trainer, seed=10 * trainer.current_epoch + i)) for i in range(2)])
+        trainer.on_validation_epoch_start()
+        with torch.no_grad():
+            trainer.on_validation_epoch_end([trainer.validation_step(batch(trainer))])
+        trainer.on_epoch_end()
+
+    torch.manual_seed(0)
+    straight = make("nnUNetTrainerDIN_5epochs")
+    straight.initialize()
+    epoch(straight)
+    checkpoint = straight.output_folder + "/checkpoint_latest.pth"
+    kept = tmp_path / "kept.pth"
+    shutil.copy(checkpoint, kept)
+    epoch(straight)
+
+    resumed = make("nnUNetTrainerDIN_5epochs")
+    resumed.load_checkpoint(str(kept))
+    assert resumed.current_epoch == 1
+    epoch(resumed)
+    for key, value in straight.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[key]), key
+    a, b = straight.optimizer.state_dict(), resumed.optimizer.state_dict()
+    assert a["param_groups"] == b["param_groups"]
+    for index, state in a["state"].items():
+        assert all(torch.equal(v, b["state"][index][k]) for k, v in state.items())
+
+
+def test_one_epoch_of_nnunets_loop_on_the_data_set(make, dataset, monkeypatch):
+    """nnU-Net's own loaders and loop, end to end: data reach the network with both images, a checkpoint comes out."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")  # load in this process
+    trainer = make(num_epochs=1, num_iterations_per_epoch=2, num_val_iterations_per_epoch=1)
+    trainer.run_training()
+    checkpoint = torch.load(trainer.output_folder + "/checkpoint_final.pth", weights_only=False)
+    assert checkpoint["trainer_name"] == "nnUNetTrainerDIN" and checkpoint["init_args"]["configuration"] == "2d"
+    assert len(trainer.logger.get_value("train_losses", step=None)) == 1
+
+
+def test_pretrained_encoders_are_loaded_for_training_only(make, tmp_path):
+    import timm
+
+    weights = timm.create_model("convnext_atto").state_dict()
+    path = tmp_path / "atto.pth"
+    torch.save(weights, path)
+
+    def change(plans):
+        plans["configurations"]["2d"]["pretrained_encoder"] = str(path)
+
+    trainer = make("nnUNetTrainerDIN_pretrained", change)
+    trainer.initialize()
+    key = "stages.2.blocks.3.conv_dw.weight"
+    assert torch.equal(trainer.network.encoder_enhanced.state_dict()[key], weights[key])
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    path.unlink()
+    again = make("nnUNetTrainerDIN_pretrained", change)
+    again.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    assert torch.equal(again.network.encoder_image.state_dict()[key], weights[key])
+
+
+# ---- bad input ----
+
+
+def test_plans_without_second_channel_name_the_command(make, dataset):
+    def change(plans):
+        del plans["configurations"]["2d"]["enhancement"]
+
+    with pytest.raises(ValueError, match=f"nnUNetv2_plan_and_preprocess -d {dataset.name} -pl nnUNetPlannerDIN -c 2d"):
+        make(change=change)
+
+
+def test_three_dimensional_configuration_is_refused(make):
+    with pytest.raises(ValueError, match="DIN is a 2-D network and '3d_fullres'.*-tr nnUNetTrainer"):
+        make(configuration="3d_fullres")
+
+
+def test_patch_that_is_no_multiple_of_eight_is_refused(make):
+    def change(plans):
+        plans["configurations"]["2d"]["patch_size"] = [44, 40]
+
+    with pytest.raises(ValueError, match=r"patch size \[44, 40\].*Set it to \[48, 40\]"):
+        make(change=change)
+
+
+@pytest.mark.parametrize(("key", "match"), [("encoder", "Unknown encoder 'nonsense'"), ("enhancement", "Unknown enhancement 'nonsense'")])
+def test_unknown_names_in_the_plans(make, key, match):
+    def change(plans):
+        config = plans["configurations"]["2d"]
+        if key == "encoder":
+            config["architecture"]["arch_kwargs"]["encoder"] = "nonsense"
+        else:
+            config["enhancement"]["method"] = "nonsense"
+
+    with pytest.raises(ValueError, match=match):
+        make(change=change).initialize()
+
+
+def test_checkpoint_of_another_preset_is_refused(make, tmp_path):
+    other = make()
+    other.initialize()
+    other.save_checkpoint(str(tmp_path / "other.pth"))
+
+    def change(plans):
+        plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["encoder"] = "convnext_femto"
+
+    with pytest.raises(RuntimeError, match="other.pth: These weights belong to another network"):
+        make(change=change).load_checkpoint(str(tmp_path / "other.pth"))
+
+
+def test_stock_trainers(make, plans, dataset):
+    """Plans of DIN train with nnU-Net's trainers without deep supervision; with it, the error says what to use."""
+    with pytest.raises(ValueError, match="single output.*nnUNetTrainerDIN"):
+        nnUNetTrainer(copy.deepcopy(plans), "2d", 0, dataset.dataset_json, CPU).initialize()
+    cls = recursive_find_trainer_class_by_name("nnUNetTrainerNoDeepSupervision")
+    trainer = cls(copy.deepcopy(plans), "2d", 0, dataset.dataset_json, CPU)
+    trainer.initialize()
+    assert np.isfinite(trainer.train_step(batch(trainer))["loss"])
+
+
+def test_plans_are_json(plans):
+    assert json.loads(json.dumps(plans)) == plans
