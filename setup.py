@@ -1,11 +1,12 @@
 """Metadata is in pyproject.toml and setup.cfg; this file only puts the start-up file beside the package.
 
-``nnunet_din.pth`` has to lie in site-packages itself, in regular and in editable installs, and be recorded there so that
-uninstalling removes it. setuptools has no declarative way to say so: data files go to the environment's prefix.
+``nnunet_din.pth`` has to lie in site-packages itself, in regular and in editable installs, and be recorded there so
+that uninstalling removes it. setuptools has no declarative way to say so: data files go to the environment's prefix.
 """
 
 from setuptools import Distribution, setup
 from setuptools.command.install import install  # noqa: F401  (importing it makes distutils available below)
+
 from distutils.command.install_data import install_data  # isort: skip
 
 

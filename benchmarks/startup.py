@@ -1,7 +1,8 @@
 """How much the plug-in adds to a bare start of Python: ``python -c pass`` with and without its start-up file.
 
-Runs the interpreter of this environment alternately with the start-up file in place and moved aside, and compares pair by pair. Run it in an
-environment with a regular install; an editable one also measures setuptools' own finder. Writes ``startup.json`` beside this file.
+Runs the interpreter of this environment alternately with the start-up file in place and moved aside, and compares pair
+by pair. Run it in an environment with a regular install; an editable one also measures setuptools' own finder. Writes
+``startup.json`` beside this file.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ def main() -> None:
         "added_ms": {"median": round(median, 2), "quartiles": [round(low, 2), round(high, 2)]},
     }
     Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"python -c pass: {result['bare_start_ms']} ms; the plug-in adds {median:.2f} ms (quartiles {low:.2f} to {high:.2f}, {args.pairs} pairs)")
+    print(
+        f"python -c pass: {result['bare_start_ms']} ms; the plug-in adds {median:.2f} ms (quartiles {low:.2f} to "
+        f"{high:.2f}, {args.pairs} pairs)"
+    )
 
 
 if __name__ == "__main__":

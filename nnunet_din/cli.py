@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from nnunet_din import __version__, demo, doctor, enhance
 
-#: Each module adds its sub-command with ``add_parser(subparsers)`` and sets ``run``, a function of the parsed arguments that
-#: returns the exit code.
+#: Each module adds its sub-command with ``add_parser(subparsers)`` and sets ``run``, a function of the parsed arguments
+#: that returns the exit code.
 COMMANDS = (doctor, enhance, demo)
 
 
@@ -17,8 +17,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser with all sub-commands."""
     parser = argparse.ArgumentParser(
         prog="nnunet-din",
-        description="Companion of the Dual Interaction Network plug-in for nnU-Net v2. Planning, training and prediction are nnU-Net's own "
-        "commands: nnUNetv2_plan_and_preprocess -pl nnUNetPlannerDIN, nnUNetv2_train -tr nnUNetTrainerDIN -p nnUNetDINPlans, nnUNetv2_predict.",
+        description="Companion of the Dual Interaction Network plug-in for nnU-Net v2. Planning, training and "
+        "prediction are nnU-Net's own commands: nnUNetv2_plan_and_preprocess -pl nnUNetPlannerDIN, "
+        "nnUNetv2_train -tr nnUNetTrainerDIN -p nnUNetDINPlans, nnUNetv2_predict.",
     )
     parser.add_argument("--version", action="version", version=f"nnunet-din {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -36,8 +36,8 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="check this environment",
-        description="Check versions, whether nnU-Net finds the plug-in's classes here and in a spawned worker, the three nnU-Net folders, and "
-        "memory. Exit code 1 if anything is wrong.",
+        description="Check versions, whether nnU-Net finds the plug-in's classes here and in a spawned worker, the "
+        "three nnU-Net folders, and memory. Exit code 1 if anything is wrong.",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)
@@ -83,7 +83,7 @@ def _versions() -> Iterator[Check]:
                 __import__(name)
             except Exception as error:  # a broken binary dependency raises anything
                 ok, version = False, f"{version}, but the import fails: {error}"
-                do = "reinstall torch and torchvision together, from one index: mismatched builds break timm and nnU-Net alike."
+                do = "reinstall torch and torchvision together, from one index: mismatched builds break timm."
         yield Check(name, ok, version, do)
 
 
@@ -93,14 +93,18 @@ def _device() -> Check:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return Check("device", True, f"cuda: {properties.name}, {properties.total_memory / 1e9:.0f} GB, trains in {precision}")
+        return Check(
+            "device", True, f"cuda: {properties.name}, {properties.total_memory / 1e9:.0f} GB, trains in {precision}"
+        )
     if torch.backends.mps.is_available():
         return Check("device", True, "mps; add `-device mps` to nnUNetv2_train and nnUNetv2_predict")
-    return Check("device", True, f"cpu, {os.cpu_count()} cores; add `-device cpu` to nnUNetv2_train and nnUNetv2_predict")
+    return Check(
+        "device", True, f"cpu, {os.cpu_count()} cores; add `-device cpu` to nnUNetv2_train and nnUNetv2_predict"
+    )
 
 
-#: Evaluated where the look-up is to be tried: class name -> name of the module that nnU-Net's look-up finds it in. The folder does not
-#: exist, so that only the plug-in can give an answer.
+#: Evaluated where the look-up is to be tried: class name -> name of the module that nnU-Net's look-up finds it in. The
+#: folder does not exist, so that only the plug-in can give an answer.
 _LOOK_UP = (
     f"{{name: getattr(getattr(__import__({LOOKUP_MODULE!r}, fromlist=['_']), {LOOKUP_FUNCTION!r})"
     f"('no_such_folder', name, 'nnunetv2'), '__module__', None) for name in {list(CLASSES)}}}"
@@ -141,7 +145,9 @@ def _classes() -> Iterator[Check]:
             continue
         missing = [name for name, module in CLASSES.items() if found[name] != module]
         text = f"{len(found) - len(missing)} of {len(found)} classes found"
-        yield Check(f"names in {where}", not missing, text + (f"; missing: {', '.join(missing)}" if missing else ""), reinstall)
+        yield Check(
+            f"names in {where}", not missing, text + (f"; missing: {', '.join(missing)}" if missing else ""), reinstall
+        )
 
 
 def _folders() -> Iterator[Check]:
@@ -154,7 +160,9 @@ def _folders() -> Iterator[Check]:
         if not path.is_dir():
             yield Check(name, False, f"{value} does not exist", f"mkdir -p {value}")
         elif name != "nnUNet_raw" and not os.access(path, os.W_OK):
-            yield Check(name, False, f"{value} is not writable", f"make {value} writable, or set {name} to a folder that is")
+            yield Check(
+                name, False, f"{value} is not writable", f"make {value} writable, or set {name} to a folder that is"
+            )
         else:
             yield Check(name, True, f"{value}, {shutil.disk_usage(path).free / 1e9:.0f} GB free")
 

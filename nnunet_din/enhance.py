@@ -17,11 +17,20 @@ def add_parser(subparsers) -> None:
         help="write the enhanced version of an image",
         description="Enhance an image slice by slice with the planners' default parameters. The result is in (-1, 1).",
     )
-    parser.add_argument("input", type=Path, metavar="IN", help="image or volume that SimpleITK reads, for example case_0000.nii.gz")
+    parser.add_argument(
+        "input", type=Path, metavar="IN", help="image or volume that SimpleITK reads, for example case_0000.nii.gz"
+    )
     parser.add_argument("output", type=Path, metavar="OUT", help="file to write, for example enhanced.nii.gz")
     parser.add_argument("--method", default="fuzzy", choices=sorted(ENHANCEMENTS))
-    parser.add_argument("--axis", type=int, choices=(0, 1, 2), help="slice axis in the order z, y, x (default: the one of largest spacing)")
-    parser.add_argument("--png", action="store_true", help="also write a picture of original and enhanced image beside OUT")
+    parser.add_argument(
+        "--axis",
+        type=int,
+        choices=(0, 1, 2),
+        help="slice axis in the order z, y, x (default: the one of largest spacing)",
+    )
+    parser.add_argument(
+        "--png", action="store_true", help="also write a picture of original and enhanced image beside OUT"
+    )
     parser.set_defaults(run=run)
 
 
@@ -32,17 +41,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def enhance_file(source: Path, target: Path, method: str = "fuzzy", axis: int | None = None, png: bool = False) -> Path | None:
+def enhance_file(
+    source: Path, target: Path, method: str = "fuzzy", axis: int | None = None, png: bool = False
+) -> Path | None:
     """Enhance an image file.
 
     Parameters
     ----------
     source, target
-        Files that SimpleITK reads and writes; 2-D, 3-D, or colour (three components) 2-D. Geometry is kept, pixels become float32 in (-1, 1).
+        Files that SimpleITK reads and writes; 2-D, 3-D, or colour (three components) 2-D. Geometry is kept, pixels
+        become float32 in (-1, 1).
     method
         A name of :data:`nnunet_din.enhancement.ENHANCEMENTS`.
     axis
-        Slice axis of a volume in the order z, y, x; None: that of the largest spacing, as nnU-Net's 2-D configuration slices it.
+        Slice axis of a volume in the order z, y, x; None: that of the largest spacing, as nnU-Net's 2-D configuration
+        slices it.
     png
         Also write a side-by-side picture of the middle slice, named like ``target`` with suffix ``.png``.
 
@@ -69,7 +82,9 @@ def enhance_file(source: Path, target: Path, method: str = "fuzzy", axis: int | 
     color = image.GetNumberOfComponentsPerPixel() == 3
     array = sitk.GetArrayFromImage(image).astype(np.float32)
     if image.GetDimension() not in (2, 3) or (image.GetNumberOfComponentsPerPixel() != 1 and not color):
-        raise ValueError(f"{source}: expected a 2-D or 3-D image with one or three components, got shape {array.shape}.")
+        raise ValueError(
+            f"{source}: expected a 2-D or 3-D image with one or three components, got shape {array.shape}."
+        )
     volume = np.moveaxis(array, -1, 0) if color else array[None]  # (C, [Z,] H, W)
     if image.GetDimension() == 2:
         volume, axis = volume[:, None], 0
@@ -90,7 +105,8 @@ def enhance_file(source: Path, target: Path, method: str = "fuzzy", axis: int | 
         sitk.WriteImage(result, str(target), useCompression=True)
     except RuntimeError as error:
         raise ValueError(
-            f"{target}: SimpleITK cannot write floating-point images in this format. Use a name that ends in .nii.gz, .nrrd or .mha."
+            f"{target}: SimpleITK cannot write floating-point images in this format. Use a name that ends in "
+            ".nii.gz, .nrrd or .mha."
         ) from error
     if not png:
         return None

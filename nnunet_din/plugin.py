@@ -1,8 +1,9 @@
 """Joins this package to nnU-Net: nnU-Net's class look-up finds our classes by name, in every process.
 
-nnU-Net finds planners, preprocessors and trainers with one function, ``recursive_find_python_class``, which walks its own
-folders. When ``nnunetv2.utilities.find_class_by_name`` is imported, :class:`_LookupFinder` lets that module load as usual and then
-wraps the function: names listed in :data:`CLASSES` are answered from here, everything else goes through untouched.
+nnU-Net finds planners, preprocessors and trainers with one function, ``recursive_find_python_class``, which walks its
+own folders. When ``nnunetv2.utilities.find_class_by_name`` is imported, :class:`_LookupFinder` lets that module load as
+usual and then wraps the function: names listed in :data:`CLASSES` are answered from here, everything else goes through
+untouched.
 
 This module runs at every start of Python in the environment (``nnunet_din.pth``), so it imports nothing but ``sys``.
 """

@@ -25,8 +25,8 @@ def network_cost(preset: str, input_channels: int, num_classes: int, size: int =
 class nnUNetPlannerDIN(ExperimentPlanner):
     """Plans DIN at base size, the paper's network.
 
-    The 2-D configuration gets DIN's network, preprocessor, enhancement, patch and batch size. The 3-D configurations are those of nnU-Net's
-    default planner, with its preprocessor and its own data.
+    The 2-D configuration gets DIN's network, preprocessor, enhancement, patch and batch size. The 3-D configurations
+    are those of nnU-Net's default planner, with its preprocessor and its own data.
 
     Attributes
     ----------
@@ -41,7 +41,8 @@ class nnUNetPlannerDIN(ExperimentPlanner):
     bytes_per_parameter : float
         Weight, gradient and both moments of AdamW in fp32, and the half-precision copy that autocast makes.
     bytes_per_element : float
-        Memory per element that autograd keeps: half precision for most, fp32 for normalizations, and what the backward pass needs on top.
+        Memory per element that autograd keeps: half precision for most, fp32 for normalizations, and what the backward
+        pass needs on top.
     """
 
     preset = "base"
@@ -95,7 +96,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
             patch_size=patch_size,
             enhancement={**self.enhancement, "color": self._is_color()},
             architecture={
-                "network_class_name": f"{DualInteractionNetwork.__module__.rpartition('.')[0]}.{DualInteractionNetwork.__name__}",
+                "network_class_name": "nnunet_din.network.DualInteractionNetwork",
                 "arch_kwargs": dict(PRESETS[self.preset]),
                 "_kw_requires_import": [],
             },
@@ -103,7 +104,9 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         return plan
 
     def _patch_and_batch_size(self, median_shape, n_pixels_dataset: float) -> tuple[list[int], int]:
-        """The median slice padded to multiples of the stride, shrunk until two such patches fit; then as many as fit, at most 5 %."""
+        """The median slice padded to multiples of the stride, shrunk until two such patches fit; then as many as fit,
+        at most 5 %.
+        """
         stride, smallest = 8, 64
         fixed, per_pixel = self._memory_model()
         budget = self.gpu_memory_gb * 1e9 - fixed
@@ -116,8 +119,10 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         fitting = int(budget // (per_pixel * np.prod(patch)))
         if fitting < self.UNet_min_batch_size:
             print(
-                f"WARNING: {self.gpu_memory_gb:g} GB hold fewer than {self.UNet_min_batch_size} patches of {patch.tolist()} with DIN {self.preset} "
-                f"(about {(fixed + 2 * per_pixel * np.prod(patch)) / 1e9:.1f} GB needed). Raise -gpu_memory_target, or plan a smaller network with "
+                f"WARNING: {self.gpu_memory_gb:g} GB hold fewer than {self.UNet_min_batch_size} patches of "
+                f"{patch.tolist()} with DIN {self.preset} "
+                f"(about {(fixed + 2 * per_pixel * np.prod(patch)) / 1e9:.1f} GB needed). Raise -gpu_memory_target, "
+                "or plan a smaller network with "
                 "-pl nnUNetPlannerDINTiny or -pl nnUNetPlannerDINAtto."
             )
         five_percent = round(n_pixels_dataset * self.max_dataset_covered / np.prod(patch, dtype=np.float64))

@@ -13,10 +13,12 @@ from nnunet_din.enhancement import enhance_slices
 
 
 class DINPreprocessor(DefaultPreprocessor):
-    """Appends the C enhanced channels to the C channels that nnU-Net makes, with the numbers under ``enhancement`` in the plans.
+    """Appends the C enhanced channels to the C channels that nnU-Net makes, with the numbers under ``enhancement`` in
+    the plans.
 
-    The enhanced image is computed from the normalized and resampled one, whole slices in the plane of the 2-D configuration. Training and
-    prediction both go through :meth:`run_case_npy`, and nothing in it looks at the segmentation, so both see the same image.
+    The enhanced image is computed from the normalized and resampled one, whole slices in the plane of the 2-D
+    configuration. Training and prediction both go through :meth:`run_case_npy`, and nothing in it looks at the
+    segmentation, so both see the same image.
     """
 
     def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):
@@ -46,8 +48,10 @@ class DINPreprocessor(DefaultPreprocessor):
         for c, channel in enumerate(data):
             if not np.isfinite(channel).all():
                 raise ValueError(
-                    f"Channel {c} has {np.count_nonzero(~np.isfinite(channel))} NaN or infinite voxels of {channel.size}. Repair the image, for "
-                    "example with numpy.nan_to_num; `nnUNetv2_plan_and_preprocess --verify_dataset_integrity` finds all such training images."
+                    f"Channel {c} has {np.count_nonzero(~np.isfinite(channel))} NaN or infinite voxels of "
+                    f"{channel.size}. Repair the image, for "
+                    "example with numpy.nan_to_num; `nnUNetv2_plan_and_preprocess --verify_dataset_integrity` finds "
+                    "all such training images."
                 )
         raw = data
         data, seg, properties = super().run_case_npy(
@@ -67,13 +71,17 @@ class DINPreprocessor(DefaultPreprocessor):
 
     @staticmethod
     def _foreground(raw, properties, plans_manager, configuration_manager, shape) -> np.ndarray:
-        """nnU-Net's nonzero mask on the preprocessed grid, made from the image alone: ``seg`` holds labels in training only."""
+        """nnU-Net's nonzero mask on the preprocessed grid, made from the image alone: ``seg`` holds labels in training
+        only.
+        """
         raw = raw.transpose([0, *[i + 1 for i in plans_manager.transpose_forward]])
         box = tuple(slice(*bounds) for bounds in properties["bbox_used_for_cropping"])
         mask = create_nonzero_mask(raw)[box]
         spacing = [properties["spacing"][i] for i in plans_manager.transpose_forward]
         target_spacing = [spacing[0], *configuration_manager.spacing][-3:]
-        return configuration_manager.resampling_fn_seg(mask[None].astype(np.int8), shape, spacing, target_spacing)[0] > 0
+        return (
+            configuration_manager.resampling_fn_seg(mask[None].astype(np.int8), shape, spacing, target_spacing)[0] > 0
+        )
 
     @staticmethod
     def _warn_of_flat_slices(data: np.ndarray, mask: np.ndarray | None) -> None:
@@ -81,9 +89,15 @@ class DINPreprocessor(DefaultPreprocessor):
         if mask is not None:
             flat |= ~mask.any(axis=(1, 2))
         if flat.all(axis=1).any():
-            warnings.warn("The image (or one of its channels) is constant: its enhanced version is 0 everywhere.", stacklevel=2)
+            warnings.warn(
+                "The image (or one of its channels) is constant: its enhanced version is 0 everywhere.", stacklevel=2
+            )
         elif flat.any():
-            warnings.warn(f"{int(flat.any(axis=0).sum())} of {flat.shape[1]} slices are constant or empty: their enhanced version is 0.", stacklevel=2)
+            warnings.warn(
+                f"{int(flat.any(axis=0).sum())} of {flat.shape[1]} slices are constant or empty: their enhanced "
+                "version is 0.",
+                stacklevel=2,
+            )
 
 
 def enhancement_of(configuration_manager: ConfigurationManager) -> dict:
@@ -97,7 +111,8 @@ def enhancement_of(configuration_manager: ConfigurationManager) -> dict:
     enhancement = configuration_manager.configuration.get("enhancement")
     if enhancement is None:
         raise ValueError(
-            "These plans have no `enhancement`: they were not made by a DIN planner. Run `nnUNetv2_plan_and_preprocess -d DATASET_ID -pl "
+            "These plans have no `enhancement`: they were not made by a DIN planner. Run "
+            "`nnUNetv2_plan_and_preprocess -d DATASET_ID -pl "
             "nnUNetPlannerDIN -c 2d` and use `-p nnUNetDINPlans`."
         )
     return enhancement

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import literal
 import numpy as np
 import pytest
 import torch
 
+import literal
 from nnunet_din.enhancement import ENHANCEMENTS, enhance_slices, fuzzy_enhance, fuzzy_membership, to_unit_interval
 
 SIGMA_U = math.sqrt(1 / 3)
@@ -46,7 +46,9 @@ def test_phi_of_the_result_has_zero_mean():
 
 def test_one_window_is_the_z_score():
     g = np.arctanh(image())
-    np.testing.assert_allclose(np.arctanh(fuzzy_enhance(np.tanh(g), m=0, n=0)), SIGMA_U * (g - g.mean()) / g.std(), atol=1e-9)
+    np.testing.assert_allclose(
+        np.arctanh(fuzzy_enhance(np.tanh(g), m=0, n=0)), SIGMA_U * (g - g.mean()) / g.std(), atol=1e-9
+    )
 
 
 @pytest.mark.parametrize(("a", "b"), [(0.3, 0.0), (1.0, 0.5), (0.7, -0.4)])
@@ -58,7 +60,9 @@ def test_invariant_to_affine_maps_in_phi(a, b):
 @pytest.mark.parametrize("value", [-0.99, 0.0, 0.3, 0.99])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_constant_image_gives_zero(value, dtype):
-    np.testing.assert_allclose(fuzzy_enhance(np.full((12, 9), value, dtype)), 0, atol=1e-4 if dtype == np.float32 else 1e-9)
+    np.testing.assert_allclose(
+        fuzzy_enhance(np.full((12, 9), value, dtype)), 0, atol=1e-4 if dtype == np.float32 else 1e-9
+    )
 
 
 def test_fp32_is_close_to_fp64():
@@ -83,14 +87,18 @@ def test_batch_is_independent():
 
 def test_color_of_grey_is_grey():
     f = image()
-    np.testing.assert_allclose(fuzzy_enhance(np.stack([f] * 3), color=True), np.stack([fuzzy_enhance(f)] * 3), atol=1e-12)
+    np.testing.assert_allclose(
+        fuzzy_enhance(np.stack([f] * 3), color=True), np.stack([fuzzy_enhance(f)] * 3), atol=1e-12
+    )
 
 
 def test_color_applies_one_affine_map_to_all_channels():
     # Per pixel, differences between channels in phi must all be stretched by the same factor.
     f = np.stack([image(seed=s) for s in range(3)])
     before, after = np.arctanh(f), np.arctanh(fuzzy_enhance(f, color=True))
-    np.testing.assert_allclose((after[0] - after[1]) * (before[1] - before[2]), (after[1] - after[2]) * (before[0] - before[1]), atol=1e-9)
+    np.testing.assert_allclose(
+        (after[0] - after[1]) * (before[1] - before[2]), (after[1] - after[2]) * (before[0] - before[1]), atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("kwargs", [{"m": -1}, {"gamma": 0}, {"sigma_u": -1}, {"s_min": 0}])

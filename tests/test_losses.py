@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import literal
 import pytest
 import torch
 from torch.nn import functional as F
 
+import literal
 from nnunet_din.losses import DINLoss, MultiScaleBoundaryLoss, SoftDiceLoss
 from nnunet_din.losses.boundary import sobel
 

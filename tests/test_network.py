@@ -1,13 +1,15 @@
-"""The network: the paper's totals, the reordered decoder and the windowed attention against their literal twins, every preset."""
+"""The network: the paper's totals, the reordered decoder and the windowed attention against their literal twins, every
+preset.
+"""
 
 from __future__ import annotations
 
-import literal
 import pytest
 import timm
 import torch
 from torch import nn
 
+import literal
 from nnunet_din.network import (
     PRESETS,
     DualInteractionNetwork,
@@ -55,7 +57,9 @@ def test_defaults_are_the_papers_network():
 
 def test_widths_and_resolutions_of_table_14():
     encoder = build_encoder("convnext_base", 1).to("meta")
-    shapes = [(tuple(low.shape), tuple(high.shape)) for low, high in encoder(torch.empty(1, 1, 224, 224, device="meta"))]
+    shapes = [
+        (tuple(low.shape), tuple(high.shape)) for low, high in encoder(torch.empty(1, 1, 224, 224, device="meta"))
+    ]
     expected = [(1, 128, 224, 224), (1, 256, 112, 112), (1, 512, 56, 56), (1, 1024, 28, 28)]
     assert shapes == [(s, s) for s in expected]
     assert [len(stage.blocks) for stage in encoder.stages] == [3, 3, 27, 3]
@@ -169,7 +173,11 @@ def test_missing_enhanced_channel_is_refused():
 def test_every_parameter_gets_a_finite_gradient():
     network = small()
     network(torch.randn(2, 2, 24, 16)).square().mean().backward()
-    without = [n for n, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.any()]
+    without = [
+        n
+        for n, p in network.named_parameters()
+        if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.any()
+    ]
     assert not without
 
 
@@ -177,7 +185,15 @@ def test_both_images_matter_and_not_alike():
     network = small().eval()
     x = torch.randn(1, 2, 24, 16)
     with torch.no_grad():
-        y, only_i, only_e, swapped = (network(v) for v in (x, x * torch.tensor([1.0, 0])[:, None, None], x * torch.tensor([0, 1.0])[:, None, None], x.flip(1)))
+        y, only_i, only_e, swapped = (
+            network(v)
+            for v in (
+                x,
+                x * torch.tensor([1.0, 0])[:, None, None],
+                x * torch.tensor([0, 1.0])[:, None, None],
+                x.flip(1),
+            )
+        )
     for other in (only_i, only_e, swapped):
         assert (y - other).abs().max() > 1e-4
 
@@ -196,7 +212,9 @@ def test_weights_of_another_preset_are_refused_in_one_sentence():
     with pytest.raises(RuntimeError, match="These weights belong to another network.*preset"):
         small().load_state_dict(small(encoder="convnext_femto").state_dict())
     with pytest.raises(RuntimeError, match="do not fit, the first is 'decoder.classifier.weight'"):
-        small().load_state_dict(DualInteractionNetwork(1, 5, **{**PRESETS["atto"], "decoder_channels": 16}).state_dict())
+        small().load_state_dict(
+            DualInteractionNetwork(1, 5, **{**PRESETS["atto"], "decoder_channels": 16}).state_dict()
+        )
 
 
 def test_memory_accounting_grows_with_the_area_and_ignores_parameters():
@@ -251,7 +269,12 @@ def test_pretrained_weights_from_a_file(tmp_path, atto_weights, suffix):
 
 def test_pretrained_weights_in_the_original_authors_names(tmp_path, atto_weights):
     def original(key):
-        for new, old in (("stem.", "downsample_layers.0."), ("conv_dw", "dwconv"), ("mlp.fc", "pwconv"), (".blocks.", ".")):
+        for new, old in (
+            ("stem.", "downsample_layers.0."),
+            ("conv_dw", "dwconv"),
+            ("mlp.fc", "pwconv"),
+            (".blocks.", "."),
+        ):
             key = key.replace(new, old)
         if ".downsample." in key:
             key = key.replace("stages.", "downsample_layers.").replace(".downsample", "")

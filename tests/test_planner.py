@@ -32,7 +32,9 @@ def test_the_plans_say_it_all(dataset, plans):
     assert plans["plans_name"] == "nnUNetDINAttoPlans"
     assert plans["experiment_planner_used"] == "nnUNetPlannerDINAtto"
     assert config["preprocessor_name"] == "DINPreprocessor"
-    assert config["data_identifier"] == "nnUNetDINAttoPlans_2d", "never shared with stock plans: the data has more channels"
+    assert config["data_identifier"] == "nnUNetDINAttoPlans_2d", (
+        "never shared with stock plans: the data has more channels"
+    )
     assert config["enhancement"]["method"] == "fuzzy" and config["enhancement"]["color"] is False
     architecture = config["architecture"]
     assert architecture["network_class_name"] == "nnunet_din.network.DualInteractionNetwork"
@@ -81,7 +83,10 @@ def test_batch_is_at_most_five_percent_of_the_data(dataset):
 
 
 def test_less_memory_smaller_patch_not_smaller_batch(dataset):
-    areas = [np.prod(planner(dataset, gpu_memory_target_in_gb=gb)._patch_and_batch_size((900, 900), 1e9)[0]) for gb in (2, 4, 8)]
+    areas = [
+        np.prod(planner(dataset, gpu_memory_target_in_gb=gb)._patch_and_batch_size((900, 900), 1e9)[0])
+        for gb in (2, 4, 8)
+    ]
     assert areas == sorted(areas) and areas[0] < areas[-1]
 
 

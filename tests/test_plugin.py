@@ -15,7 +15,9 @@ from nnunet_din import plugin
 
 
 def run(code: str, *flags: str) -> str:
-    result = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)
+    result = subprocess.run(
+        [sys.executable, *flags, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
@@ -43,7 +45,10 @@ def test_contract_with_nnunet():
     assert function is not original, "the look-up of the running process must be wrapped"
     assert list(inspect.signature(original).parameters)[:3] == ["folder", "class_name", "current_module"]
     # 2.8 gave the trainer look-up a module of its own; both go through the function.
-    callers = ("nnunetv2.experiment_planning.plan_and_preprocess_api", "nnunetv2.utilities.plans_handling.plans_handler")
+    callers = (
+        "nnunetv2.experiment_planning.plan_and_preprocess_api",
+        "nnunetv2.utilities.plans_handling.plans_handler",
+    )
     for name in callers:
         assert getattr(importlib.import_module(name), plugin.LOOKUP_FUNCTION) is function
 
@@ -86,7 +91,9 @@ print(module.recursive_find_python_class is find_class_by_name.recursive_find_py
 """
     # An editable install needs its own start-up file to be importable, which -S leaves out.
     if "site-packages" not in str(Path(plugin.__file__)):
-        code = code.replace("import nnunet_din\n", f"sys.path.insert(0, {str(Path(plugin.__file__).parents[1])!r})\nimport nnunet_din\n")
+        code = code.replace(
+            "import nnunet_din\n", f"sys.path.insert(0, {str(Path(plugin.__file__).parents[1])!r})\nimport nnunet_din\n"
+        )
     assert run(code, "-S").splitlines()[-1] == "True"
 
 
@@ -115,4 +122,6 @@ def test_the_start_up_file_never_raises(tmp_path):
     (tmp_path / "nnunet_din" / "__init__.py").write_text("raise RuntimeError('broken')")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); exec({line!r}); print('started')"
     assert run(code, "-S") == "started"
-    assert line.startswith("import ") and line.strip().count("\n") == 0, "site executes single lines that start with import"
+    assert line.startswith("import ") and line.strip().count("\n") == 0, (
+        "site executes single lines that start with import"
+    )

@@ -39,7 +39,9 @@ def test_training_and_prediction_see_the_same_image(dataset, setting):
     for case in stored.identifiers:
         trained = stored.load_case(case)[0][:]
         image = str(dataset.raw / "imagesTr" / f"{case}_0000.nii.gz")
-        predicted, _, _ = config.preprocessor_class(verbose=False).run_case([image], None, manager, config, dataset_json)
+        predicted, _, _ = config.preprocessor_class(verbose=False).run_case(
+            [image], None, manager, config, dataset_json
+        )
         assert trained.shape[0] == 2
         np.testing.assert_array_equal(trained, predicted.astype(np.float32))
 
@@ -89,7 +91,9 @@ def test_outside_the_mask_is_zero_and_does_not_count(setting):
 
 def test_two_channels_give_four(setting):
     setting[1].configuration.update(normalization_schemes=["ZScoreNormalization"] * 2, use_mask_for_norm=[False] * 2)
-    setting[0].plans["foreground_intensity_properties_per_channel"]["1"] = setting[0].plans["foreground_intensity_properties_per_channel"]["0"]
+    setting[0].plans["foreground_intensity_properties_per_channel"]["1"] = setting[0].plans[
+        "foreground_intensity_properties_per_channel"
+    ]["0"]
     result = run(setting, volume(shape=(2, 3, 40, 36)))[0]
     assert result.shape == (4, 3, 40, 36)
     np.testing.assert_array_equal(result[2:3], enhance_slices(result[:1], **setting[1].configuration["enhancement"]))
@@ -147,10 +151,10 @@ def test_unknown_enhancement_is_refused(setting):
 
 def test_color_images_from_png(nnunet_folders):
     """Natural RGB images: planned, preprocessed with one luminosity for the three channels."""
-    from conftest import preprocess, write_fingerprint
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
     from skimage import io
 
+    from conftest import preprocess, write_fingerprint
     from nnunet_din.planners.din_planners import nnUNetPlannerDINAtto
 
     name = "Dataset997_TestColor"
@@ -176,6 +180,8 @@ def test_color_images_from_png(nnunet_folders):
     config = plans["configurations"]["2d"]
     assert list(plans["configurations"]) == ["2d"] and config["enhancement"]["color"] is True
     preprocess(name, plans)
-    data = nnUNetDatasetBlosc2(str(nnunet_folders.preprocessed / name / config["data_identifier"])).load_case("polyp0")[0][:]
+    data = nnUNetDatasetBlosc2(str(nnunet_folders.preprocessed / name / config["data_identifier"])).load_case("polyp0")[
+        0
+    ][:]
     assert data.shape == (6, 1, 48, 40)
     np.testing.assert_allclose(data[3:], enhance_slices(data[:3], **config["enhancement"]), atol=1e-6)

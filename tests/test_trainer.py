@@ -49,14 +49,26 @@ def batch(trainer, seed=0):
 def test_class_attributes_are_what_the_trainer_uses(make, name):
     trainer = make(name)
     cls = type(trainer)
-    for key in ("initial_lr", "weight_decay", "num_epochs", "num_iterations_per_epoch", "enable_deep_supervision", "save_every"):
+    for key in (
+        "initial_lr",
+        "weight_decay",
+        "num_epochs",
+        "num_iterations_per_epoch",
+        "enable_deep_supervision",
+        "save_every",
+    ):
         assert getattr(trainer, key) == getattr(cls, key)
     assert trainer.my_init_kwargs.keys() == {"plans", "configuration", "fold", "dataset_json", "device"}
 
 
 def test_the_papers_hyper_parameters():
     t = nnUNetTrainerDIN
-    assert (t.initial_lr, t.num_epochs, t.num_iterations_per_epoch, t.enable_deep_supervision) == (1e-4, 300, 250, False)
+    assert (t.initial_lr, t.num_epochs, t.num_iterations_per_epoch, t.enable_deep_supervision) == (
+        1e-4,
+        300,
+        250,
+        False,
+    )
     assert (t.weight_ce, t.weight_dice, t.weight_boundary) == (0.3, 0.7, 1.0)
     lengths = {n: recursive_find_trainer_class_by_name(f"nnUNetTrainerDIN_{n}epochs").num_epochs for n in (5, 50, 100)}
     assert lengths == {5: 5, 50: 50, 100: 100}
@@ -96,7 +108,11 @@ def test_vectors_are_not_decayed(make):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("nnUNetTrainerDIN", (1.0, True)), ("nnUNetTrainerDIN_noBoundaryLoss", (0.0, None)), ("nnUNetTrainerDIN_printedBoundaryLoss", (1.0, False))],
+    [
+        ("nnUNetTrainerDIN", (1.0, True)),
+        ("nnUNetTrainerDIN_noBoundaryLoss", (0.0, None)),
+        ("nnUNetTrainerDIN_printedBoundaryLoss", (1.0, False)),
+    ],
 )
 def test_boundary_loss_variants(make, name, expected):
     trainer = make(name)
@@ -105,12 +121,23 @@ def test_boundary_loss_variants(make, name, expected):
 
 
 def transforms(cls, mask=(False,), **kwargs):
-    return cls.get_training_transforms((40, 40), (-np.pi, np.pi), None, (0, 1), False, use_mask_for_norm=list(mask), foreground_labels=[1, 2, 3], **kwargs)
+    return cls.get_training_transforms(
+        (40, 40),
+        (-np.pi, np.pi),
+        None,
+        (0, 1),
+        False,
+        use_mask_for_norm=list(mask),
+        foreground_labels=[1, 2, 3],
+        **kwargs,
+    )
 
 
 def test_paper_augmentation_is_rotation_and_flips():
     kinds = [type(t).__name__ for t in transforms(nnUNetTrainerDIN).transforms]
-    assert kinds[:2] == ["SpatialTransform", "MirrorTransform"] and kinds[2].startswith("RemoveLabel") and len(kinds) == 3
+    assert (
+        kinds[:2] == ["SpatialTransform", "MirrorTransform"] and kinds[2].startswith("RemoveLabel") and len(kinds) == 3
+    )
     spatial = transforms(nnUNetTrainerDIN).transforms[0]
     assert (spatial.p_rotation, spatial.p_scaling, spatial.p_elastic_deform) == (0.5, 0, 0)
     assert spatial.rotation == (-np.pi, np.pi)
@@ -139,12 +166,16 @@ def test_both_images_are_moved_together():
 
 
 def test_training_and_resuming_are_bit_exact(make, dataset, tmp_path):
-    """Two epochs in one go, and one epoch, save, load into a new trainer, one more epoch: same weights, optimizer and schedule."""
+    """Two epochs in one go, and one epoch, save, load into a new trainer, one more epoch: same weights, optimizer and
+    schedule.
+    """
 
     def epoch(trainer):
         trainer.on_epoch_start()
         trainer.on_train_epoch_start()
-        trainer.on_train_epoch_end([trainer.train_step(batch(trainer, seed=10 * trainer.current_epoch + i)) for i in range(2)])
+        trainer.on_train_epoch_end(
+            [trainer.train_step(batch(trainer, seed=10 * trainer.current_epoch + i)) for i in range(2)]
+        )
         trainer.on_validation_epoch_start()
         with torch.no_grad():
             trainer.on_validation_epoch_end([trainer.validation_step(batch(trainer))])
@@ -226,7 +257,9 @@ def test_patch_that_is_no_multiple_of_eight_is_refused(make):
         make(change=change)
 
 
-@pytest.mark.parametrize(("key", "match"), [("encoder", "Unknown encoder 'nonsense'"), ("enhancement", "Unknown enhancement 'nonsense'")])
+@pytest.mark.parametrize(
+    ("key", "match"), [("encoder", "Unknown encoder 'nonsense'"), ("enhancement", "Unknown enhancement 'nonsense'")]
+)
 def test_unknown_names_in_the_plans(make, key, match):
     def change(plans):
         config = plans["configurations"]["2d"]

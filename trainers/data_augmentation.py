@@ -14,4 +14,6 @@ class nnUNetTrainerDIN_nnUNetDA(nnUNetTrainerDIN):
     @classmethod
     def get_training_transforms(cls, *args, use_mask_for_norm: list[bool] | None = None, **kwargs) -> BasicTransform:
         """nnU-Net's pipeline; the enhanced channels are augmented like any other channel."""
-        return nnUNetTrainer.get_training_transforms(*args, use_mask_for_norm=for_both_images(use_mask_for_norm), **kwargs)
+        return nnUNetTrainer.get_training_transforms(
+            *args, use_mask_for_norm=for_both_images(use_mask_for_norm), **kwargs
+        )

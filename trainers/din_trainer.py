@@ -22,9 +22,11 @@ STRIDE = 8
 
 
 class nnUNetTrainerDIN(nnUNetTrainer):
-    """Trains a DIN configuration as the paper states it: AdamW at 1e-4, 300 epochs, rotation and flips, CE + Dice + L_bnd.
+    """Trains a DIN configuration as the paper states it: AdamW at 1e-4, 300 epochs, rotation and flips, CE + Dice +
+    L_bnd.
 
-    Hyper-parameters are class attributes; a variant is a subclass that changes them. An epoch is nnU-Net's: 250 iterations.
+    Hyper-parameters are class attributes; a variant is a subclass that changes them. An epoch is nnU-Net's: 250
+    iterations.
 
     Attributes
     ----------
@@ -35,8 +37,9 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     weight_ce, weight_dice, weight_boundary : float
         alpha and beta of eq. 10, and the weight of L_bnd (1 in the paper).
     boundary_ramp : float
-        Share of the epochs over which the weight of L_bnd grows linearly from 0. From then on the loss is eq. 10. A network that
-        segments nothing yet has the smallest L_bnd when it predicts no edges at all: from the start, the term holds it there.
+        Share of the epochs over which the weight of L_bnd grows linearly from 0. From then on the loss is eq. 10. A
+        network that segments nothing yet has the smallest L_bnd when it predicts no edges at all: from the start, the
+        term holds it there.
     normalized_sobel : bool
         See :class:`nnunet_din.losses.MultiScaleBoundaryLoss`.
     p_rotation : float
@@ -58,7 +61,12 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     p_rotation = 0.5
 
     def __init__(
-        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
     ):
         check_plans(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -165,21 +173,25 @@ def check_plans(plans: dict, configuration: str) -> None:
     plans_name = plans["plans_name"]
     if len(manager.patch_size) != 2:
         raise ValueError(
-            f"DIN is a 2-D network and '{configuration}' of {plans_name} is a 3-D configuration. Train DIN with `2d`; for '{configuration}' use "
+            f"DIN is a 2-D network and '{configuration}' of {plans_name} is a 3-D configuration. Train DIN with "
+            f"`2d`; for '{configuration}' use "
             "nnU-Net's own trainer, `-tr nnUNetTrainer`, with the same plans."
         )
     enhancement = manager.configuration.get("enhancement")
     if enhancement is None:
         raise ValueError(
-            f"Configuration '{configuration}' of {plans_name} has no enhanced channels. Make plans and data for DIN with "
-            f"`nnUNetv2_plan_and_preprocess -d {plans['dataset_name']} -pl nnUNetPlannerDIN -c 2d` (or nnUNetPlannerDINTiny, "
+            f"Configuration '{configuration}' of {plans_name} has no enhanced channels. Make plans and data for DIN "
+            "with "
+            f"`nnUNetv2_plan_and_preprocess -d {plans['dataset_name']} -pl nnUNetPlannerDIN -c 2d` (or "
+            "nnUNetPlannerDINTiny, "
             "nnUNetPlannerDINAtto) and train with `-p nnUNetDINPlans` (nnUNetDINTinyPlans, nnUNetDINAttoPlans)."
         )
     get_enhancement(enhancement["method"])
     if any(edge % STRIDE for edge in manager.patch_size):
         rounded = [-(-edge // STRIDE) * STRIDE for edge in manager.patch_size]
         raise ValueError(
-            f"The patch size {list(manager.patch_size)} of configuration '{configuration}' in {plans_name} is not a multiple of {STRIDE} along "
+            f"The patch size {list(manager.patch_size)} of configuration '{configuration}' in {plans_name} is not a "
+            f"multiple of {STRIDE} along "
             f"every axis. Set it to {rounded} in the plans file; the data need not be preprocessed again."
         )
 

@@ -6,7 +6,9 @@ from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
 
 
 class nnUNetTrainerDIN_smoke(nnUNetTrainerDIN):
-    """20 iterations: whether a data set, a machine or a job script gets through training at all. The result means nothing."""
+    """20 iterations: whether a data set, a machine or a job script gets through training at all. The result means
+    nothing.
+    """
 
     num_epochs = 2
     num_iterations_per_epoch = 10
@@ -15,7 +17,9 @@ class nnUNetTrainerDIN_smoke(nnUNetTrainerDIN):
 
 
 class nnUNetTrainerDIN_5epochs(nnUNetTrainerDIN):
-    """1250 iterations, with what a network needs to get from random weights to a segmentation in so few (docs/results.md)."""
+    """1250 iterations, with what a network needs to get from random weights to a segmentation in so few
+    (docs/results.md).
+    """
 
     initial_lr = 3e-4
     boundary_ramp = 0.5
@@ -26,9 +30,9 @@ class nnUNetTrainerDIN_5epochs(nnUNetTrainerDIN):
 
 
 class nnUNetTrainerDIN_demo(nnUNetTrainerDIN_5epochs):
-    """The trainer of ``nnunet-din demo``: 5 epochs of 35 iterations."""
+    """The trainer of ``nnunet-din demo``: 100 iterations."""
 
-    num_iterations_per_epoch = 35
+    num_iterations_per_epoch = 20
     num_val_iterations_per_epoch = 4
 
 

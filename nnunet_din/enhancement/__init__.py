@@ -4,7 +4,8 @@ One file a method, one line in :data:`ENHANCEMENTS`. A method is a function of s
 
     method(f, *, color, mask, **parameters) -> array like f, in (-1, 1)
 
-with ``f`` of shape ``(..., H, W)`` (``(..., C, H, W)`` where ``color`` is true) and a ``mask`` of shape ``(..., H, W)`` or None.
+with ``f`` of shape ``(..., H, W)`` (``(..., C, H, W)`` where ``color`` is true) and a ``mask`` of shape ``(..., H, W)``
+or None.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def enhance_slices(
     data
         Intensities of any scale, finite, shape ``(C, Z, H, W)``.
     color
-        Whether the C channels are the colours of one image (enhanced by luminosity, mapped to (-1, 1) together) or independent.
+        Whether the C channels are the colours of one image (enhanced by luminosity, mapped to (-1, 1) together) or
+        independent.
     mask
         Foreground, shape ``(Z, H, W)``: statistics come from its voxels only. None: all voxels.
     method
@@ -86,7 +88,8 @@ def enhance_slices(
     out = np.empty(data.shape, np.result_type(data.dtype, np.float32))
     for channels in [slice(None)] if color else [slice(c, c + 1) for c in range(len(data))]:
         f = to_unit_interval(data[channels], percentiles=percentiles, limit=limit, mask=mask)
-        # One slice at a time: the temporaries stay in the cache, and a CT of 1000 slices needs no more memory than one slice.
+        # One slice at a time: the temporaries stay in the cache, and a CT of 1000 slices needs no more memory than one
+        # slice.
         for z in range(data.shape[1]):
             slice_mask = None if mask is None else mask[z]
             if slice_mask is not None and not slice_mask.any():

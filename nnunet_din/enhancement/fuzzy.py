@@ -1,8 +1,8 @@
 """Fuzzy image enhancement in closed form (DIN paper, eqs. 11 and 12, after Patrascu, arXiv:1502.04499).
 
-Patrascu's logarithmic model on (-1, 1) becomes ordinary arithmetic under phi = atanh. There, the image support is divided into
-(m+1)(n+1) fuzzy windows whose memberships are separable, so that every fuzzy sum over the image is a product with two small matrices,
-and the sum over windows of affine maps is one affine map per pixel.
+Patrascu's logarithmic model on (-1, 1) becomes ordinary arithmetic under phi = atanh. There, the image support is
+divided into (m+1)(n+1) fuzzy windows whose memberships are separable, so that every fuzzy sum over the image is a
+product with two small matrices, and the sum over windows of affine maps is one affine map per pixel.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def fuzzy_enhance(
     Parameters
     ----------
     f
-        Images in (-1, 1): a floating NumPy array or torch tensor of shape ``(..., H, W)``, or ``(..., C, H, W)`` where ``color``
-        is true. Values closer to +-1 than 1e-6 are pulled back to there.
+        Images in (-1, 1): a floating NumPy array or torch tensor of shape ``(..., H, W)``, or ``(..., C, H, W)`` where
+        ``color`` is true. Values closer to +-1 than 1e-6 are pulled back to there.
     m, n
         Orders of the fuzzy partition along columns (x) and rows (y): (m + 1)(n + 1) windows. 0 and 0 is the z-score.
     gamma
@@ -60,12 +60,14 @@ def fuzzy_enhance(
     sigma_u
         The uniform standard deviation that every window is brought to, in units of phi = atanh (eq. 11).
     s_min
-        Lower bound of a window's standard deviation, in units of phi: keeps flat regions from being amplified without end.
+        Lower bound of a window's standard deviation, in units of phi: keeps flat regions from being amplified without
+        end.
     color
         Whether axis -3 holds the colours of one image: window statistics then come from the luminosity (mean phi of the
         channels), and every channel gets the same affine map.
     mask
-        Foreground, shape ``(..., H, W)``, boolean or 0/1 numbers: only its pixels enter the statistics. All pixels are enhanced.
+        Foreground, shape ``(..., H, W)``, boolean or 0/1 numbers: only its pixels enter the statistics. All pixels are
+        enhanced.
 
     Returns
     -------
@@ -92,7 +94,8 @@ def fuzzy_enhance(
     luminosity = g.mean(-3) if color else g
     weight = xp.ones_like(luminosity) if mask is None else _broadcast_like(xp, mask, luminosity)
 
-    # Fuzzy cardinality, mean and variance of each window, (n+1) x (m+1). Centred first, or fp32 variances come out negative.
+    # Fuzzy cardinality, mean and variance of each window, (n+1) x (m+1). Centred first, or fp32 variances come out
+    # negative.
     n_inside = xp.clip(weight.sum((-2, -1)), 1, None)[..., None, None]
     centre = (luminosity * weight).sum((-2, -1))[..., None, None] / n_inside
     d = (luminosity - centre) * weight
@@ -100,7 +103,9 @@ def fuzzy_enhance(
     mean = (wy @ d @ wx_t) / card
     variance = (wy @ (d * d) @ wx_t) / card - mean * mean
 
-    scale = sigma_u / xp.clip(xp.sqrt(xp.clip(variance, 0, None)), s_min, None)  # lambda_ij; tau_ij = -(mean + centre)  (eq. 11)
+    scale = sigma_u / xp.clip(
+        xp.sqrt(xp.clip(variance, 0, None)), s_min, None
+    )  # lambda_ij; tau_ij = -(mean + centre)  (eq. 11)
     # Eq. 12, memberships as weights: sum_ij w_ij lambda_ij (g + tau_ij) = A (g - centre) - B
     a = wy.T @ scale @ wx  # H x W
     b = wy.T @ (scale * mean) @ wx

@@ -13,8 +13,8 @@ def to_unit_interval(
 ) -> np.ndarray:
     """Map intensities linearly to ``[-limit, limit]`` by robust percentiles, and clip.
 
-    The clip stays away from +-1, where ``atanh`` diverges: a background at +-1 would dominate every mean and variance of the
-    enhancement and crush the foreground.
+    The clip stays away from +-1, where ``atanh`` diverges: a background at +-1 would dominate every mean and variance
+    of the enhancement and crush the foreground.
 
     Parameters
     ----------
@@ -30,7 +30,8 @@ def to_unit_interval(
     Returns
     -------
     numpy.ndarray
-        Shape of ``data``, floating dtype, values in ``[-limit, limit]``; 0 everywhere if the percentiles coincide (a constant image).
+        Shape of ``data``, floating dtype, values in ``[-limit, limit]``; 0 everywhere if the percentiles coincide (a
+        constant image).
 
     Raises
     ------

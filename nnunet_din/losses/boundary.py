@@ -41,8 +41,8 @@ class MultiScaleBoundaryLoss(nn.Module):
     scales
         Average-pooling factors; an image smaller than a factor skips that scale.
     normalized
-        Divide the Sobel kernels by 8, so that the response to a unit step is 1/2. False is the printed form, eight times as large; it can
-        hold a young network at the background (see the documentation of the training defaults).
+        Divide the Sobel kernels by 8, so that the response to a unit step is 1/2. False is the printed form, eight
+        times as large; it can hold a young network at the background (see the documentation of the training defaults).
     """
 
     def __init__(self, scales: Sequence[int] = (1, 2, 4), normalized: bool = True):
@@ -62,8 +62,8 @@ class MultiScaleBoundaryLoss(nn.Module):
         target
             One-hot (or multi-hot) truth, same shape.
         valid
-            Boolean, shape ``(N, 1, H, W)``: pixels that count. A response whose Sobel window touches a pixel that does not is left
-            out. None: all count.
+            Boolean, shape ``(N, 1, H, W)``: pixels that count. A response whose Sobel window touches a pixel that does
+            not is left out. None: all count.
 
         Returns
         -------

@@ -22,8 +22,8 @@ class DINLoss(nn.Module):
     regions
         Whether the K channels are overlapping regions (sigmoid, binary cross-entropy) or exclusive classes (softmax).
     ignore_label
-        Exclusive classes: the label whose pixels do not count, or None. Regions: anything but None says that the target's last
-        channel marks those pixels, as in nnU-Net.
+        Exclusive classes: the label whose pixels do not count, or None. Regions: anything but None says that the
+        target's last channel marks those pixels, as in nnU-Net.
     batch_dice, normalized_sobel
         See :class:`SoftDiceLoss` and :class:`MultiScaleBoundaryLoss`.
     """
@@ -55,8 +55,8 @@ class DINLoss(nn.Module):
         logits
             Network output, shape ``(N, K, H, W)``.
         target
-            Exclusive classes: label map, shape ``(N, 1, H, W)``. Regions: multi-hot, shape ``(N, K, H, W)``, or K + 1 with the
-            ignore mask last.
+            Exclusive classes: label map, shape ``(N, 1, H, W)``. Regions: multi-hot, shape ``(N, K, H, W)``, or K + 1
+            with the ignore mask last.
 
         Returns
         -------
@@ -71,7 +71,9 @@ class DINLoss(nn.Module):
 
     def _labels(self, logits: Tensor, labels: Tensor) -> Tensor:
         valid = None
-        cross_entropy = F.cross_entropy(logits, labels, reduction="none", ignore_index=_ignore_index(self.ignore_label))  # eq. 7
+        cross_entropy = F.cross_entropy(
+            logits, labels, reduction="none", ignore_index=_ignore_index(self.ignore_label)
+        )  # eq. 7
         if self.ignore_label is not None:
             valid = (labels != self.ignore_label)[:, None]
             labels = labels.masked_fill(~valid[:, 0], 0)

@@ -12,7 +12,8 @@ class SoftDiceLoss(nn.Module):
     Parameters
     ----------
     batch_dice
-        Sum over the pixels of the whole batch, of all processes under DDP, before dividing (eq. 8 as printed); False: per image.
+        Sum over the pixels of the whole batch, of all processes under DDP, before dividing (eq. 8 as printed); False:
+        per image.
     smooth
         Added to numerator and denominator: a class absent from both truth and prediction costs nothing.
     """
@@ -23,7 +24,9 @@ class SoftDiceLoss(nn.Module):
         self.smooth = smooth
 
     def forward(self, probabilities: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Compute the loss: probabilities and one-hot target ``(N, K, H, W)``, valid pixels ``(N, 1, H, W)`` or None; scalar in [0, 1]."""
+        """Compute the loss: probabilities and one-hot target ``(N, K, H, W)``, valid pixels ``(N, 1, H, W)`` or None;
+        scalar in [0, 1].
+        """
         target = target.to(probabilities.dtype)
         if valid is not None:
             probabilities, target = probabilities * valid, target * valid
@@ -37,7 +40,11 @@ class SoftDiceLoss(nn.Module):
 
 def _sum_over_processes(x: Tensor) -> Tensor:
     """Differentiable sum over the processes of a DDP training; the identity elsewhere."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
         from torch.distributed.nn.functional import all_reduce
 
         return all_reduce(x)

@@ -16,7 +16,9 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_multiply_adds(network: nn.Module, input_shape: Sequence[int]) -> int:
-    """Multiply-adds of one forward pass in convolutions, matrix products and attention (the paper's "GFLOPs", times 1e9)."""
+    """Multiply-adds of one forward pass in convolutions, matrix products and attention (the paper's "GFLOPs", times
+    1e9).
+    """
     network = copy.deepcopy(network).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.empty(*input_shape, device="meta"))

@@ -1,13 +1,14 @@
 """SegFormer's MLP decoder as DIN uses it (paper, section 9.2, eq. 14), at a fraction of the arithmetic.
 
-As printed, the decoder brings every level to D channels (a linear layer), resizes it to full resolution, concatenates, and
-applies a 3 x 3 convolution. All of these are linear, so they can be reordered without changing the function::
+As printed, the decoder brings every level to D channels (a linear layer), resizes it to full resolution, concatenates,
+and applies a 3 x 3 convolution. All of these are linear, so they can be reordered without changing the function::
 
     conv3x3(concat_i U_i(W_i x_i + b_i)) = sum_i sum_(dy,dx) S_dy S_dx U_i((C_i[dy,dx] W_i) x_i) + bias map
 
-with U_i the bilinear resize, S a shift by one pixel with zero fill, and C_i[dy,dx] the kernel's slice for level i. The small products
-C_i[dy,dx] W_i are composed once per step and applied as one 1 x 1 convolution at the level's own low resolution; resize and shift
-together are two products with small fixed matrices. A level at full resolution is one 3 x 3 convolution with the composed kernel.
+with U_i the bilinear resize, S a shift by one pixel with zero fill, and C_i[dy,dx] the kernel's slice for level i. The
+small products C_i[dy,dx] W_i are composed once per step and applied as one 1 x 1 convolution at the level's own low
+resolution; resize and shift together are two products with small fixed matrices. A level at full resolution is one 3 x
+3 convolution with the composed kernel.
 """
 
 from __future__ import annotations
@@ -48,8 +49,11 @@ class SegFormerHead(nn.Module):
         return self.classifier(F.relu(self.norm(y)))  # eq. 14
 
 
-def fuse_levels(features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], kernel: Tensor) -> Tensor:
-    """Linear layers, bilinear resize (``align_corners=False``), concatenation and 3 x 3 convolution (zero padding), reordered.
+def fuse_levels(
+    features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], kernel: Tensor
+) -> Tensor:
+    """Linear layers, bilinear resize (``align_corners=False``), concatenation and 3 x 3 convolution (zero padding),
+    reordered.
 
     Parameters
     ----------
@@ -88,14 +92,18 @@ def _resize_and_shift(z: Tensor, size: Sequence[int]) -> Tensor:
     n, taps, h, w = z.shape
     d = taps // 9
     along_x, along_y = resize_and_shift_matrix(w, size[1], z), resize_and_shift_matrix(h, size[0], z)
-    z = z.reshape(n, d, 3, 3, h, w).permute(0, 1, 2, 4, 3, 5).reshape(n, d, 3 * h, 3 * w)  # rows (dy, h), columns (dx, w)
+    z = (
+        z.reshape(n, d, 3, 3, h, w).permute(0, 1, 2, 4, 3, 5).reshape(n, d, 3 * h, 3 * w)
+    )  # rows (dy, h), columns (dx, w)
     return along_y @ (z @ along_x.T)
 
 
 def resize_and_shift_matrix(n_in: int, n_out: int, like: Tensor) -> Tensor:
-    """Bilinear resize from ``n_in`` to ``n_out`` pixels followed by the shifts of a 3-tap kernel: ``[S_-1 U, S_0 U, S_1 U]``.
+    """Bilinear resize from ``n_in`` to ``n_out`` pixels followed by the shifts of a 3-tap kernel: ``[S_-1 U, S_0 U, S_1
+    U]``.
 
-    Shape ``(n_out, 3 n_in)``, device and dtype of ``like``: row p of the block of tap t is row p + t - 1 of U, or 0 outside.
+    Shape ``(n_out, 3 n_in)``, device and dtype of ``like``: row p of the block of tap t is row p + t - 1 of U, or 0
+    outside.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     identity = torch.eye(n_in, device=like.device, dtype=dtype)

@@ -30,8 +30,8 @@ class DualCrossAttention(nn.Module):
     dim
         Channels d.
     window_size
-        Largest edge of an attention window in pixels. A map is cut into the fewest windows that respect it, as equal in size as
-        possible; a map smaller than a window is one window.
+        Largest edge of an attention window in pixels. A map is cut into the fewest windows that respect it, as equal in
+        size as possible; a map smaller than a window is one window.
     num_heads
         1 is eq. 2 as printed.
     """
@@ -54,7 +54,9 @@ class DualCrossAttention(nn.Module):
         q_i, k_i, v_i = self._heads(windows.cut(self.qkv_image(f_image)))
         q_e, k_e, v_e = self._heads(windows.cut(self.qkv_enhanced(f_enhanced)))
         mask = windows.key_mask(f_image.device)
-        f_ie = F.scaled_dot_product_attention(q_i, k_e, v_e, attn_mask=mask) + q_i  # eq. 3; scaled by 1 / sqrt(d) (eq. 2)
+        f_ie = (
+            F.scaled_dot_product_attention(q_i, k_e, v_e, attn_mask=mask) + q_i
+        )  # eq. 3; scaled by 1 / sqrt(d) (eq. 2)
         f_ei = F.scaled_dot_product_attention(q_e, k_i, v_i, attn_mask=mask) + q_e
         return windows.join(self._merge(f_ie)), windows.join(self._merge(f_ei))
 

@@ -11,7 +11,8 @@ from nnunet_din.network.encoder import build_encoder
 
 
 class DualInteractionNetwork(nn.Module):
-    """Twin encoders for the original and the enhanced image, a DIFM per scale, a SegFormer MLP decoder (paper, Fig. 2a).
+    """Twin encoders for the original and the enhanced image, a DIFM per scale, a SegFormer MLP decoder (paper, Fig.
+    2a).
 
     Parameters
     ----------
@@ -53,7 +54,8 @@ class DualInteractionNetwork(nn.Module):
         super().__init__()
         if deep_supervision:
             raise ValueError(
-                "DIN has a single output and cannot be trained with deep supervision: use -tr nnUNetTrainerDIN (or one of its "
+                "DIN has a single output and cannot be trained with deep supervision: use -tr nnUNetTrainerDIN (or "
+                "one of its "
                 "variants), or another trainer without deep supervision such as nnUNetTrainerNoDeepSupervision."
             )
         self.input_channels = input_channels
@@ -66,7 +68,8 @@ class DualInteractionNetwork(nn.Module):
             DualInteractiveFusionModule(d, window_size, num_heads, ffn_expansion) for d in channels
         )
         self.decoder = build_decoder(decoder, channels, num_classes, decoder_channels)
-        # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions): keep them last in memory.
+        # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions): keep
+        # them last in memory.
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,8 +99,10 @@ class DualInteractionNetwork(nn.Module):
     def _check_input(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != 2 * self.input_channels:
             raise ValueError(
-                f"DIN takes {2 * self.input_channels} channels, (N, {2 * self.input_channels}, H, W): {self.input_channels} original "
-                f"and {self.input_channels} enhanced. Got a tensor of shape {tuple(x.shape)}. In nnU-Net the enhanced channels come from "
+                f"DIN takes {2 * self.input_channels} channels, (N, {2 * self.input_channels}, H, W): "
+                f"{self.input_channels} original "
+                f"and {self.input_channels} enhanced. Got a tensor of shape {tuple(x.shape)}. In nnU-Net the "
+                "enhanced channels come from "
                 "plans made with `nnUNetv2_plan_and_preprocess -pl nnUNetPlannerDIN`."
             )
         stride = self.encoder_image.stride
@@ -105,7 +110,9 @@ class DualInteractionNetwork(nn.Module):
             raise ValueError(f"Height and width must be multiples of {stride}, got {x.shape[2]} x {x.shape[3]}.")
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        """As in torch, with one clear error instead of a page of keys where the weights are those of another network."""
+        """As in torch, with one clear error instead of a page of keys where the weights are those of another
+        network.
+        """
         own = self.state_dict()
         differing = [key for key in own if key in state_dict and state_dict[key].shape != own[key].shape]
         if strict:
@@ -113,8 +120,10 @@ class DualInteractionNetwork(nn.Module):
         if differing:
             key = differing[0]
             raise RuntimeError(
-                f"These weights belong to another network: {len(differing)} of {len(own)} entries do not fit, the first is '{key}' "
-                f"({_shape(state_dict, key)} in the weights, {_shape(own, key)} here). A checkpoint fits only plans with the preset, channels "
+                f"These weights belong to another network: {len(differing)} of {len(own)} entries do not fit, the "
+                f"first is '{key}' "
+                f"({_shape(state_dict, key)} in the weights, {_shape(own, key)} here). A checkpoint fits only plans "
+                "with the preset, channels "
                 "and classes that it was trained with."
             )
         return super().load_state_dict(state_dict, strict=strict, assign=assign)

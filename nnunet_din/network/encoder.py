@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 
 class ConvNeXtEncoder(nn.Module):
-    """timm's ConvNeXt with a 3 x 3 stride-1 stem and a second pooling convolution per stage (paper, section 9.1 and Table 14).
+    """timm's ConvNeXt with a 3 x 3 stride-1 stem and a second pooling convolution per stage (paper, section 9.1 and
+    Table 14).
 
     Parameter names of the stages are timm's, so that timm's pretrained weights fit them.
 
@@ -35,7 +36,11 @@ class ConvNeXtEncoder(nn.Module):
     stride = 8
 
     def __init__(
-        self, in_channels: int, name: str = "convnext_base", layer_scale: float | None = 1e-6, drop_path_rate: float = 0.0
+        self,
+        in_channels: int,
+        name: str = "convnext_base",
+        layer_scale: float | None = 1e-6,
+        drop_path_rate: float = 0.0,
     ):
         super().__init__()
         options = {} if layer_scale is None else {"ls_init_value": layer_scale}
@@ -65,8 +70,8 @@ class ConvNeXtEncoder(nn.Module):
         Returns
         -------
         list of (Tensor, Tensor)
-            Per stage ``(f_low, f_high)``, both ``(N, d_i, H / 2^i, W / 2^i)``: the edge features after the (first) pooling layer
-            and the output of the last block (f_edge and f_shape of Table 14).
+            Per stage ``(f_low, f_high)``, both ``(N, d_i, H / 2^i, W / 2^i)``: the edge features after the (first)
+            pooling layer and the output of the last block (f_edge and f_shape of Table 14).
         """
         x = self.stem(x)
         pairs = []

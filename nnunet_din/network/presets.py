@@ -1,4 +1,6 @@
-"""Sizes of the network. A preset is the keyword arguments of :class:`DualInteractionNetwork`, as they stand in the plans."""
+"""Sizes of the network. A preset is the keyword arguments of :class:`DualInteractionNetwork`, as they stand in the
+plans.
+"""
 
 from __future__ import annotations
 

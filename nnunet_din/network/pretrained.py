@@ -36,7 +36,9 @@ class LoadReport:
     not_used: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"Pretrained encoder weights from {self.source}: {len(self.loaded)} entries loaded into both encoders."]
+        lines = [
+            f"Pretrained encoder weights from {self.source}: {len(self.loaded)} entries loaded into both encoders."
+        ]
         for title, entries in (
             ("shape differs, random weights kept", self.mismatched),
             ("not in the source, random weights kept", self.not_in_file),
@@ -55,8 +57,8 @@ def load_pretrained_encoders(network: nn.Module, source: str | Path) -> LoadRepo
     network
         The network; changed in place.
     source
-        A timm model name, with or without tag (``convnext_tiny.fb_in22k``), fetched by timm, or a file with a state dict of such a
-        model (``.pth``, ``.safetensors``; timm's or the original authors' key names).
+        A timm model name, with or without tag (``convnext_tiny.fb_in22k``), fetched by timm, or a file with a state
+        dict of such a model (``.pth``, ``.safetensors``; timm's or the original authors' key names).
 
     Returns
     -------
@@ -85,8 +87,10 @@ def load_pretrained_encoders(network: nn.Module, source: str | Path) -> LoadRepo
     # The stem's LayerNorm and a bias or two fit many networks by chance: without the blocks, nothing was pretrained.
     if not all(key in fitting for key in own if ".blocks." in key):
         raise ValueError(
-            f"The weights in {source} do not fit the encoder {encoder.name}: {len(fitting)} of {len(own)} entries agree in name and shape. "
-            f"Use weights of {encoder.name}, by timm name (known: {', '.join(timm.list_pretrained(encoder.name + '*')) or 'none'}) or as a file."
+            f"The weights in {source} do not fit the encoder {encoder.name}: {len(fitting)} of {len(own)} entries "
+            "agree in name and shape. "
+            f"Use weights of {encoder.name}, by timm name (known: "
+            f"{', '.join(timm.list_pretrained(encoder.name + '*')) or 'none'}) or as a file."
         )
     for each in (network.encoder_image, network.encoder_enhanced):
         each.load_state_dict(fitting, strict=False)
@@ -104,11 +108,14 @@ def _read(source: str | Path, encoder_name: str) -> dict[str, Tensor]:
         try:
             return checkpoint_filter_fn(load_state_dict_file(str(source), device="cpu"), reference)
         except KeyError as error:  # an entry of a foreign file that timm's renaming cannot place
-            raise ValueError(f"The weights in {source} do not fit the encoder {encoder_name}: unexpected entry {error}.") from error
+            raise ValueError(
+                f"The weights in {source} do not fit the encoder {encoder_name}: unexpected entry {error}."
+            ) from error
     name = str(source)
     if name.partition(".")[0] not in timm.list_models():
         raise ValueError(
-            f"Pretrained weights '{source}': no such file, and timm knows no model of that name. timm has for {encoder_name}: "
+            f"Pretrained weights '{source}': no such file, and timm knows no model of that name. timm has for "
+            f"{encoder_name}: "
             f"{', '.join(timm.list_pretrained(encoder_name + '*')) or 'none'}."
         )
     return timm.create_model(name, pretrained=True).state_dict()
