@@ -458,6 +458,8 @@ def _prepare_dataset(folder: Path, data: Path | None, seed: int) -> Path:
     source = None if data is None else Path(os.path.abspath(data))
     if source is not None:
         _check_dataset(source)
+    if folder.exists() and not folder.is_dir():
+        raise DemoError(f"{folder} is a file; choose another folder.")
     name = PHANTOM if source is None else source.name
     for parent in FOLDERS:
         (folder / parent).mkdir(parents=True, exist_ok=True)

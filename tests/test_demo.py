@@ -355,6 +355,14 @@ def test_phantom_is_never_written_through_a_link(tmp_path, stand_ins, capsys):
     assert (theirs / "imagesTr/case_000_0000.nii.gz").read_bytes() == before
 
 
+def test_folder_that_is_a_file_is_refused(tmp_path, capsys):
+    """Fails if a mistyped folder gives a traceback, or the file there is replaced."""
+    (tmp_path / "file").write_text("mine")
+    assert run(tmp_path / "file", "--device", "cpu") == 1
+    assert "is a file" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_negative_seed_is_refused(tmp_path, capsys):
     """Fails if a seed that numpy cannot take gives a traceback."""
     assert run(tmp_path / "demo", "--seed", "-1", "--device", "cpu") == 1

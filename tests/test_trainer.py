@@ -106,6 +106,22 @@ def test_vectors_are_not_decayed(make):
     assert len(decayed["params"]) + len(free["params"]) == len(list(trainer.network.parameters()))
 
 
+def test_learning_rate_and_boundary_weight_follow_the_iterations(make):
+    trainer = make("nnUNetTrainerDIN_5epochs", num_iterations_per_epoch=2)
+    trainer.initialize()
+    rates, weights = [], []
+    trainer.network = torch.nn.Conv2d(2, 4, 1)  # the schedule does not depend on the network
+    for trainer.current_epoch in range(5):
+        trainer.logger.log("epoch_start_timestamps", 0, trainer.current_epoch)
+        trainer.on_train_epoch_start()
+        weights.append(trainer.loss.weight_boundary)
+        for _ in range(2):
+            trainer.train_step(batch(trainer))
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([3e-4 * (1 - i / 10) ** 0.9 for i in range(10)])
+    assert weights == pytest.approx([0, 0.4, 0.8, 1, 1])
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -73,6 +73,7 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         # nnU-Net's __init__ sets its own defaults on the instance, which would hide the class attributes.
         for name in [name for name in vars(self) if hasattr(type(self), name)]:
             delattr(self, name)
+        self._iteration = 0  # within the epoch
         self.amp_dtype = None
         if self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
             # bf16 has the range of fp32: nothing to scale.
@@ -80,7 +81,7 @@ class nnUNetTrainerDIN(nnUNetTrainer):
             self.grad_scaler = None
 
     def configure_optimizers(self):
-        """AdamW with nnU-Net's polynomial decay."""
+        """AdamW with nnU-Net's polynomial decay, stepped every iteration: short trainings must reach 0, too."""
         parameters = list(self.network.parameters())
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
@@ -117,6 +118,7 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         """As in nnU-Net, with the weight of L_bnd for this epoch."""
         super().on_train_epoch_start()
+        self._iteration = 0
         ramp = self.boundary_ramp * self.num_epochs
         self.loss.weight_boundary = self.weight_boundary * (min(1.0, self.current_epoch / ramp) if ramp else 1.0)
 
@@ -137,7 +139,9 @@ class nnUNetTrainerDIN(nnUNetTrainer):
             torch.set_autocast_dtype(self.device.type, before)
 
     def train_step(self, batch: dict) -> dict:
-        """As in nnU-Net, in bf16 where the device has it."""
+        """As in nnU-Net, in bf16 where the device has it, with the learning rate of this iteration."""
+        self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
+        self._iteration += 1
         with self._autocast_dtype():
             return super().train_step(batch)
 
