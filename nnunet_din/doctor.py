@@ -30,6 +30,10 @@ class Check:
     found: str
     do: str = ""
 
+    def __post_init__(self):
+        if self.ok:
+            self.do = ""
+
 
 def add_parser(subparsers) -> None:
     """Add the sub-command."""
@@ -126,6 +130,7 @@ def modules_found_by_a_worker() -> dict[str, str | None]:
     """
     code = f"""
 import json
+from multiprocessing import get_context
 with get_context("spawn").Pool(1) as pool:
     print(json.dumps(pool.apply(eval, ({_LOOK_UP!r},))))
 """

@@ -57,7 +57,7 @@ def test_doctor_knows_the_supported_nnunet(version, ok, monkeypatch):
     real = doctor.metadata.version
     monkeypatch.setattr(doctor.metadata, "version", lambda name: version if name == "nnunetv2" else real(name))
     check = next(c for c in doctor._versions() if c.name == "nnunetv2")
-    assert check.ok is ok and (ok or check.do == 'pip install "nnunetv2>=2.7,<2.9"')
+    assert check.ok is ok and check.do == ("" if ok else 'pip install "nnunetv2>=2.7,<2.9"')
 
 
 def test_doctor_reports_a_missing_package(monkeypatch):
