@@ -29,9 +29,9 @@ class nnUNetTrainerDIN_5epochs(nnUNetTrainerDIN):
 
 
 class nnUNetTrainerDIN_demo(nnUNetTrainerDIN_5epochs):
-    """The trainer of ``nnunet-din demo``: 100 iterations, and no validation afterwards."""
+    """The trainer of ``nnunet-din demo``: 80 iterations, and no validation afterwards."""
 
-    num_iterations_per_epoch = 20
+    num_iterations_per_epoch = 16
     num_val_iterations_per_epoch = 4
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
