@@ -42,7 +42,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         Weight, gradient and both moments of AdamW in fp32, and the half-precision copy that autocast makes.
     bytes_per_element : float
         Memory per element that autograd keeps: half precision for most, fp32 for normalizations, and what the backward
-        pass needs on top.
+        pass needs on top. An estimate: it has not been fitted to measurements on a GPU.
     """
 
     preset = "base"
