@@ -173,10 +173,12 @@ def _folders() -> Iterator[Check]:
 
 
 def _memory() -> Check:
-    """Free main memory, from the operating system where it tells."""
+    """Main memory that programs can still get, where the operating system tells."""
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    except (ValueError, OSError, AttributeError):
+        # Not sysconf's free pages: those leave out the file cache, which gives way.
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024 / 1e9
+    except (OSError, StopIteration):
         return Check("memory", True, "free memory unknown on this system")
     enough = 4.0
     do = "close other programs, or give nnU-Net fewer worker processes (-np 1, nnUNet_n_proc_DA=1)."
