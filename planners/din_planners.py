@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from nnunet_din.network import PRESETS, DualInteractionNetwork
+from nnunet_din.network import PRESETS, ConvNeXtEncoder, DualInteractionNetwork
 from nnunet_din.network.accounting import count_parameters
 
 
@@ -107,7 +107,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         """The median slice padded to multiples of the stride, shrunk until two such patches fit; then as many as fit,
         at most 5 %.
         """
-        stride, smallest = 8, 64
+        stride, smallest = ConvNeXtEncoder.stride, 64
         fixed, per_pixel = self._memory_model()
         budget = self.gpu_memory_gb * 1e9 - fixed
         median = np.asarray(median_shape, dtype=float)

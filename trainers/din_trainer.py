@@ -16,9 +16,10 @@ from torch import nn
 
 from nnunet_din.enhancement import get_enhancement
 from nnunet_din.losses import DINLoss
+from nnunet_din.network import ConvNeXtEncoder
 
-#: Edges of the patch must be multiples of this: the encoders halve the resolution three times.
-STRIDE = 8
+#: Edges of the patch must be multiples of this.
+STRIDE = ConvNeXtEncoder.stride
 
 
 class nnUNetTrainerDIN(nnUNetTrainer):

@@ -17,9 +17,7 @@ class nnUNetTrainerDIN_smoke(nnUNetTrainerDIN):
 
 
 class nnUNetTrainerDIN_5epochs(nnUNetTrainerDIN):
-    """1250 iterations, with what a network needs to get from random weights to a segmentation in so few
-    (docs/results.md).
-    """
+    """1250 iterations, with what a network needs to get from random weights to a segmentation in so few."""
 
     initial_lr = 3e-4
     boundary_ramp = 0.5

@@ -42,7 +42,7 @@ class MultiScaleBoundaryLoss(nn.Module):
         Average-pooling factors; an image smaller than a factor skips that scale.
     normalized
         Divide the Sobel kernels by 8, so that the response to a unit step is 1/2. False is the printed form, eight
-        times as large; it can hold a young network at the background (see the documentation of the training defaults).
+        times as large; it can hold a young network at the background (see docs/method.md).
     """
 
     def __init__(self, scales: Sequence[int] = (1, 2, 4), normalized: bool = True):

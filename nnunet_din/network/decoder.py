@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.network.initialization import init_by_fan_in
+
 
 class SegFormerHead(nn.Module):
     """All-MLP decoder: levels to D channels, resized to the first level, fused by a 3 x 3 convolution, classified.
@@ -39,7 +41,7 @@ class SegFormerHead(nn.Module):
         self.fuse = nn.Conv2d(len(in_channels) * channels, channels, kernel_size=3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
-        self.apply(_init_weights)
+        self.apply(init_by_fan_in)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Decode the levels ``(N, d_i, H_i, W_i)`` to logits ``(N, K, H_0, W_0)``."""
@@ -110,14 +112,6 @@ def resize_and_shift_matrix(n_in: int, n_out: int, like: Tensor) -> Tensor:
     resize = F.interpolate(identity[None], size=n_out, mode="linear", align_corners=False)[0].T  # U, (n_out, n_in)
     padded = F.pad(resize, (0, 0, 1, 1))
     return torch.cat([padded[t : t + n_out] for t in range(3)], dim=1).to(like.dtype)
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
-        nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 #: Name in the plans -> class, called with (in_channels, num_classes, channels).

@@ -9,6 +9,8 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.network.initialization import init_by_fan_in
+
 
 class FeatureMerging(nn.Module):
     """Merge low- and high-level features of one image by a convolution (eq. 1): 2d -> d channels."""
@@ -154,17 +156,9 @@ class DualInteractiveFusionModule(nn.Module):
         self.attention = DualCrossAttention(dim, window_size, num_heads)
         self.ffn_ie = GatedFeedForward(dim, ffn_expansion)
         self.ffn_ei = GatedFeedForward(dim, ffn_expansion)
-        self.apply(_init_weights)
+        self.apply(init_by_fan_in)
 
     def forward(self, image: tuple[Tensor, Tensor], enhanced: tuple[Tensor, Tensor]) -> Tensor:
         """Fuse ``(f_low, f_high)`` of both images, each ``(N, d, H, W)``, to F_IE + F_EI, ``(N, d, H, W)``."""
         f_ie, f_ei = self.attention(self.merge_image(*image), self.merge_enhanced(*enhanced))
         return global_spatial_attention(self.ffn_ie(f_ie)) + global_spatial_attention(self.ffn_ei(f_ei))
-
-
-def _init_weights(module: nn.Module) -> None:
-    # Fan-in scaling: the widths of the stages differ by a factor of eight, one fixed deviation cannot fit all.
-    if isinstance(module, nn.Conv2d):
-        fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
-        nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
-        nn.init.zeros_(module.bias)
