@@ -159,6 +159,23 @@ def test_paper_augmentation_is_rotation_and_flips():
     assert spatial.rotation == (-np.pi, np.pi)
 
 
+def test_five_epochs_keep_the_orientation(make):
+    trainer = make("nnUNetTrainerDIN_5epochs")
+    *_, mirror_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert mirror_axes is None and trainer.inference_allowed_mirroring_axes is None
+    image = torch.arange(1600.0).reshape(1, 40, 40)
+    pipeline = type(trainer).get_training_transforms((40, 40), (-np.pi, np.pi), None, mirror_axes, False)
+    for _ in range(10):
+        out = pipeline(image=torch.cat((image, image)), segmentation=torch.zeros(1, 40, 40, dtype=torch.int16))
+        torch.testing.assert_close(out["image"][:1], image)
+
+
+def test_the_paper_mirrors(make):
+    trainer = make()
+    *_, mirror_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert mirror_axes == trainer.inference_allowed_mirroring_axes == (0, 1)
+
+
 def test_nnunet_augmentation_is_nnunets():
     cls = recursive_find_trainer_class_by_name("nnUNetTrainerDIN_nnUNetDA")
     stock = transforms(nnUNetTrainer)

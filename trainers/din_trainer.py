@@ -45,6 +45,8 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         See :class:`nnunet_din.losses.MultiScaleBoundaryLoss`.
     p_rotation : float
         Probability of a random rotation.
+    mirroring : bool
+        Whether images are flipped at random in training and, as nnU-Net then does, in prediction.
     """
 
     initial_lr = 1e-4
@@ -60,6 +62,7 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     boundary_ramp = 0.2
     normalized_sobel = True
     p_rotation = 0.5
+    mirroring = True
 
     def __init__(
         self,
@@ -101,6 +104,15 @@ class nnUNetTrainerDIN(nnUNetTrainer):
             batch_dice=self.configuration_manager.batch_dice,
             normalized_sobel=self.normalized_sobel,
         )
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        """As in nnU-Net, unless ``mirroring`` is off."""
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if not self.mirroring:
+            mirror_axes = self.inference_allowed_mirroring_axes = None
+        return rotation, dummy_2d, initial_patch_size, mirror_axes
 
     @classmethod
     def get_training_transforms(cls, *args, use_mask_for_norm: list[bool] | None = None, **kwargs) -> BasicTransform:

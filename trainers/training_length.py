@@ -17,10 +17,16 @@ class nnUNetTrainerDIN_smoke(nnUNetTrainerDIN):
 
 
 class nnUNetTrainerDIN_5epochs(nnUNetTrainerDIN):
-    """1250 iterations, with what a network needs to get from random weights to a segmentation in so few."""
+    """1250 iterations, with what a network needs to get from random weights to a segmentation in so few.
+
+    Images keep their orientation: no rotation, no flips. Invariance to them takes far more iterations than these to
+    learn, and it hides on which side a structure lies.
+    """
 
     initial_lr = 3e-4
     boundary_ramp = 0.5
+    p_rotation = 0.0
+    mirroring = False
     num_epochs = 5
     num_val_iterations_per_epoch = 10
     save_every = 1

@@ -73,45 +73,50 @@ def fuse_levels(
     """
     size = features[0].shape[-2:]
     slices = kernel.chunk(len(features), dim=1)  # C_i, (D, D, 3, 3)
-    bias_kernel = sum(torch.einsum("okyx,k->oyx", c, b) for c, b in zip(slices, biases, strict=True))
-    out = None
+    full, rows, along_y = [], [], []
     for x, weight, c in zip(features, weights, slices, strict=True):
-        composed = torch.einsum("okyx,kd->oyxd", c, weight)  # C_i[dy,dx] W_i, (D, 3, 3, d_i)
         if x.shape[-2:] == size:
-            y = F.conv2d(x, composed.permute(0, 3, 1, 2), padding=1)
+            full.append(F.conv2d(x, torch.einsum("okyx,kd->odyx", c, weight), padding=1))  # kernel C_i[dy,dx] W_i
         else:
-            y = _resize_and_shift(F.conv2d(x, composed.reshape(-1, x.shape[1], 1, 1)), size)
-        out = y if out is None else out + y
+            composed = torch.einsum("okyx,kd->yxod", c, weight)
+            z = F.conv2d(x, composed.reshape(-1, x.shape[1], 1, 1))  # (N, 9 D, h, w), channels (dy, dx, D)
+            rows.append(_resize_and_shift_columns(z, size[1]))
+            along_y.append(resize_and_shift_matrix(x.shape[2], size[0], z))
     # The linear layers' biases pass through the zero-padded convolution: a constant map that is lower at the border.
-    return out + F.conv2d(out.new_ones(1, 1, *size), bias_kernel[:, None].to(out.dtype), padding=1)
+    bias_kernel = sum(torch.einsum("okyx,k->oyx", c, b) for c, b in zip(slices, biases, strict=True))
+    full.append(F.conv2d(kernel.new_ones(1, 1, *size), bias_kernel[:, None], padding=1))
+    out = sum(full[1:], start=full[0])
+    if rows:
+        # Levels are summed within one product: their rows (h, dy) lie one after the other along its inner axis.
+        y = torch.cat(along_y, dim=1) @ torch.cat(rows, dim=1).flatten(2)
+        out = out + y.unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
+    return out
 
 
-def _resize_and_shift(z: Tensor, size: Sequence[int]) -> Tensor:
-    """Sum over the nine taps of each output channel, every tap resized to ``size`` and shifted by its offset.
+def _resize_and_shift_columns(z: Tensor, width: int) -> Tensor:
+    """Sum over the three horizontal taps, each resized to ``width`` and shifted by its offset.
 
-    Shape ``(N, 9 D, h, w)``, taps (dy, dx) innermost, -> ``(N, D, H, W)``.
+    Shape ``(N, 9 D, h, w)``, channels (dy, dx, D), -> ``(N, 3 h, width, D)``, rows (h, dy). Channels stay last in
+    memory throughout, so that the only copy moves whole runs of 3 D values.
     """
     n, taps, h, w = z.shape
     d = taps // 9
-    along_x, along_y = resize_and_shift_matrix(w, size[1], z), resize_and_shift_matrix(h, size[0], z)
-    z = (
-        z.reshape(n, d, 3, 3, h, w).permute(0, 1, 2, 4, 3, 5).reshape(n, d, 3 * h, 3 * w)
-    )  # rows (dy, h), columns (dx, w)
-    return along_y @ (z @ along_x.T)
+    z = z.permute(0, 2, 3, 1).reshape(n, h, w, 3, 3 * d).transpose(2, 3).reshape(n * 3 * h, 3 * w, d)
+    along_x = resize_and_shift_matrix(w, width, z)
+    return torch.bmm(along_x.expand(len(z), -1, -1), z).reshape(n, 3 * h, width, d)
 
 
 def resize_and_shift_matrix(n_in: int, n_out: int, like: Tensor) -> Tensor:
-    """Bilinear resize from ``n_in`` to ``n_out`` pixels followed by the shifts of a 3-tap kernel: ``[S_-1 U, S_0 U, S_1
-    U]``.
+    """Bilinear resize U from ``n_in`` to ``n_out`` pixels, followed by the shifts S_-1, S_0, S_1 of a 3-tap kernel.
 
-    Shape ``(n_out, 3 n_in)``, device and dtype of ``like``: row p of the block of tap t is row p + t - 1 of U, or 0
-    outside.
+    Shape ``(n_out, 3 n_in)``, device and dtype of ``like``: column ``3 i + t`` holds S_(t-1) U of pixel i, that is, row
+    p of it is row p + t - 1 of U, or 0 outside.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     identity = torch.eye(n_in, device=like.device, dtype=dtype)
     resize = F.interpolate(identity[None], size=n_out, mode="linear", align_corners=False)[0].T  # U, (n_out, n_in)
     padded = F.pad(resize, (0, 0, 1, 1))
-    return torch.cat([padded[t : t + n_out] for t in range(3)], dim=1).to(like.dtype)
+    return torch.stack([padded[t : t + n_out] for t in range(3)], dim=2).flatten(1).to(like.dtype)
 
 
 #: Name in the plans -> class, called with (in_channels, num_classes, channels).
