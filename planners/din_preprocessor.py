@@ -82,7 +82,7 @@ class DINPreprocessor(DefaultPreprocessor):
         """As in nnU-Net, compressed by LZ4 instead of LZ4HC.
 
         An enhanced image hardly compresses, and LZ4HC takes long to find that out: on ACDC's short-axis stacks it
-        spends more time than reading, normalizing and enhancing together. Both are read at the same speed.
+        spends more time than reading, normalizing and enhancing together. Both have the same format for reading.
         """
         data, seg, properties = self.run_case(image_files, seg_file, plans_manager, configuration_manager, dataset_json)
         data = data.astype(np.float32, copy=False)
