@@ -6,7 +6,10 @@ import math
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
+
+from nnunet_din.network.difm import Windows
 
 # ---- the logarithmic model on (-1, 1) of Patrascu (arXiv:1502.04499) ----
 
@@ -106,6 +109,68 @@ def cross_attention(q, k, v, window_size):
                 attention = torch.softmax(q_m @ k_m.T / math.sqrt(q.shape[1]), dim=-1)
                 out[window] = (attention @ v_m + q_m).T.reshape(shape)
     return out
+
+
+class LiteralNetwork(nn.Module):
+    """A DualInteractionNetwork's parameters, computed as the paper prints it and timm writes it, without any saving."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        image, enhanced = x.chunk(2, dim=1)
+        pairs = zip(
+            literal_encoder(self.network.encoder_image, image),
+            literal_encoder(self.network.encoder_enhanced, enhanced),
+            strict=True,
+        )
+        fused = [literal_difm(difm, *pair) for difm, pair in zip(self.network.difms, pairs, strict=True)]
+        return literal_decoder(self.network.decoder)(fused)
+
+
+def literal_encoder(encoder, x):
+    x = encoder.stem(x)
+    pairs = []
+    for i, stage in enumerate(encoder.stages):
+        f_low = encoder.edge_pooling[i - 1](x) if i else x
+        x = stage.downsample(x)
+        for block in stage.blocks:
+            x = literal_block(block, x)
+        pairs.append((f_low, x))
+    return pairs
+
+
+def literal_block(block, x):
+    """As in timm: depthwise convolution, LayerNorm, two linear layers, layer scale, shortcut."""
+    y = block.conv_dw(x)
+    if isinstance(block.mlp.fc1, nn.Conv2d):
+        y = block.mlp(block.norm(y))
+    else:
+        y = block.mlp(block.norm(y.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+    if block.gamma is not None:
+        y = y * block.gamma[:, None, None]
+    return x + block.drop_path(y)
+
+
+def literal_difm(difm, image, enhanced):
+    f_i = difm.merge_image.conv(torch.cat(image, dim=1))
+    f_e = difm.merge_enhanced.conv(torch.cat(enhanced, dim=1))
+    windows = Windows(*f_i.shape[-2:], difm.attention.window_size)
+    q_i, k_i, v_i = (windows.cut(t) for t in difm.attention.qkv_image(f_i).chunk(3, dim=1))
+    q_e, k_e, v_e = (windows.cut(t) for t in difm.attention.qkv_enhanced(f_e).chunk(3, dim=1))
+    hidden = windows.key_mask(f_i.device)
+    hidden = None if hidden is None else ~hidden[:, 0].repeat(len(f_i), 1, 1)
+    total = 0.0
+    for q, k, v, ffn in ((q_i, k_e, v_e, difm.ffn_ie), (q_e, k_i, v_i, difm.ffn_ei)):
+        scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, -math.inf)
+        f = windows.join(torch.softmax(scores, dim=-1) @ v + q)
+        f1, f2 = ffn.expand(ffn.norm(f)).chunk(2, dim=1)
+        f = ffn.project(F.gelu(f1) * f2) + f
+        total = total + torch.sigmoid(f.mean(dim=1, keepdim=True)) * f
+    return total
 
 
 # ---- the loss ----

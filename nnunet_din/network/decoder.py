@@ -48,7 +48,7 @@ class SegFormerHead(nn.Module):
         weights = [layer.weight.flatten(1) for layer in self.linear]
         biases = [layer.bias for layer in self.linear]
         y = fuse_levels(features, weights, biases, self.fuse.weight)
-        return self.classifier(F.relu(self.norm(y)))  # eq. 14
+        return self.classifier(F.relu(self.norm(y), inplace=True))  # eq. 14
 
 
 def fuse_levels(
@@ -71,26 +71,23 @@ def fuse_levels(
     Tensor
         Shape ``(N, D, H_0, W_0)``.
     """
-    size = features[0].shape[-2:]
+    n, size = features[0].shape[0], features[0].shape[-2:]
     slices = kernel.chunk(len(features), dim=1)  # C_i, (D, D, 3, 3)
-    full, rows, along_y = [], [], []
+    full, low = [], []
     for x, weight, c in zip(features, weights, slices, strict=True):
         if x.shape[-2:] == size:
             full.append(F.conv2d(x, torch.einsum("okyx,kd->odyx", c, weight), padding=1))  # kernel C_i[dy,dx] W_i
         else:
             composed = torch.einsum("okyx,kd->yxod", c, weight)
-            z = F.conv2d(x, composed.reshape(-1, x.shape[1], 1, 1))  # (N, 9 D, h, w), channels (dy, dx, D)
-            rows.append(_resize_and_shift_columns(z, size[1]))
-            along_y.append(resize_and_shift_matrix(x.shape[2], size[0], z))
-    # The linear layers' biases pass through the zero-padded convolution: a constant map that is lower at the border.
-    bias_kernel = sum(torch.einsum("okyx,k->oyx", c, b) for c, b in zip(slices, biases, strict=True))
-    full.append(F.conv2d(kernel.new_ones(1, 1, *size), bias_kernel[:, None], padding=1))
-    out = sum(full[1:], start=full[0])
-    if rows:
-        # Levels are summed within one product: their rows (h, dy) lie one after the other along its inner axis.
-        y = torch.cat(along_y, dim=1) @ torch.cat(rows, dim=1).flatten(2)
-        out = out + y.unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
-    return out
+            low.append(F.conv2d(x, composed.reshape(-1, x.shape[1], 1, 1)))  # (N, 9 D, h, w), channels (dy, dx, D)
+    # The linear layers' biases pass through the zero-padded convolution: a level of one pixel, lower at the border.
+    taps = sum(torch.einsum("okyx,k->yxo", c, b) for c, b in zip(slices, biases, strict=True))
+    low.append(taps.reshape(1, -1, 1, 1).expand(n, -1, -1, -1))
+    along_y = torch.cat([resize_and_shift_matrix(z.shape[2], size[0], z) for z in low], dim=1)
+    # Levels are summed within one product: their rows (h, dy) lie one after the other along its inner axis.
+    rows = torch.cat([_resize_and_shift_columns(z, size[1]) for z in low], dim=1).flatten(2)
+    y = sum(full[1:], start=full[0]).permute(0, 2, 3, 1).flatten(2)  # (N, H, W D)
+    return torch.baddbmm(y, along_y.expand(n, -1, -1), rows).unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
 
 
 def _resize_and_shift_columns(z: Tensor, width: int) -> Tensor:

@@ -9,6 +9,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.network.functional import normalize, pointwise, recompute
 from nnunet_din.network.initialization import init_by_fan_in
 
 
@@ -21,6 +22,9 @@ class FeatureMerging(nn.Module):
 
     def forward(self, f_low: Tensor, f_high: Tensor) -> Tensor:
         """Shapes ``(N, d, H, W)``, ``(N, d, H, W)`` -> ``(N, d, H, W)``."""
+        return recompute(self._merge, f_low, f_high)
+
+    def _merge(self, f_low: Tensor, f_high: Tensor) -> Tensor:
         return self.conv(torch.cat((f_low, f_high), dim=1))
 
 
@@ -51,27 +55,26 @@ class DualCrossAttention(nn.Module):
 
     def forward(self, f_image: Tensor, f_enhanced: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes ``(N, d, H, W)`` twice -> f_IE and f_EI, ``(N, d, H, W)`` each."""
-        height, width = f_image.shape[-2:]
-        windows = Windows(height, width, self.window_size)
-        q_i, k_i, v_i = self._heads(windows.cut(self.qkv_image(f_image)))
-        q_e, k_e, v_e = self._heads(windows.cut(self.qkv_enhanced(f_enhanced)))
+        windows = Windows(*f_image.shape[-2:], self.window_size)
         mask = windows.key_mask(f_image.device)
-        f_ie = (
-            F.scaled_dot_product_attention(q_i, k_e, v_e, attn_mask=mask) + q_i
-        )  # eq. 3; scaled by 1 / sqrt(d) (eq. 2)
+        if mask is not None:
+            mask = mask.repeat(f_image.shape[0], 1, 1, 1)
+        # Q, K, V are linear in each pixel, so that one map is cut into windows instead of three.
+        q_i, k_i, v_i = self._heads(pointwise(windows.cut(f_image), self.qkv_image))
+        q_e, k_e, v_e = self._heads(pointwise(windows.cut(f_enhanced), self.qkv_enhanced))
+        # eq. 3; scaled by 1 / sqrt(d) (eq. 2)
+        f_ie = F.scaled_dot_product_attention(q_i, k_e, v_e, attn_mask=mask) + q_i
         f_ei = F.scaled_dot_product_attention(q_e, k_i, v_i, attn_mask=mask) + q_e
         return windows.join(self._merge(f_ie)), windows.join(self._merge(f_ei))
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Shape ``(N, windows, L, 3d)`` -> Q, K, V of shape ``(N, windows, heads, L, d / heads)``."""
-        n, w, length, channels = x.shape
-        x = x.reshape(n, w, length, 3, self.num_heads, channels // (3 * self.num_heads))
-        return x.permute(3, 0, 1, 4, 2, 5).unbind(0)
+        """Shape ``(N * windows, L, 3d)`` -> Q, K, V of shape ``(N * windows, heads, L, d / heads)``."""
+        return x.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
     @staticmethod
     def _merge(x: Tensor) -> Tensor:
-        """Shape ``(N, windows, heads, L, d / heads)`` -> ``(N, windows, L, d)``."""
-        return x.transpose(2, 3).flatten(3)
+        """Shape ``(N * windows, heads, L, d / heads)`` -> ``(N * windows, L, d)``."""
+        return x.transpose(1, 2).flatten(2)
 
 
 class Windows:
@@ -85,19 +88,19 @@ class Windows:
         self.pad_right = self.columns * self.window_width - width
 
     def cut(self, x: Tensor) -> Tensor:
-        """Shape ``(N, d, H, W)`` -> ``(N, windows, L, d)``, L pixels a window."""
+        """Shape ``(N, d, H, W)`` -> ``(N * windows, L, d)``, L pixels a window."""
         n, d = x.shape[:2]
         x = x.permute(0, 2, 3, 1)  # channels last, as in memory
         if self.pad_bottom or self.pad_right:
             x = F.pad(x, (0, 0, 0, self.pad_right, 0, self.pad_bottom))
         x = x.reshape(n, self.rows, self.window_height, self.columns, self.window_width, d)
-        return x.transpose(2, 3).reshape(n, self.rows * self.columns, -1, d)
+        return x.transpose(2, 3).reshape(n * self.rows * self.columns, -1, d)
 
     def join(self, x: Tensor) -> Tensor:
         """The inverse of :meth:`cut`."""
-        n, d = x.shape[0], x.shape[-1]
-        x = x.reshape(n, self.rows, self.columns, self.window_height, self.window_width, d).transpose(2, 3)
-        x = x.reshape(n, self.rows * self.window_height, self.columns * self.window_width, d)
+        d = x.shape[-1]
+        x = x.reshape(-1, self.rows, self.columns, self.window_height, self.window_width, d).transpose(2, 3)
+        x = x.reshape(-1, self.rows * self.window_height, self.columns * self.window_width, d)
         return x[:, : self.height, : self.width].permute(0, 3, 1, 2)
 
     def key_mask(self, device: torch.device) -> Tensor | None:
@@ -105,7 +108,7 @@ class Windows:
         if not (self.pad_bottom or self.pad_right):
             return None
         inside = torch.ones(1, 1, self.height, self.width, device=device)
-        return self.cut(inside)[0, :, None, None, :, 0] > 0
+        return self.cut(inside)[:, None, None, :, 0] > 0
 
 
 class GatedFeedForward(nn.Module):
@@ -127,8 +130,15 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         """Shape ``(N, d, H, W)`` -> same."""
-        f1, f2 = self.expand(self.norm(f)).chunk(2, dim=1)  # eq. 4
-        return self.project(F.gelu(f1) * f2) + f  # eq. 5
+        return recompute(self._gate, recompute(self._expand, f)) + f  # eq. 5
+
+    def _expand(self, f: Tensor) -> Tensor:
+        """Shape ``(N, d, H, W)`` -> f1 and f2 side by side, ``(N, H, W, 2 expansion d)``."""
+        return pointwise(normalize(f.permute(0, 2, 3, 1), self.norm), self.expand)
+
+    def _gate(self, f12: Tensor) -> Tensor:
+        f1, f2 = f12.chunk(2, dim=-1)  # eq. 4
+        return self.project((F.gelu(f1) * f2).permute(0, 3, 1, 2))
 
 
 def global_spatial_attention(f: Tensor) -> Tensor:

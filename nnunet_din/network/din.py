@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nnunet_din.network.decoder import build_decoder
 from nnunet_din.network.difm import DualInteractiveFusionModule
@@ -24,6 +25,9 @@ class DualInteractionNetwork(nn.Module):
         Name of the encoder, see :func:`nnunet_din.network.known_encoders`.
     layer_scale, drop_path_rate
         See :class:`nnunet_din.network.ConvNeXtEncoder`.
+    checkpointing
+        Keep only the inputs of the encoders' blocks and of the DIFMs for the backward pass, and compute the rest again
+        there: less memory, more time, the same outputs and gradients.
     window_size, num_heads, ffn_expansion
         See :class:`nnunet_din.network.DualInteractiveFusionModule`.
     decoder, decoder_channels
@@ -49,6 +53,7 @@ class DualInteractionNetwork(nn.Module):
         ffn_expansion: int = 2,
         decoder: str = "segformer",
         decoder_channels: int = 768,
+        checkpointing: bool = False,
         deep_supervision: bool = False,
     ):
         super().__init__()
@@ -60,7 +65,8 @@ class DualInteractionNetwork(nn.Module):
             )
         self.input_channels = input_channels
         self.num_classes = num_classes
-        options = {"layer_scale": layer_scale, "drop_path_rate": drop_path_rate}
+        self.checkpointing = checkpointing
+        options = {"layer_scale": layer_scale, "drop_path_rate": drop_path_rate, "checkpointing": checkpointing}
         self.encoder_image = build_encoder(encoder, input_channels, **options)
         self.encoder_enhanced = build_encoder(encoder, input_channels, **options)
         channels = self.encoder_image.channels
@@ -93,8 +99,13 @@ class DualInteractionNetwork(nn.Module):
         self._check_input(x)
         image, enhanced = x.chunk(2, dim=1)
         pairs = zip(self.encoder_image(image), self.encoder_enhanced(enhanced), strict=True)
-        fused = [difm(*pair) for difm, pair in zip(self.difms, pairs, strict=True)]
+        fused = [self._checkpoint(difm, *pair) for difm, pair in zip(self.difms, pairs, strict=True)]
         return self.decoder(fused)
+
+    def _checkpoint(self, difm: nn.Module, image: tuple[Tensor, Tensor], enhanced: tuple[Tensor, Tensor]) -> Tensor:
+        if not (self.checkpointing and self.training):
+            return difm(image, enhanced)
+        return checkpoint(difm, image, enhanced, use_reentrant=False, preserve_rng_state=False)
 
     def _check_input(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != 2 * self.input_channels:

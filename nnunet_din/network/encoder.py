@@ -5,8 +5,57 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import timm
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm, LayerNorm2d, Mlp
+from timm.models import convnext
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from nnunet_din.network.functional import normalize, pointwise, recompute
+
+
+class ConvNeXtBlock(nn.Module):
+    """timm's ConvNeXt block, the same function of the same parameters, with half the memory in training.
+
+    Kept for the backward pass: the block's input, the LayerNorm's input and the GELU's input. The layer scale is
+    folded into the second linear layer's weights, which is a product of the size of the weights and not of the image.
+
+    Parameters
+    ----------
+    block
+        The block whose layers, and names of layers, are taken over.
+    """
+
+    def __init__(self, block: convnext.ConvNeXtBlock):
+        super().__init__()
+        self.conv_dw, self.norm, self.mlp = block.conv_dw, block.norm, block.mlp
+        self.gamma = block.gamma
+        self.drop_path = block.drop_path
+
+    @staticmethod
+    def fits(block: nn.Module) -> bool:
+        """Whether a block is of the plain kind: LayerNorm, two linear layers, nothing in between but the activation."""
+        return (
+            type(block) is convnext.ConvNeXtBlock
+            and type(block.norm) in (LayerNorm, LayerNorm2d)
+            and type(block.mlp) is Mlp
+            and isinstance(block.shortcut, nn.Identity)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape ``(N, d, H, W)`` -> same."""
+        y = recompute(self._expand, self.conv_dw(x).permute(0, 2, 3, 1))
+        y = recompute(self._project, y).permute(0, 3, 1, 2)
+        return x + self.drop_path(y)
+
+    def _expand(self, x: Tensor) -> Tensor:
+        return pointwise(normalize(x, self.norm), self.mlp.fc1)
+
+    def _project(self, x: Tensor) -> Tensor:
+        weight, bias = self.mlp.fc2.weight.flatten(1), self.mlp.fc2.bias
+        if self.gamma is not None:
+            weight, bias = self.gamma[:, None] * weight, self.gamma * bias
+        return F.linear(self.mlp.act(x), weight, bias)
 
 
 class ConvNeXtEncoder(nn.Module):
@@ -25,6 +74,8 @@ class ConvNeXtEncoder(nn.Module):
         Initial value of the blocks' layer scale. timm's 1e-6 suits pretrained weights and long trainings.
     drop_path_rate
         Stochastic depth of the last block; it grows linearly from 0 at the first.
+    checkpointing
+        Keep only the input of each block for the backward pass, and compute the block again there.
 
     Attributes
     ----------
@@ -41,8 +92,10 @@ class ConvNeXtEncoder(nn.Module):
         name: str = "convnext_base",
         layer_scale: float | None = 1e-6,
         drop_path_rate: float = 0.0,
+        checkpointing: bool = False,
     ):
         super().__init__()
+        self.checkpointing = checkpointing
         options = {} if layer_scale is None else {"ls_init_value": layer_scale}
         model = timm.create_model(name, in_chans=in_channels, num_classes=0, drop_path_rate=drop_path_rate, **options)
         self.name = name
@@ -51,6 +104,8 @@ class ConvNeXtEncoder(nn.Module):
             nn.Conv2d(in_channels, self.channels[0], kernel_size=3, padding=1), LayerNorm2d(self.channels[0])
         )
         self.stages = model.stages
+        for stage in self.stages:
+            stage.blocks = nn.Sequential(*(ConvNeXtBlock(b) if ConvNeXtBlock.fits(b) else b for b in stage.blocks))
         # Two kinds of pooling convolution (Table 14): the stages' own feed the blocks, these give f_edge.
         self.edge_pooling = nn.ModuleList(
             nn.Sequential(LayerNorm2d(d_in), nn.Conv2d(d_in, d_out, kernel_size=2, stride=2))
@@ -76,8 +131,10 @@ class ConvNeXtEncoder(nn.Module):
         x = self.stem(x)
         pairs = []
         for i, stage in enumerate(self.stages):
-            f_low = self.edge_pooling[i - 1](x) if i else x
-            x = stage(x)
+            f_low = recompute(self.edge_pooling[i - 1], x) if i else x
+            x = recompute(stage.downsample, x) if i else x
+            for block in stage.blocks:
+                x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
             pairs.append((f_low, x))
         return pairs
 
