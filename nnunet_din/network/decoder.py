@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.network.functional import baddbmm_
 from nnunet_din.network.initialization import init_by_fan_in
 
 
@@ -78,42 +79,44 @@ def fuse_levels(
         if x.shape[-2:] == size:
             full.append(F.conv2d(x, torch.einsum("okyx,kd->odyx", c, weight), padding=1))  # kernel C_i[dy,dx] W_i
         else:
-            composed = torch.einsum("okyx,kd->yxod", c, weight)
-            low.append(F.conv2d(x, composed.reshape(-1, x.shape[1], 1, 1)))  # (N, 9 D, h, w), channels (dy, dx, D)
+            composed = torch.einsum("okyx,kd->ydxo", c, weight).flatten(2)  # (3, d, 3 D)
+            z = x.permute(0, 2, 3, 1).flatten(1, 2)[:, None] @ composed  # (N, 3, h w, 3 D)
+            low.append(z.unflatten(2, x.shape[-2:]))
     # The linear layers' biases pass through the zero-padded convolution: a level of one pixel, lower at the border.
     taps = sum(torch.einsum("okyx,k->yxo", c, b) for c, b in zip(slices, biases, strict=True))
-    low.append(taps.reshape(1, -1, 1, 1).expand(n, -1, -1, -1))
-    along_y = torch.cat([resize_and_shift_matrix(z.shape[2], size[0], z) for z in low], dim=1)
-    # Levels are summed within one product: their rows (h, dy) lie one after the other along its inner axis.
-    rows = torch.cat([_resize_and_shift_columns(z, size[1]) for z in low], dim=1).flatten(2)
+    low.append(taps.reshape(1, 3, 1, 1, -1).expand(n, -1, -1, -1, -1))
+    along_y = [resize_and_shift_matrix(z.shape[2], size[0], z).flatten(1) for z in low]
+    rows = [_resize_and_shift_columns(z, size[1]) for z in low]  # (N, 3 h, W D) each, rows (dy, h)
+    # The biases share the smallest level's product: its inner axis grows by three.
+    along_y[-2:], rows[-2:] = [torch.cat(along_y[-2:], dim=1)], [torch.cat(rows[-2:], dim=1)]
     y = sum(full[1:], start=full[0]).permute(0, 2, 3, 1).flatten(2)  # (N, H, W D)
-    return torch.baddbmm(y, along_y.expand(n, -1, -1), rows).unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
+    for a, r in zip(along_y, rows, strict=True):
+        y = baddbmm_(y, a.expand(n, -1, -1), r)
+    return y.unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
 
 
 def _resize_and_shift_columns(z: Tensor, width: int) -> Tensor:
     """Sum over the three horizontal taps, each resized to ``width`` and shifted by its offset.
 
-    Shape ``(N, 9 D, h, w)``, channels (dy, dx, D), -> ``(N, 3 h, width, D)``, rows (h, dy). Channels stay last in
-    memory throughout, so that the only copy moves whole runs of 3 D values.
+    Shape ``(N, 3, h, w, 3 D)``, taps dy, and dx before D, -> ``(N, 3 h, width * D)``.
     """
-    n, taps, h, w = z.shape
-    d = taps // 9
-    z = z.permute(0, 2, 3, 1).reshape(n, h, w, 3, 3 * d).transpose(2, 3).reshape(n * 3 * h, 3 * w, d)
-    along_x = resize_and_shift_matrix(w, width, z)
-    return torch.bmm(along_x.expand(len(z), -1, -1), z).reshape(n, 3 * h, width, d)
+    n, _, h, w, channels = z.shape
+    along_x = resize_and_shift_matrix(w, width, z).transpose(1, 2).flatten(1)  # columns (w, dx), as z in memory
+    z = z.reshape(n * 3 * h, w * 3, channels // 3)
+    return torch.bmm(along_x.expand(len(z), -1, -1), z).reshape(n, 3 * h, -1)
 
 
 def resize_and_shift_matrix(n_in: int, n_out: int, like: Tensor) -> Tensor:
     """Bilinear resize U from ``n_in`` to ``n_out`` pixels, followed by the shifts S_-1, S_0, S_1 of a 3-tap kernel.
 
-    Shape ``(n_out, 3 n_in)``, device and dtype of ``like``: column ``3 i + t`` holds S_(t-1) U of pixel i, that is, row
-    p of it is row p + t - 1 of U, or 0 outside.
+    Shape ``(n_out, 3, n_in)``, device and dtype of ``like``: ``[:, t]`` is S_(t-1) U, whose row p is row p + t - 1 of
+    U, or 0 outside.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     identity = torch.eye(n_in, device=like.device, dtype=dtype)
     resize = F.interpolate(identity[None], size=n_out, mode="linear", align_corners=False)[0].T  # U, (n_out, n_in)
     padded = F.pad(resize, (0, 0, 1, 1))
-    return torch.stack([padded[t : t + n_out] for t in range(3)], dim=2).flatten(1).to(like.dtype)
+    return torch.stack([padded[t : t + n_out] for t in range(3)], dim=1).to(like.dtype)
 
 
 #: Name in the plans -> class, called with (in_channels, num_classes, channels).

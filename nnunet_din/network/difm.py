@@ -9,7 +9,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_din.network.functional import normalize, pointwise, recompute
+from nnunet_din.network.functional import gelu_, normalize, pointwise, recompute
 from nnunet_din.network.initialization import init_by_fan_in
 
 
@@ -138,7 +138,7 @@ class GatedFeedForward(nn.Module):
 
     def _gate(self, f12: Tensor) -> Tensor:
         f1, f2 = f12.chunk(2, dim=-1)  # eq. 4
-        return self.project((F.gelu(f1) * f2).permute(0, 3, 1, 2))
+        return self.project((gelu_(f1) * f2).permute(0, 3, 1, 2))
 
 
 def global_spatial_attention(f: Tensor) -> Tensor:

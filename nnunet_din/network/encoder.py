@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import timm
-from timm.layers import LayerNorm, LayerNorm2d, Mlp
+from timm.layers import GELU, LayerNorm, LayerNorm2d, Mlp
 from timm.models import convnext
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.network.functional import normalize, pointwise, recompute
+from nnunet_din.network.functional import gelu_, normalize, pointwise, recompute
 
 
 class ConvNeXtBlock(nn.Module):
@@ -34,11 +34,12 @@ class ConvNeXtBlock(nn.Module):
 
     @staticmethod
     def fits(block: nn.Module) -> bool:
-        """Whether a block is of the plain kind: LayerNorm, two linear layers, nothing in between but the activation."""
+        """Whether a block is of the plain kind: LayerNorm, two linear layers, GELU in between."""
         return (
             type(block) is convnext.ConvNeXtBlock
             and type(block.norm) in (LayerNorm, LayerNorm2d)
             and type(block.mlp) is Mlp
+            and type(block.mlp.act) in (nn.GELU, GELU)
             and isinstance(block.shortcut, nn.Identity)
         )
 
@@ -55,7 +56,7 @@ class ConvNeXtBlock(nn.Module):
         weight, bias = self.mlp.fc2.weight.flatten(1), self.mlp.fc2.bias
         if self.gamma is not None:
             weight, bias = self.gamma[:, None] * weight, self.gamma * bias
-        return F.linear(self.mlp.act(x), weight, bias)
+        return F.linear(gelu_(x), weight, bias)
 
 
 class ConvNeXtEncoder(nn.Module):

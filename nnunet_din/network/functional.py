@@ -20,6 +20,16 @@ def normalize(x: Tensor, layer: nn.LayerNorm) -> Tensor:
     return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
 
 
+def gelu_(x: Tensor) -> Tensor:
+    """GELU; in place where no gradient is asked for, so do not use ``x`` afterwards."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+
+
+def baddbmm_(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x + a @ b, batched; in place where no gradient is asked for, so do not use ``x`` afterwards."""
+    return torch.baddbmm(x, a, b) if torch.is_grad_enabled() else x.baddbmm_(a, b)
+
+
 def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Call ``function(*inputs)`` and keep only ``inputs`` for the backward pass, which computes the rest again.
 
