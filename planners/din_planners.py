@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
 
@@ -11,15 +12,43 @@ import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_din.network import PRESETS, ConvNeXtEncoder, DualInteractionNetwork
-from nnunet_din.network.accounting import count_parameters
+from nnunet_din.network.accounting import count_parameters, training_memory
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """Bytes at the peak of a training step in half precision, as a function of the pixels of the batch.
+
+    Attributes
+    ----------
+    parameters : float
+        Weights, gradients and AdamW's moments: the peak of small batches, at the end of the backward pass.
+    fixed, per_pixel : float
+        The line that the peak of larger batches follows.
+    """
+
+    parameters: float
+    fixed: float
+    per_pixel: float
+
+    def bytes(self, pixels: float) -> float:
+        """Peak for a batch of so many pixels."""
+        return max(self.parameters, self.fixed + self.per_pixel * pixels)
+
+    def pixels(self, budget: float) -> float:
+        """Pixels whose peak is ``budget`` bytes; 0 if the network itself does not fit."""
+        return max(0.0, (budget - self.fixed) / self.per_pixel) if budget >= self.parameters else 0.0
 
 
 @lru_cache
-def network_cost(preset: str, input_channels: int, num_classes: int, size: int = 128) -> tuple[int, float]:
-    """Parameters of a preset, and elements kept for the backward pass per pixel of a ``size`` x ``size`` patch."""
+def memory_model(preset: str, input_channels: int, num_classes: int, checkpointing: bool) -> MemoryModel:
+    """What the network's own accounting says, see :func:`nnunet_din.network.accounting.training_memory`."""
     with torch.device("meta"):
-        network = DualInteractionNetwork(input_channels, num_classes, **PRESETS[preset])
-    return count_parameters(network), network.compute_conv_feature_map_size((size, size)) / size**2
+        network = DualInteractionNetwork(input_channels, num_classes, **PRESETS[preset], checkpointing=checkpointing)
+    edge = 224
+    two, eight = (training_memory(network, (n, 2 * input_channels, edge, edge), half_precision=True) for n in (2, 8))
+    per_pixel = (eight - two) / (6 * edge**2)
+    return MemoryModel(16 * count_parameters(network), two - per_pixel * 2 * edge**2, per_pixel)
 
 
 class nnUNetPlannerDIN(ExperimentPlanner):
@@ -38,11 +67,9 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         GPU memory that the 2-D configuration is planned for where ``-gpu_memory_target`` gives no other.
     enhancement : dict
         Keyword arguments of :func:`nnunet_din.enhancement.enhance_slices`, copied into the plans.
-    bytes_per_parameter : float
-        Weight, gradient and both moments of AdamW in fp32, and the half-precision copy that autocast makes.
-    bytes_per_element : float
-        Memory per element that autograd keeps: half precision for most, fp32 for normalizations, and what the backward
-        pass needs on top. An estimate: it has not been fitted to measurements on a GPU.
+    memory_overhead : float
+        Room for what the accounting does not see: workspaces, fragments, the context of the device. Not measured on a
+        GPU.
     """
 
     preset = "base"
@@ -58,8 +85,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         "percentiles": [0.5, 99.5],
         "limit": 0.99,
     }
-    bytes_per_parameter = 18.0
-    bytes_per_element = 3.0
+    memory_overhead = 1.15
 
     def __init__(
         self,
@@ -89,7 +115,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         )
         if len(spacing) != 2:
             return plan
-        patch_size, batch_size = self._patch_and_batch_size(median_shape, approximate_n_voxels_dataset)
+        patch_size, batch_size, checkpointing = self._patch_and_batch_size(median_shape, approximate_n_voxels_dataset)
         plan.update(
             preprocessor_name="DINPreprocessor",
             batch_size=batch_size,
@@ -97,41 +123,44 @@ class nnUNetPlannerDIN(ExperimentPlanner):
             enhancement={**self.enhancement, "color": self._is_color()},
             architecture={
                 "network_class_name": "nnunet_din.network.DualInteractionNetwork",
-                "arch_kwargs": dict(PRESETS[self.preset]),
+                "arch_kwargs": {**PRESETS[self.preset], **({"checkpointing": True} if checkpointing else {})},
                 "_kw_requires_import": [],
             },
         )
         return plan
 
-    def _patch_and_batch_size(self, median_shape, n_pixels_dataset: float) -> tuple[list[int], int]:
-        """The median slice padded to multiples of the stride, shrunk until two such patches fit; then as many as fit,
-        at most 5 %.
+    def _patch_and_batch_size(self, median_shape, n_pixels_dataset: float) -> tuple[list[int], int, bool]:
+        """The median slice padded to multiples of the stride, in as many patches as fit, at least 2, at most 5 % of the
+        data.
+
+        Where not even two fit, activation checkpointing is switched on (the third value), and then the patch shrinks.
         """
         stride, smallest = ConvNeXtEncoder.stride, 64
-        fixed, per_pixel = self._memory_model()
-        budget = self.gpu_memory_gb * 1e9 - fixed
         median = np.asarray(median_shape, dtype=float)
         patch = np.array([stride * math.ceil(s / stride) for s in median])
+        budget = self.gpu_memory_gb * 1e9 / self.memory_overhead
+        checkpointing = self._memory_model(False).pixels(budget) < self.UNet_min_batch_size * np.prod(patch)
+        model = self._memory_model(checkpointing)
+        fitting_pixels = model.pixels(budget)
         floor = np.minimum(patch, smallest)
-        while 2 * per_pixel * np.prod(patch) > budget and (patch > floor).any():
+        while self.UNet_min_batch_size * np.prod(patch) > fitting_pixels and (patch > floor).any():
             relative = np.where(patch > floor, patch / median, 0)
             patch[int(np.argmax(relative))] -= stride
-        fitting = int(budget // (per_pixel * np.prod(patch)))
+        pixels = np.prod(patch, dtype=np.float64)
+        fitting = int(fitting_pixels // pixels)
         if fitting < self.UNet_min_batch_size:
+            needed = self.memory_overhead * model.bytes(self.UNet_min_batch_size * pixels) / 1e9
             print(
                 f"WARNING: {self.gpu_memory_gb:g} GB hold fewer than {self.UNet_min_batch_size} patches of "
-                f"{patch.tolist()} with DIN {self.preset} "
-                f"(about {(fixed + 2 * per_pixel * np.prod(patch)) / 1e9:.1f} GB needed). Raise -gpu_memory_target, "
-                "or plan a smaller network with "
-                "-pl nnUNetPlannerDINTiny or -pl nnUNetPlannerDINAtto."
+                f"{patch.tolist()} with DIN {self.preset} (about {needed:.2g} GB needed). Raise -gpu_memory_target, or "
+                "plan a smaller network with -pl nnUNetPlannerDINTiny or -pl nnUNetPlannerDINAtto."
             )
-        five_percent = round(n_pixels_dataset * self.max_dataset_covered / np.prod(patch, dtype=np.float64))
-        return patch.tolist(), max(min(fitting, five_percent), self.UNet_min_batch_size)
+        five_percent = round(n_pixels_dataset * self.max_dataset_covered / pixels)
+        return patch.tolist(), max(min(fitting, five_percent), self.UNet_min_batch_size), bool(checkpointing)
 
-    def _memory_model(self) -> tuple[float, float]:
-        """Bytes of a training step: a fixed part, and per pixel of the batch."""
-        parameters, elements = network_cost(self.preset, self._n_channels(), len(self.dataset_json["labels"]))
-        return self.bytes_per_parameter * parameters, self.bytes_per_element * elements
+    def _memory_model(self, checkpointing: bool) -> MemoryModel:
+        """The preset's memory on this data set's channels and classes."""
+        return memory_model(self.preset, self._n_channels(), len(self.dataset_json["labels"]), checkpointing)
 
     def _n_channels(self) -> int:
         return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))

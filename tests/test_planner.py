@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_din.network import PRESETS
+from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.planners.din_planners import nnUNetPlannerDIN, nnUNetPlannerDINAtto, nnUNetPlannerDINTiny
 
 PLANNERS = [nnUNetPlannerDIN, nnUNetPlannerDINTiny, nnUNetPlannerDINAtto]
@@ -64,30 +64,48 @@ def test_patch_covers_the_median_slice(dataset, plans):
 def test_patch_and_batch_fit_the_memory(dataset, cls, median, gb, capsys):
     p = planner(dataset, cls, gpu_memory_target_in_gb=gb)
     n_pixels = 1e9
-    patch, batch = p._patch_and_batch_size(median, n_pixels)
+    patch, batch, checkpointing = p._patch_and_batch_size(median, n_pixels)
     assert all(edge % 8 == 0 and edge <= 8 * math.ceil(m / 8) for edge, m in zip(patch, median, strict=True))
     assert batch >= 2
-    fixed, per_pixel = p._memory_model()
-    used = fixed + per_pixel * batch * np.prod(patch)
+    used, more, without = (
+        p.memory_overhead * p._memory_model(option).bytes(n * np.prod(patch))
+        for n, option in ((batch, checkpointing), (batch + 1, checkpointing), (2, False))
+    )
     warned = "WARNING" in capsys.readouterr().out
     assert used <= gb * 1e9 or (warned and max(patch) <= 64), "over the target without saying so"
     if not warned:
-        assert used + per_pixel * np.prod(patch) > gb * 1e9, "one more patch would have fitted"
+        assert more > gb * 1e9, "one more patch would have fitted"
+    covers = all(edge >= m for edge, m in zip(patch, median, strict=True))
+    assert checkpointing or covers, "the patch shrinks only with checkpointing on"
+    if covers and checkpointing:
+        assert without > gb * 1e9, "two patches would have fitted without checkpointing"
 
 
 def test_batch_is_at_most_five_percent_of_the_data(dataset):
     p = planner(dataset)
-    patch, batch = p._patch_and_batch_size((64, 64), 200 * 64 * 64)
-    assert (patch, batch) == ([64, 64], 10)
+    patch, batch, checkpointing = p._patch_and_batch_size((64, 64), 200 * 64 * 64)
+    assert (patch, batch, checkpointing) == ([64, 64], 10, False)
     assert p._patch_and_batch_size((64, 64), 10 * 64 * 64)[1] == 2
 
 
-def test_less_memory_smaller_patch_not_smaller_batch(dataset):
-    areas = [
-        np.prod(planner(dataset, gpu_memory_target_in_gb=gb)._patch_and_batch_size((900, 900), 1e9)[0])
-        for gb in (2, 4, 8)
-    ]
-    assert areas == sorted(areas) and areas[0] < areas[-1]
+def test_less_memory_checkpointing_first_then_smaller_patches_never_a_smaller_batch(dataset):
+    results = [planner(dataset, gpu_memory_target_in_gb=gb)._patch_and_batch_size((600, 600), 1e9) for gb in (2, 6, 24)]
+    (small, _, first), (middle, _, second), (large, batch, third) = results
+    assert (first, second, third) == (True, True, False)
+    assert np.prod(small) < np.prod(middle) == np.prod(large) == 600**2
+    assert all(b >= 2 for _, b, _ in results) and batch >= 2
+
+
+def test_plans_with_checkpointing_build_a_network_that_uses_it(dataset):
+    p = planner(
+        dataset,
+        gpu_memory_target_in_gb=1.0,
+        plans_name="smallTestPlans",
+        overwrite_target_spacing=[16, 0.5, 0.5],  # 320 x 320 pixels
+    )
+    kwargs = p.plan_experiment()["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    assert kwargs["checkpointing"] is True
+    assert DualInteractionNetwork(1, 4, **kwargs).encoder_image.checkpointing
 
 
 def test_default_memory_belongs_to_the_preset_and_leaves_3d_alone(dataset):

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
+
+#: Bytes per parameter of AdamW's two moments in fp32.
+OPTIMIZER_BYTES = 8
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -19,25 +27,119 @@ def count_multiply_adds(network: nn.Module, input_shape: Sequence[int]) -> int:
     """Multiply-adds of one forward pass in convolutions, matrix products and attention (the paper's "GFLOPs", times
     1e9).
     """
-    network = copy.deepcopy(network).to("meta").eval()
+    return multiply_adds_by_part(network, input_shape)[""]
+
+
+def multiply_adds_by_part(network: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
+    """Multiply-adds of one forward pass by direct child of the network, and in total under the empty name."""
+    network = _on_meta(network).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.empty(*input_shape, device="meta"))
-    return counter.get_total_flops() // 2
+    counts = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
+    prefix = f"{type(network).__name__}."
+    # A list of modules is never called itself: its members are.
+    children = {
+        name: sum(
+            count
+            for path, count in counts.items()
+            if path == prefix + name or (isinstance(child, nn.ModuleList) and path.rpartition(".")[0] == prefix + name)
+        )
+        for name, child in network.named_children()
+    }
+    return {"": counter.get_total_flops() // 2, **children}
 
 
-def saved_elements(network: nn.Module, input_shape: Sequence[int]) -> int:
-    """Elements of all tensors that autograd keeps between forward and backward, parameters excepted."""
-    network = copy.deepcopy(network).to("meta").train()
-    parameters = {p.untyped_storage()._cdata for p in network.parameters()}
-    kept: dict[int, tuple[int, torch.Tensor]] = {}
+def training_memory(network: nn.Module, input_shape: Sequence[int], half_precision: bool = False) -> int:
+    """Bytes that the tensors of a training step hold at its peak: forward and backward pass, AdamW.
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    Every tensor is followed from its making to its end, on the meta device, so that the number is exact up to what
+    single operations need for themselves and to the loss, which is small beside a network.
+
+    Parameters
+    ----------
+    network
+        Any network; it is neither run nor changed.
+    input_shape
+        Shape of the batch.
+    half_precision
+        Follow the casts of autocast on a GPU instead of fp32 throughout.
+    """
+    network = _on_meta(network).train()
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    x = torch.empty(*input_shape, device="meta")
+    with _LiveBytes([*parameters, x]) as live, _Autocast(half_precision):
+        loss = network(x).sum()
+        # What Tensor.backward calls; itself, it suspends the casts while it runs, and recomputation needs them.
+        torch.autograd.Variable._execution_engine.run_backward(
+            (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )
+    for p in parameters:
+        p.grad = None
+    return live.peak + OPTIMIZER_BYTES * sum(p.numel() for p in parameters)
+
+
+def _on_meta(network: nn.Module) -> nn.Module:
+    if all(p.is_meta for p in network.parameters()):
+        return network
+    return copy.deepcopy(network).to("meta")
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Sums the storages that are alive and keeps the largest sum."""
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: set[int] = set()
+        for tensor in tensors:
+            self._count(tensor)
+
+    def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            # The tensor itself is held so that its storage's address is not used again while counting.
-            kept[storage._cdata] = (storage.nbytes() // tensor.element_size(), tensor)
-        return tensor
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._alive:
+            self._alive.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._release, key, size)
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(torch.empty(*input_shape, device="meta"))
-    return sum(elements for elements, _ in kept.values())
+    def _release(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._count, result)
+        return result
+
+
+class _Autocast(TorchFunctionMode):
+    """Autocast's rules for GPUs, on tensors of the meta device, which has none of its own."""
+
+    HALF = {
+        torch.conv2d,
+        torch.einsum,
+        torch.bmm,
+        torch.baddbmm,
+        torch.matmul,
+        Tensor.matmul,
+        Tensor.__matmul__,
+        F.linear,
+        F.scaled_dot_product_attention,
+    }
+    FULL = {F.layer_norm, torch.layer_norm}
+
+    def __init__(self, enabled: bool):
+        super().__init__()
+        self.enabled = enabled
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.enabled and (func in self.HALF or func in self.FULL):
+            dtype = torch.bfloat16 if func in self.HALF else torch.float32
+
+            def cast(tensor: Tensor) -> Tensor:
+                return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+            args, kwargs = tree_map_only(Tensor, cast, (args, kwargs))
+        return func(*args, **kwargs)

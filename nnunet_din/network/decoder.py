@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_din.network.functional import baddbmm_
+from nnunet_din.network.banded import BandedProducts, band_of_resize
 from nnunet_din.network.initialization import init_by_fan_in
 
 
@@ -85,13 +85,21 @@ def fuse_levels(
     # The linear layers' biases pass through the zero-padded convolution: a level of one pixel, lower at the border.
     taps = sum(torch.einsum("okyx,k->yxo", c, b) for c, b in zip(slices, biases, strict=True))
     low.append(taps.reshape(1, 3, 1, 1, -1).expand(n, -1, -1, -1, -1))
-    along_y = [resize_and_shift_matrix(z.shape[2], size[0], z).flatten(1) for z in low]
-    rows = [_resize_and_shift_columns(z, size[1]) for z in low]  # (N, 3 h, W D) each, rows (dy, h)
-    # The biases share the smallest level's product: its inner axis grows by three.
-    along_y[-2:], rows[-2:] = [torch.cat(along_y[-2:], dim=1)], [torch.cat(rows[-2:], dim=1)]
     y = sum(full[1:], start=full[0]).permute(0, 2, 3, 1).flatten(2)  # (N, H, W D)
-    for a, r in zip(along_y, rows, strict=True):
-        y = baddbmm_(y, a.expand(n, -1, -1), r)
+    rows = [_resize_and_shift_columns(z, size[1]) for z in low]
+    along_y = [resize_and_shift_matrix(z.shape[2], size[0], z).flatten(1) for z in low]  # columns (dy, h)
+    if y.device.type == "cpu":
+        blocks = [
+            [
+                (top, end, dy * h + left, dy * h + right)
+                for top, end, left, right in band_of_resize(h, size[0])
+                for dy in range(3)
+            ]
+            for h in (z.shape[2] for z in low)
+        ]
+        y = BandedProducts.apply(y, along_y, blocks, *rows)
+    else:
+        y = torch.baddbmm(y, torch.cat(along_y, dim=1).expand(n, -1, -1), torch.cat(rows, dim=1))
     return y.unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
 
 
@@ -103,7 +111,13 @@ def _resize_and_shift_columns(z: Tensor, width: int) -> Tensor:
     n, _, h, w, channels = z.shape
     along_x = resize_and_shift_matrix(w, width, z).transpose(1, 2).flatten(1)  # columns (w, dx), as z in memory
     z = z.reshape(n * 3 * h, w * 3, channels // 3)
-    return torch.bmm(along_x.expand(len(z), -1, -1), z).reshape(n, 3 * h, -1)
+    if z.device.type == "cpu":
+        # The matrices are banded: on a CPU it pays to leave the zeros out.
+        blocks = [(top, end, 3 * left, 3 * right) for top, end, left, right in band_of_resize(w, width)]
+        rows = BandedProducts.apply(None, [along_x], [blocks], z)
+    else:
+        rows = torch.bmm(along_x.expand(len(z), -1, -1), z)
+    return rows.reshape(n, 3 * h, -1)
 
 
 def resize_and_shift_matrix(n_in: int, n_out: int, like: Tensor) -> Tensor:

@@ -140,7 +140,8 @@ class DualInteractionNetwork(nn.Module):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def compute_conv_feature_map_size(self, input_size) -> int:
-        """Elements that a training step keeps for its backward pass, per image: nnU-Net's hook for memory planning.
+        """Elements in fp32 that a training step holds at its peak for each image, beyond what does not grow with the
+        batch: nnU-Net's hook for memory planning.
 
         Counted on the meta device, so nothing is computed or allocated.
 
@@ -149,9 +150,11 @@ class DualInteractionNetwork(nn.Module):
         input_size
             Height and width of the patch, multiples of 8.
         """
-        from nnunet_din.network.accounting import saved_elements
+        from nnunet_din.network.accounting import training_memory
 
-        return saved_elements(self, (1, 2 * self.input_channels, *input_size))
+        # At four images and more, the peak lies where the activations do.
+        four, eight = (training_memory(self, (n, 2 * self.input_channels, *input_size)) for n in (4, 8))
+        return (eight - four) // 16
 
 
 def _shape(state_dict, key: str):

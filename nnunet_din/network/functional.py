@@ -25,11 +25,6 @@ def gelu_(x: Tensor) -> Tensor:
     return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
-def baddbmm_(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """x + a @ b, batched; in place where no gradient is asked for, so do not use ``x`` afterwards."""
-    return torch.baddbmm(x, a, b) if torch.is_grad_enabled() else x.baddbmm_(a, b)
-
-
 def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Call ``function(*inputs)`` and keep only ``inputs`` for the backward pass, which computes the rest again.
 
