@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nnunet_din import __version__, demo, doctor, enhance
+from nnunet_din import __version__, demo, doctor, enhance, profiling
 
 #: Each module adds its sub-command with ``add_parser(subparsers)`` and sets ``run``, a function of the parsed arguments
 #: that returns the exit code.
-COMMANDS = (doctor, enhance, demo)
+COMMANDS = (doctor, enhance, profiling, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:

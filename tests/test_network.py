@@ -128,6 +128,14 @@ def test_a_training_step_needs_three_quarters_of_the_literal_ones_memory():
     assert training_memory(network, shape) < 0.75 * training_memory(literal.LiteralNetwork(network), shape)
 
 
+def test_literal_multiply_adds_of_the_decoder_are_those_of_its_twin():
+    network = on_meta(1, 4, **PRESETS["atto"])
+    size = (56, 56)  # no padded attention windows, whose products the literal form leaves out
+    counted = count_multiply_adds(literal.LiteralNetwork(network), (1, 2, *size))
+    parts = multiply_adds_by_part(network, (1, 2, *size))
+    assert counted == parts[""] - parts["decoder"] + network.decoder.literal_multiply_adds(size)
+
+
 # ---- attention ----
 
 

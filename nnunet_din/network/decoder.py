@@ -13,6 +13,7 @@ resolution; resize and shift together are two products with small fixed matrices
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -50,6 +51,12 @@ class SegFormerHead(nn.Module):
         biases = [layer.bias for layer in self.linear]
         y = fuse_levels(features, weights, biases, self.fuse.weight)
         return self.classifier(F.relu(self.norm(y), inplace=True))  # eq. 14
+
+    def literal_multiply_adds(self, size: Sequence[int]) -> int:
+        """Multiply-adds for one image of ``(H, W)`` in the printed order, each level half the size of the last."""
+        pixels, channels = math.prod(size), self.fuse.out_channels
+        linear = sum(layer.weight.numel() * pixels // 4**i for i, layer in enumerate(self.linear))
+        return linear + pixels * (self.fuse.weight.numel() + channels * self.classifier.out_channels)
 
 
 def fuse_levels(

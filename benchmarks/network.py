@@ -1,0 +1,109 @@
+"""The network against its literal twin: same weights, same machine, same precision, one run.
+
+Forward passes and training steps (forward, loss, backward, AdamW) of both, in turn, so that a machine that slows down
+slows both; then the peak memory of a training step of each, in a process of its own (what torch's allocator holds, and
+on Linux what the process held). Writes ``network.json`` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+
+import literal  # noqa: E402
+from nnunet_din.network import PRESETS, DualInteractionNetwork  # noqa: E402
+from nnunet_din.profiling import peak_memory, prediction, seconds_of, training_step  # noqa: E402
+
+CLASSES = 4
+
+
+def build(args: argparse.Namespace):
+    """Both networks on the same parameters, and a batch."""
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    ours = DualInteractionNetwork(1, CLASSES, **PRESETS[args.preset]).to(device)
+    x = torch.randn(args.batch, 2, args.size, args.size, device=device)
+    target = torch.randint(0, CLASSES, (args.batch, 1, args.size, args.size), device=device)
+    return {"literal": literal.LiteralNetwork(ours), "ours": ours}, x, target
+
+
+def measure_memory(args: argparse.Namespace) -> None:
+    """Print the peak of the second training step of one network: allocator, process."""
+    networks, x, target = build(args)
+    network = networks[args.memory_of]
+    step = training_step(network, x, target)
+    step()
+    process = None
+    if sys.platform == "linux" and x.device.type == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        step()
+        status = Path("/proc/self/status").read_text()
+        process = int(status.split("VmHWM:")[1].split()[0]) * 1024
+    print(json.dumps({"allocator": peak_memory(step, network, x.device), "process": process}))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=list(PRESETS), default="base")
+    parser.add_argument("--size", type=int, default=224, help="edge of the images (default: 224)")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of each kind (default: 3)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--memory-of", choices=["literal", "ours"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory_of:
+        measure_memory(args)
+        return
+    result = {
+        "command": " ".join(["python benchmarks/network.py", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, {args.device}",
+        "torch": torch.__version__,
+    }
+    networks, x, target = build(args)
+    for kind in ("forward", "training step"):
+        steps = {
+            name: prediction(network, x) if kind == "forward" else training_step(network, x, target)
+            for name, network in networks.items()
+        }
+        seconds = {name: [] for name in steps}
+        for i in range(args.repeats + 1):  # the first pair is a warm-up
+            for name, step in steps.items():
+                elapsed = seconds_of(step, x.device)
+                if i:
+                    seconds[name].append(elapsed)
+        ratios = [a / b for a, b in zip(seconds["literal"], seconds["ours"], strict=True)]
+        result[kind] = {
+            "seconds": {name: [round(s, 3) for s in values] for name, values in seconds.items()},
+            "literal / ours": [round(statistics.median(ratios), 3), round(min(ratios), 3), round(max(ratios), 3)],
+        }
+        print(f"{kind}: literal / ours {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    del networks, steps
+    memory = {}
+    for name in ("literal", "ours"):
+        command = [sys.executable, "-W", "ignore", __file__, "--memory-of", name, "--device", args.device]
+        command += ["--preset", args.preset, "--size", str(args.size), "--batch", str(args.batch)]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        memory[name] = json.loads(output.splitlines()[-1])
+    for kind in ("allocator", "process"):
+        if memory["ours"][kind]:
+            memory[f"ours / literal, {kind}"] = round(memory["ours"][kind] / memory["literal"][kind], 3)
+    result["peak memory of a training step"] = memory
+    print(f"peak memory of a training step: {json.dumps(memory)}")
+    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
