@@ -22,6 +22,7 @@ CLASSES = {
     "nnUNetTrainerDIN_5epochs": "nnunet_din.trainers.training_length",
     "nnUNetTrainerDIN_50epochs": "nnunet_din.trainers.training_length",
     "nnUNetTrainerDIN_100epochs": "nnunet_din.trainers.training_length",
+    "nnUNetTrainerDIN_benchmark": "nnunet_din.trainers.benchmark",
     "nnUNetTrainerDIN_noBoundaryLoss": "nnunet_din.trainers.boundary_loss",
     "nnUNetTrainerDIN_printedBoundaryLoss": "nnunet_din.trainers.boundary_loss",
     "nnUNetTrainerDIN_nnUNetDA": "nnunet_din.trainers.data_augmentation",

@@ -1,0 +1,73 @@
+"""A variant of the DIN trainer that reports where the time of an epoch goes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
+
+
+class nnUNetTrainerDIN_benchmark(nnUNetTrainerDIN):
+    """Three epochs of 50 iterations that leave no checkpoint: seconds, images a second, and the share of the time in
+    which the network waits for data, in the log and in ``benchmark.json`` in the output folder.
+
+    The last epoch counts: the first holds compilation and the warming up of everything.
+    """
+
+    num_epochs = 3
+    num_iterations_per_epoch = 50
+    num_val_iterations_per_epoch = 2
+    disable_checkpointing = True
+
+    def on_train_epoch_start(self) -> None:
+        """Start the clocks."""
+        super().on_train_epoch_start()
+        self.dataloader_train = TimedIterator(self.dataloader_train)
+        self._begin = time.perf_counter()
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Stop them."""
+        seconds = time.perf_counter() - self._begin
+        waiting, self.dataloader_train = self.dataloader_train.seconds, self.dataloader_train.iterator
+        super().on_train_epoch_end(train_outputs)
+        self.timing = {
+            "seconds_per_iteration": seconds / self.num_iterations_per_epoch,
+            "images_per_second": self.num_iterations_per_epoch * self.configuration_manager.batch_size / seconds,
+            "share_waiting_for_data": waiting / seconds,
+            "batch_size": self.configuration_manager.batch_size,
+            "patch_size": list(self.configuration_manager.patch_size),
+            "device": str(self.device),
+        }
+        self.print_to_log_file(
+            f"{self.timing['images_per_second']:.2f} images a second; {100 * waiting / seconds:.1f} % of the time "
+            "spent waiting for data"
+        )
+
+    def on_train_end(self) -> None:
+        """Write the result."""
+        super().on_train_end()
+        if self.local_rank == 0:
+            Path(self.output_folder, "benchmark.json").write_text(json.dumps(self.timing, indent=2) + "\n")
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Leave it out."""
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Leave it out."""
+
+
+class TimedIterator:
+    """Passes an iterator on and sums the seconds that its user waits."""
+
+    def __init__(self, iterator: Iterator):
+        self.iterator = iterator
+        self.seconds = 0.0
+
+    def __next__(self):
+        begin = time.perf_counter()
+        item = next(self.iterator)
+        self.seconds += time.perf_counter() - begin
+        return item
