@@ -101,7 +101,7 @@ def test_plans_with_checkpointing_build_a_network_that_uses_it(dataset):
         dataset,
         gpu_memory_target_in_gb=1.0,
         plans_name="smallTestPlans",
-        overwrite_target_spacing=[16, 0.5, 0.5],  # 320 x 320 pixels
+        overwrite_target_spacing=[16.0, 0.5, 0.5],  # 320 x 320 pixels
     )
     kwargs = p.plan_experiment()["configurations"]["2d"]["architecture"]["arch_kwargs"]
     assert kwargs["checkpointing"] is True

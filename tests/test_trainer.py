@@ -6,18 +6,26 @@ import copy
 import json
 import shutil
 import time
+from pathlib import Path
 
+import nnunetv2
 import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities import find_class_by_name
 
 from nnunet_din.plugin import CLASSES
 from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
 
 TRAINERS = [name for name in CLASSES if "Trainer" in name]
 CPU = torch.device("cpu")
+
+
+def find_trainer(name):
+    """As nnUNetv2_train does it, in every supported release."""
+    folder = str(Path(nnunetv2.__file__).parent / "training" / "nnUNetTrainer")
+    return find_class_by_name.recursive_find_python_class(folder, name, "nnunetv2.training.nnUNetTrainer")
 
 
 @pytest.fixture
@@ -28,7 +36,7 @@ def make(dataset, plans):
         own = copy.deepcopy(plans)
         own["configurations"]["2d"]["architecture"]["arch_kwargs"]["decoder_channels"] = 16
         change(own)
-        cls = recursive_find_trainer_class_by_name(name)
+        cls = find_trainer(name)
         trainer = cls(own, configuration, 0, dataset.dataset_json, CPU)
         for key, value in attributes.items():
             setattr(trainer, key, value)
@@ -71,7 +79,7 @@ def test_the_papers_hyper_parameters():
         False,
     )
     assert (t.weight_ce, t.weight_dice, t.weight_boundary) == (0.3, 0.7, 1.0)
-    lengths = {n: recursive_find_trainer_class_by_name(f"nnUNetTrainerDIN_{n}epochs").num_epochs for n in (5, 50, 100)}
+    lengths = {n: find_trainer(f"nnUNetTrainerDIN_{n}epochs").num_epochs for n in (5, 50, 100)}
     assert lengths == {5: 5, 50: 50, 100: 100}
 
 
@@ -178,14 +186,14 @@ def test_the_paper_mirrors(make):
 
 
 def test_nnunet_augmentation_is_nnunets():
-    cls = recursive_find_trainer_class_by_name("nnUNetTrainerDIN_nnUNetDA")
+    cls = find_trainer("nnUNetTrainerDIN_nnUNetDA")
     stock = transforms(nnUNetTrainer)
     assert [type(t).__name__ for t in transforms(cls).transforms] == [type(t).__name__ for t in stock.transforms]
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerDIN", "nnUNetTrainerDIN_nnUNetDA"])
 def test_mask_is_applied_to_originals_and_enhanced(name):
-    pipeline = transforms(recursive_find_trainer_class_by_name(name), mask=(True, False))
+    pipeline = transforms(find_trainer(name), mask=(True, False))
     mask = next(t for t in pipeline.transforms if type(t).__name__ == "MaskImageTransform")
     assert list(mask.apply_to_channels) == [0, 2]
 
@@ -322,7 +330,7 @@ def test_stock_trainers(make, plans, dataset):
     """Plans of DIN train with nnU-Net's trainers without deep supervision; with it, the error says what to use."""
     with pytest.raises(ValueError, match="single output.*nnUNetTrainerDIN"):
         nnUNetTrainer(copy.deepcopy(plans), "2d", 0, dataset.dataset_json, CPU).initialize()
-    cls = recursive_find_trainer_class_by_name("nnUNetTrainerNoDeepSupervision")
+    cls = find_trainer("nnUNetTrainerNoDeepSupervision")
     trainer = cls(copy.deepcopy(plans), "2d", 0, dataset.dataset_json, CPU)
     trainer.initialize()
     assert np.isfinite(trainer.train_step(batch(trainer))["loss"])
