@@ -154,7 +154,7 @@ def test_color_images_from_png(nnunet_folders):
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
     from skimage import io
 
-    from conftest import preprocess, write_fingerprint
+    from nnunet_dataset import preprocess, write_fingerprint
     from nnunet_din.planners.din_planners import nnUNetPlannerDINAtto
 
     name = "Dataset997_TestColor"
