@@ -7,34 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, multiprocessing
 
-from nnunet_din.network import PRESETS, DualInteractionNetwork
-
-
-def network_and_batch():
-    torch.manual_seed(0)
-    options = {**PRESETS["atto"], "decoder_channels": 16, "layer_scale": 0.5}
-    return DualInteractionNetwork(1, 3, **options), torch.randn(4, 2, 16, 24), torch.randn(4, 3, 16, 24)
-
-
-def train_one_step(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
-    # nnU-Net turns BatchNorm into SyncBatchNorm for several GPUs, which CPUs do not have: statistics stay fixed here.
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    (network(x) - y).square().mean().backward()
-    optimizer.step()
-
-
-def worker(rank: int, folder: str) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    network, x, y = network_and_batch()
-    half = slice(2 * rank, 2 * rank + 2)
-    train_one_step(nn.parallel.DistributedDataParallel(network), x[half], y[half])
-    torch.save(network.state_dict(), f"{folder}/{rank}.pth")
-    distributed.destroy_process_group()
+from data_parallel import network_and_batch, train_one_step, worker
 
 
 @pytest.mark.slow
