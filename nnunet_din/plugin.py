@@ -15,6 +15,7 @@ CLASSES = {
     "nnUNetPlannerDIN": "nnunet_din.planners.din_planners",
     "nnUNetPlannerDINTiny": "nnunet_din.planners.din_planners",
     "nnUNetPlannerDINAtto": "nnunet_din.planners.din_planners",
+    "nnUNetPlannerDINFast": "nnunet_din.planners.din_planners",
     "DINPreprocessor": "nnunet_din.planners.din_preprocessor",
     "nnUNetTrainerDIN": "nnunet_din.trainers.din_trainer",
     "nnUNetTrainerDIN_demo": "nnunet_din.trainers.training_length",

@@ -67,6 +67,7 @@ def count(kwargs: dict, channels: int, classes: int, size: Sequence[int]) -> dic
     with torch.device("meta"):
         network = DualInteractionNetwork(channels, classes, **kwargs)
     multiply_adds = multiply_adds_by_part(network, (1, 2 * channels, *size))
+    decoded = [edge // kwargs.get("stem_stride", 1) for edge in size]
     parts: dict[str, dict[str, int]] = {}
     for child, part in PARTS.items():
         module = getattr(network, child)
@@ -74,7 +75,7 @@ def count(kwargs: dict, channels: int, classes: int, size: Sequence[int]) -> dic
         row["parameters"] += count_parameters(module)
         row["multiply_adds"] += multiply_adds[child]
         literal = getattr(module, "literal_multiply_adds", None)
-        row["literal_multiply_adds"] += literal(size) if literal else multiply_adds[child]
+        row["literal_multiply_adds"] += literal(decoded) if literal else multiply_adds[child]
     parts["total"] = {key: sum(row[key] for row in parts.values()) for key in parts["decoder"]}
     return parts
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from nnunet_din.network import PRESETS, ConvNeXtEncoder, DualInteractionNetwork
+from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
 from nnunet_din.network.accounting import count_parameters, training_memory
 
 
@@ -135,7 +135,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
 
         Where not even two fit, activation checkpointing is switched on (the third value), and then the patch shrinks.
         """
-        stride, smallest = ConvNeXtEncoder.stride, 64
+        stride, smallest = input_stride(**PRESETS[self.preset]), 64
         median = np.asarray(median_shape, dtype=float)
         patch = np.array([stride * math.ceil(s / stride) for s in median])
         budget = self.gpu_memory_gb * 1e9 / self.memory_overhead
@@ -153,7 +153,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
             print(
                 f"WARNING: {self.gpu_memory_gb:g} GB hold fewer than {self.UNet_min_batch_size} patches of "
                 f"{patch.tolist()} with DIN {self.preset} (about {needed:.2g} GB needed). Raise -gpu_memory_target, or "
-                "plan a smaller network with -pl nnUNetPlannerDINTiny or -pl nnUNetPlannerDINAtto."
+                "plan a smaller network with -pl nnUNetPlannerDINTiny, nnUNetPlannerDINAtto or nnUNetPlannerDINFast."
             )
         five_percent = round(n_pixels_dataset * self.max_dataset_covered / pixels)
         return patch.tolist(), max(min(fitting, five_percent), self.UNet_min_batch_size), bool(checkpointing)
@@ -183,4 +183,12 @@ class nnUNetPlannerDINAtto(nnUNetPlannerDIN):
 
     preset = "atto"
     default_plans_name = "nnUNetDINAttoPlans"
+    default_gpu_memory_gb = 8.0
+
+
+class nnUNetPlannerDINFast(nnUNetPlannerDIN):
+    """Plans DIN with ConvNeXt-Atto encoders at half resolution: trains at the speed of nnU-Net's ResEnc-M."""
+
+    preset = "fast"
+    default_plans_name = "nnUNetDINFastPlans"
     default_gpu_memory_gb = 8.0

@@ -126,7 +126,9 @@ class LiteralNetwork(nn.Module):
             strict=True,
         )
         fused = [literal_difm(difm, *pair) for difm, pair in zip(self.network.difms, pairs, strict=True)]
-        return literal_decoder(self.network.decoder)(fused)
+        logits = literal_decoder(self.network.decoder)(fused)
+        # Of a stem with stride: eq. 14 gives the stem's resolution.
+        return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def literal_encoder(encoder, x):

@@ -17,6 +17,7 @@ from nnunet_din.network import (
     SegFormerHead,
     build_decoder,
     build_encoder,
+    input_stride,
     known_encoders,
     load_pretrained_encoders,
 )
@@ -64,6 +65,18 @@ def test_widths_and_resolutions_of_table_14():
     assert [len(stage.blocks) for stage in encoder.stages] == [3, 3, 27, 3]
 
 
+def test_a_stem_of_stride_two_halves_every_scale_and_the_logits_come_back_to_full_size():
+    network = on_meta(1, 4, **PRESETS["fast"])
+    pairs = network.encoder_image(torch.empty(1, 1, 64, 96, device="meta"))
+    assert [tuple(high.shape[-2:]) for _, high in pairs] == [(32, 48), (16, 24), (8, 12), (4, 6)]
+    assert network(torch.empty(1, 2, 64, 96, device="meta")).shape == (1, 4, 64, 96)
+    with pytest.raises(ValueError, match="multiples of 16, got 64 x 88"):
+        network(torch.empty(1, 2, 64, 88, device="meta"))
+    with pytest.raises(ValueError, match="stem_stride must be 1 or 2, got 4"):
+        on_meta(1, 4, **{**PRESETS["fast"], "stem_stride": 4})
+    assert [input_stride(**PRESETS[p]) for p in ("base", "fast")] == [8, 16]
+
+
 # ---- decoder ----
 
 SIZES = {
@@ -107,10 +120,13 @@ def test_decoder_module_uses_the_reordered_form():
 
 @pytest.mark.parametrize("encoder", ["convnext_atto", "convnext_tiny"])  # 1 x 1 convolutions, linear layers
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])
+@pytest.mark.parametrize(("stem_stride", "size"), [(1, (24, 40)), (2, (32, 48))])  # windows with padding and without
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_network_equals_the_literal_one_forward_and_backward(encoder, dtype, tolerance, checkpointing):
-    network = small(encoder=encoder, layer_scale=0.5, checkpointing=checkpointing).to(dtype)
-    x = torch.randn(2, 2, 24, 40, dtype=dtype)  # windows with padding and without
+def test_network_equals_the_literal_one_forward_and_backward(
+    encoder, dtype, tolerance, stem_stride, size, checkpointing
+):
+    network = small(encoder=encoder, layer_scale=0.5, stem_stride=stem_stride, checkpointing=checkpointing).to(dtype)
+    x = torch.randn(2, 2, *size, dtype=dtype)
     results = []
     for model in (network, literal.LiteralNetwork(network)):
         network.zero_grad()
@@ -181,7 +197,7 @@ def test_difm_is_symmetric_in_the_two_images_up_to_its_weights():
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_preset_builds_and_gives_logits(preset):
     network = on_meta(2, 5, **PRESETS[preset])
-    assert network(torch.empty(2, 4, 64, 72, device="meta")).shape == (2, 5, 64, 72)
+    assert network(torch.empty(2, 4, 64, 80, device="meta")).shape == (2, 5, 64, 80)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (56, 40), (24, 136)])

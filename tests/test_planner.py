@@ -8,10 +8,15 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_din.network import PRESETS, DualInteractionNetwork
-from nnunet_din.planners.din_planners import nnUNetPlannerDIN, nnUNetPlannerDINAtto, nnUNetPlannerDINTiny
+from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
+from nnunet_din.planners.din_planners import (
+    nnUNetPlannerDIN,
+    nnUNetPlannerDINAtto,
+    nnUNetPlannerDINFast,
+    nnUNetPlannerDINTiny,
+)
 
-PLANNERS = [nnUNetPlannerDIN, nnUNetPlannerDINTiny, nnUNetPlannerDINAtto]
+PLANNERS = [nnUNetPlannerDIN, nnUNetPlannerDINTiny, nnUNetPlannerDINAtto, nnUNetPlannerDINFast]
 
 
 def planner(dataset, cls=nnUNetPlannerDINAtto, **kwargs):
@@ -23,6 +28,7 @@ def test_names():
         ("base", "nnUNetDINPlans"),
         ("tiny", "nnUNetDINTinyPlans"),
         ("atto", "nnUNetDINAttoPlans"),
+        ("fast", "nnUNetDINFastPlans"),
     ]
     assert {p.preset for p in PLANNERS} <= set(PRESETS)
 
@@ -65,7 +71,9 @@ def test_patch_and_batch_fit_the_memory(dataset, cls, median, gb, capsys):
     p = planner(dataset, cls, gpu_memory_target_in_gb=gb)
     n_pixels = 1e9
     patch, batch, checkpointing = p._patch_and_batch_size(median, n_pixels)
-    assert all(edge % 8 == 0 and edge <= 8 * math.ceil(m / 8) for edge, m in zip(patch, median, strict=True))
+    stride = input_stride(**PRESETS[cls.preset])
+    assert all(edge % stride == 0 for edge in patch)
+    assert all(edge <= stride * math.ceil(m / stride) for edge, m in zip(patch, median, strict=True))
     assert batch >= 2
     used, more, without = (
         p.memory_overhead * p._memory_model(option).bytes(n * np.prod(patch))

@@ -16,10 +16,7 @@ from torch import nn
 
 from nnunet_din.enhancement import get_enhancement
 from nnunet_din.losses import DINLoss
-from nnunet_din.network import ConvNeXtEncoder
-
-#: Edges of the patch must be multiples of this.
-STRIDE = ConvNeXtEncoder.stride
+from nnunet_din.network import input_stride
 
 
 class nnUNetTrainerDIN(nnUNetTrainer):
@@ -201,14 +198,16 @@ def check_plans(plans: dict, configuration: str) -> None:
             "with "
             f"`nnUNetv2_plan_and_preprocess -d {plans['dataset_name']} -pl nnUNetPlannerDIN -c 2d` (or "
             "nnUNetPlannerDINTiny, "
-            "nnUNetPlannerDINAtto) and train with `-p nnUNetDINPlans` (nnUNetDINTinyPlans, nnUNetDINAttoPlans)."
+            "nnUNetPlannerDINAtto, nnUNetPlannerDINFast) and train with `-p nnUNetDINPlans` (nnUNetDINTinyPlans, "
+            "nnUNetDINAttoPlans, nnUNetDINFastPlans)."
         )
     get_enhancement(enhancement["method"])
-    if any(edge % STRIDE for edge in manager.patch_size):
-        rounded = [-(-edge // STRIDE) * STRIDE for edge in manager.patch_size]
+    stride = input_stride(**manager.network_arch_init_kwargs)
+    if any(edge % stride for edge in manager.patch_size):
+        rounded = [-(-edge // stride) * stride for edge in manager.patch_size]
         raise ValueError(
             f"The patch size {list(manager.patch_size)} of configuration '{configuration}' in {plans_name} is not a "
-            f"multiple of {STRIDE} along "
+            f"multiple of {stride} along "
             f"every axis. Set it to {rounded} in the plans file; the data need not be preprocessed again."
         )
 

@@ -3,7 +3,7 @@
 from nnunet_din.network.decoder import DECODERS, SegFormerHead, build_decoder
 from nnunet_din.network.difm import DualInteractiveFusionModule
 from nnunet_din.network.din import DualInteractionNetwork
-from nnunet_din.network.encoder import ConvNeXtEncoder, build_encoder, known_encoders
+from nnunet_din.network.encoder import ConvNeXtEncoder, build_encoder, input_stride, known_encoders
 from nnunet_din.network.presets import PRESETS
 from nnunet_din.network.pretrained import LoadReport, load_pretrained_encoders
 
@@ -17,6 +17,7 @@ __all__ = [
     "SegFormerHead",
     "build_decoder",
     "build_encoder",
+    "input_stride",
     "known_encoders",
     "load_pretrained_encoders",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_din.network.decoder import build_decoder
@@ -23,7 +24,7 @@ class DualInteractionNetwork(nn.Module):
         Channels K of the logits.
     encoder
         Name of the encoder, see :func:`nnunet_din.network.known_encoders`.
-    layer_scale, drop_path_rate
+    layer_scale, drop_path_rate, stem_stride
         See :class:`nnunet_din.network.ConvNeXtEncoder`.
     checkpointing
         Keep only the inputs of the encoders' blocks and of the DIFMs for the backward pass, and compute the rest again
@@ -31,7 +32,8 @@ class DualInteractionNetwork(nn.Module):
     window_size, num_heads, ffn_expansion
         See :class:`nnunet_din.network.DualInteractiveFusionModule`.
     decoder, decoder_channels
-        Name of the decoder and its width.
+        Name of the decoder and its width. It decodes at the stem's resolution; with a ``stem_stride`` of 2, the
+        logits are resized to the image's.
     deep_supervision
         nnU-Net passes it to every network. DIN has one output, so only False is possible.
 
@@ -54,6 +56,7 @@ class DualInteractionNetwork(nn.Module):
         decoder: str = "segformer",
         decoder_channels: int = 768,
         checkpointing: bool = False,
+        stem_stride: int = 1,
         deep_supervision: bool = False,
     ):
         super().__init__()
@@ -66,7 +69,12 @@ class DualInteractionNetwork(nn.Module):
         self.input_channels = input_channels
         self.num_classes = num_classes
         self.checkpointing = checkpointing
-        options = {"layer_scale": layer_scale, "drop_path_rate": drop_path_rate, "checkpointing": checkpointing}
+        options = {
+            "layer_scale": layer_scale,
+            "drop_path_rate": drop_path_rate,
+            "checkpointing": checkpointing,
+            "stem_stride": stem_stride,
+        }
         self.encoder_image = build_encoder(encoder, input_channels, **options)
         self.encoder_enhanced = build_encoder(encoder, input_channels, **options)
         channels = self.encoder_image.channels
@@ -84,7 +92,7 @@ class DualInteractionNetwork(nn.Module):
         Parameters
         ----------
         x
-            Originals and enhanced versions, shape ``(N, 2C, H, W)``; H and W multiples of 8.
+            Originals and enhanced versions, shape ``(N, 2C, H, W)``; H and W multiples of 8 times ``stem_stride``.
 
         Returns
         -------
@@ -100,7 +108,10 @@ class DualInteractionNetwork(nn.Module):
         image, enhanced = x.chunk(2, dim=1)
         pairs = zip(self.encoder_image(image), self.encoder_enhanced(enhanced), strict=True)
         fused = [self._checkpoint(difm, *pair) for difm, pair in zip(self.difms, pairs, strict=True)]
-        return self.decoder(fused)
+        logits = self.decoder(fused)
+        if logits.shape[-2:] != x.shape[-2:]:
+            logits = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return logits
 
     def _checkpoint(self, difm: nn.Module, image: tuple[Tensor, Tensor], enhanced: tuple[Tensor, Tensor]) -> Tensor:
         if not (self.checkpointing and self.training):
@@ -148,7 +159,7 @@ class DualInteractionNetwork(nn.Module):
         Parameters
         ----------
         input_size
-            Height and width of the patch, multiples of 8.
+            Height and width of the patch, multiples of the encoder's stride.
         """
         from nnunet_din.network.accounting import training_memory
 

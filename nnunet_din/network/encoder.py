@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import timm
 from timm.layers import GELU, LayerNorm, LayerNorm2d, Mlp
 from timm.models import convnext
@@ -60,8 +58,8 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ConvNeXtEncoder(nn.Module):
-    """timm's ConvNeXt with a 3 x 3 stride-1 stem and a second pooling convolution per stage (paper, section 9.1 and
-    Table 14).
+    """timm's ConvNeXt with a 3 x 3 stem at full resolution and a second pooling convolution per stage (paper, section
+    9.1 and Table 14).
 
     Parameter names of the stages are timm's, so that timm's pretrained weights fit them.
 
@@ -77,15 +75,19 @@ class ConvNeXtEncoder(nn.Module):
         Stochastic depth of the last block; it grows linearly from 0 at the first.
     checkpointing
         Keep only the input of each block for the backward pass, and compute the block again there.
+    stem_stride
+        1 is the paper's stem. 2 halves the resolution of every stage, for a quarter of the arithmetic.
 
     Attributes
     ----------
     channels : tuple of int
-        Widths of the four stages, at 1, 1/2, 1/4 and 1/8 of the resolution.
+        Widths of the four stages, at 1, 1/2, 1/4 and 1/8 of the stem's resolution.
+    stride : int
+        Height and width of the input must be multiples of this.
     """
 
-    #: Height and width of the input must be multiples of this.
-    stride = 8
+    #: From the stem's resolution to the last stage's.
+    stages_stride = 8
 
     def __init__(
         self,
@@ -94,15 +96,20 @@ class ConvNeXtEncoder(nn.Module):
         layer_scale: float | None = 1e-6,
         drop_path_rate: float = 0.0,
         checkpointing: bool = False,
+        stem_stride: int = 1,
     ):
         super().__init__()
+        if stem_stride not in (1, 2):
+            raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride}.")
         self.checkpointing = checkpointing
+        self.stride = stem_stride * self.stages_stride
         options = {} if layer_scale is None else {"ls_init_value": layer_scale}
         model = timm.create_model(name, in_chans=in_channels, num_classes=0, drop_path_rate=drop_path_rate, **options)
         self.name = name
         self.channels = tuple(info["num_chs"] for info in model.feature_info)
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, self.channels[0], kernel_size=3, padding=1), LayerNorm2d(self.channels[0])
+            nn.Conv2d(in_channels, self.channels[0], kernel_size=3, stride=stem_stride, padding=1),
+            LayerNorm2d(self.channels[0]),
         )
         self.stages = model.stages
         for stage in self.stages:
@@ -121,13 +128,14 @@ class ConvNeXtEncoder(nn.Module):
         Parameters
         ----------
         x
-            Image, shape ``(N, C, H, W)``; H and W multiples of 8.
+            Image, shape ``(N, C, H, W)``; H and W multiples of :attr:`stride`.
 
         Returns
         -------
         list of (Tensor, Tensor)
-            Per stage ``(f_low, f_high)``, both ``(N, d_i, H / 2^i, W / 2^i)``: the edge features after the (first)
-            pooling layer and the output of the last block (f_edge and f_shape of Table 14).
+            Per stage ``(f_low, f_high)``, both ``(N, d_i, H / 2^i, W / 2^i)`` with H x W the stem's resolution: the
+            edge features after the (first) pooling layer and the output of the last block (f_edge and f_shape of Table
+            14).
         """
         x = self.stem(x)
         pairs = []
@@ -146,8 +154,8 @@ def _init_like_timm(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-#: Prefix of the encoder's name -> class. The class is called with (in_channels, name, **options).
-ENCODERS: dict[str, Callable[..., nn.Module]] = {
+#: Prefix of the encoder's name -> class, called with (in_channels, name, **options); it has ``stages_stride``.
+ENCODERS: dict[str, type[nn.Module]] = {
     "convnext": ConvNeXtEncoder,
 }
 
@@ -165,7 +173,21 @@ def build_encoder(name: str, in_channels: int, **options) -> nn.Module:
     ValueError
         If the name is not known; the message lists those that are.
     """
+    return _encoder_class(name)(in_channels, name, **options)
+
+
+def input_stride(encoder: str = "convnext_base", stem_stride: int = 1, **_) -> int:
+    """Multiple that height and width of the input must be, from the network's keyword arguments as in the plans.
+
+    Raises
+    ------
+    ValueError
+        If no encoder has such a name.
+    """
+    return stem_stride * _encoder_class(encoder).stages_stride
+
+
+def _encoder_class(name: str) -> type[nn.Module]:
     if name not in known_encoders():
         raise ValueError(f"Unknown encoder '{name}'. Known encoders: {', '.join(known_encoders())}.")
-    prefix = max((p for p in ENCODERS if name.startswith(p)), key=len)
-    return ENCODERS[prefix](in_channels, name, **options)
+    return ENCODERS[max((p for p in ENCODERS if name.startswith(p)), key=len)]

@@ -9,4 +9,6 @@ PRESETS: dict[str, dict] = {
     "base": {"encoder": "convnext_base", "decoder_channels": 768},
     "tiny": {"encoder": "convnext_tiny", "decoder_channels": 256},
     "atto": {"encoder": "convnext_atto", "decoder_channels": 128},
+    # Images a second as nnU-Net's ResEnc-M: see benchmarks/fast.py.
+    "fast": {"encoder": "convnext_atto", "decoder_channels": 128, "stem_stride": 2},
 }

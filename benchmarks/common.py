@@ -1,0 +1,45 @@
+"""What the benchmarks share: the head of a result, its file, and plans that are not written to disk."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import torch
+
+
+def head(device: str | torch.device) -> dict:
+    """Command, date and machine."""
+    script = Path(sys.argv[0])
+    return {
+        "command": " ".join([f"python benchmarks/{script.name}", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, {device}",
+        "torch": torch.__version__,
+    }
+
+
+def write(result: dict) -> None:
+    """Write the result beside the script that is running."""
+    Path(sys.argv[0]).resolve().with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
+    """Median and range of the ratios pair by pair."""
+    values = [a / b for a, b in zip(numerators, denominators, strict=True)]
+    return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
+
+
+def plan(planner: type, dataset: str, **kwargs) -> dict:
+    """The plans that a planner makes for a data set whose fingerprint is extracted; none are written."""
+
+    class Planner(planner):
+        def save_plans(self, plans):
+            """Leave it out."""
+
+    return Planner(dataset, **kwargs).plan_experiment()
