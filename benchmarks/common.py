@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import platform
 import statistics
@@ -11,6 +13,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 
 def head(device: str | torch.device) -> dict:
@@ -35,11 +38,16 @@ def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> dict[s
     return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
 
 
-def plan(planner: type, dataset: str, **kwargs) -> dict:
-    """The plans that a planner makes for a data set whose fingerprint is extracted; none are written."""
+def plan(planner: type, dataset: str, **kwargs) -> tuple[dict, str]:
+    """The plans that a planner makes for a data set whose fingerprint is extracted, and what it prints; nothing is
+    written.
+    """
 
     class Planner(planner):
         def save_plans(self, plans):
             """Leave it out."""
 
-    return Planner(dataset, **kwargs).plan_experiment()
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        plans = Planner(dataset, **kwargs).plan_experiment()
+    recursive_fix_for_json_export(plans)  # numpy's numbers to Python's
+    return plans, output.getvalue()

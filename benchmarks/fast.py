@@ -71,7 +71,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     half = device.type == "cuda"
-    configuration = plan(nnUNetPlannerResEncM, args.d)["configurations"]["2d"]
+    configuration = plan(nnUNetPlannerResEncM, args.d)[0]["configurations"]["2d"]
     architecture, patch = configuration["architecture"], configuration["patch_size"]
     classes = 4
     torch.manual_seed(0)

@@ -7,15 +7,11 @@ measured / counted of each and the overhead factor that fits them best; writes `
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import statistics
-import sys
-from datetime import date
-from pathlib import Path
 
 import torch
+from common import head, write
 from tqdm import tqdm
 
 from nnunet_din.network import PRESETS, DualInteractionNetwork
@@ -61,15 +57,7 @@ def main() -> None:
     ratios = [row["ratio"] for row in rows]
     factor = math.exp(statistics.mean(math.log(r) for r in ratios))
     print(f"{len(rows)} cases: overhead {factor:.3f}, measured / counted {min(ratios)} to {max(ratios)}")
-    result = {
-        "command": " ".join(["python benchmarks/memory.py", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
-        "machine": f"{platform.system()} {platform.machine()}, {args.device}",
-        "torch": torch.__version__,
-        "overhead": round(factor, 4),
-        "cases": rows,
-    }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    write(head(device) | {"overhead": round(factor, 4), "cases": rows})
 
 
 if __name__ == "__main__":

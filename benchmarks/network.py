@@ -1,22 +1,21 @@
 """The network against its literal twin: same weights, same machine, same precision, one run.
 
-Forward passes and training steps (forward, loss, backward, AdamW) of both, in turn, so that a machine that slows down
-slows both; then the peak memory of a training step of each, in a process of its own (what torch's allocator holds, and
-on Linux what the process held). Writes ``network.json`` beside this file.
+The peak memory of a training step of each, in a process of its own (what torch's allocator holds, and on Linux what the
+process held); then forward passes and training steps (forward, loss, backward, AdamW) of both, in turn, so that a
+machine that slows down slows both. Writes ``network.json`` beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 
 import torch
+from common import head, ratios, write
+from tqdm import trange
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -66,31 +65,7 @@ def main() -> None:
     if args.memory_of:
         measure_memory(args)
         return
-    result = {
-        "command": " ".join(["python benchmarks/network.py", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, {args.device}",
-        "torch": torch.__version__,
-    }
-    networks, x, target = build(args)
-    for kind in ("forward", "training step"):
-        steps = {
-            name: prediction(network, x) if kind == "forward" else training_step(network, x, target)
-            for name, network in networks.items()
-        }
-        seconds = {name: [] for name in steps}
-        for i in range(args.repeats + 1):  # the first pair is a warm-up
-            for name, step in steps.items():
-                elapsed = seconds_of(step, x.device)
-                if i:
-                    seconds[name].append(elapsed)
-        ratios = [a / b for a, b in zip(seconds["literal"], seconds["ours"], strict=True)]
-        result[kind] = {
-            "seconds": {name: [round(s, 3) for s in values] for name, values in seconds.items()},
-            "literal / ours": [round(statistics.median(ratios), 3), round(min(ratios), 3), round(max(ratios), 3)],
-        }
-        print(f"{kind}: literal / ours {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    del networks, steps
+    result = head(args.device)
     memory = {}
     for name in ("literal", "ours"):
         command = [sys.executable, "-W", "ignore", __file__, "--memory-of", name, "--device", args.device]
@@ -102,7 +77,23 @@ def main() -> None:
             memory[f"ours / literal, {kind}"] = round(memory["ours"][kind] / memory["literal"][kind], 3)
     result["peak memory of a training step"] = memory
     print(f"peak memory of a training step: {json.dumps(memory)}")
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    networks, x, target = build(args)
+    for kind in ("forward", "training step"):
+        steps = {
+            name: prediction(network, x) if kind == "forward" else training_step(network, x, target)
+            for name, network in networks.items()
+        }
+        seconds = {name: [] for name in steps}
+        for i in trange(args.repeats + 1, desc=kind):  # the first pair is a warm-up
+            for name, step in steps.items():
+                elapsed = seconds_of(step, x.device)
+                if i:
+                    seconds[name].append(elapsed)
+        ratio = ratios(seconds["literal"], seconds["ours"])
+        rounded = {name: [round(s, 3) for s in values] for name, values in seconds.items()}
+        result[kind] = {"seconds": rounded, "literal / ours": ratio}
+        print(f"{kind}: literal / ours {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
+    write(result)
 
 
 if __name__ == "__main__":

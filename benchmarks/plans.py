@@ -7,8 +7,6 @@ measures nothing; no plans are written.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 
 from common import plan
 
@@ -34,8 +32,8 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     for planner in PLANNERS:
         for target in args.targets:
-            with contextlib.redirect_stdout(io.StringIO()) as output:
-                configuration = plan(planner, args.d, gpu_memory_target_in_gb=target)["configurations"]["2d"]
+            plans, printed = plan(planner, args.d, gpu_memory_target_in_gb=target)
+            configuration = plans["configurations"]["2d"]
             kwargs, patch, batch = (
                 configuration["architecture"]["arch_kwargs"],
                 list(configuration["patch_size"]),
@@ -43,7 +41,7 @@ def main() -> None:
             )
             network = DualInteractionNetwork(1, 4, **kwargs).to("meta")
             peak = planner.memory_overhead * training_memory(network, (batch, 2, *patch), half_precision=True) / 1e9
-            warning = " (does not fit: the planner warns)" if "WARNING" in output.getvalue() else ""
+            warning = " (does not fit: the planner warns)" if "WARNING" in printed else ""
             checkpointing = "on" if kwargs.get("checkpointing") else "off"
             print(
                 f"| {planner.preset} | {target:g} GB | {patch[0]} x {patch[1]} | {batch} | {checkpointing} "

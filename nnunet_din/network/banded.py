@@ -55,7 +55,7 @@ class BandedProducts(torch.autograd.Function):
         return grad if ctx.needs_input_grad[0] else None, None, None, *grads
 
 
-def band_of_resize(n_in: int, n_out: int, rows: int = 32) -> list[Block]:
+def band_of_resize(n_in: int, n_out: int, rows: int = 16) -> list[Block]:
     """Blocks of :func:`nnunet_din.network.decoder.resize_and_shift_matrix` for one of its taps, ``(n_out, n_in)``."""
     scale = n_in / n_out
     result = []

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_din.network.banded import BandedProducts, band_of_resize
+from nnunet_din.network.functional import SLICE_ELEMENTS, in_slices
 from nnunet_din.network.initialization import init_by_fan_in
 
 
@@ -50,6 +51,11 @@ class SegFormerHead(nn.Module):
         weights = [layer.weight.flatten(1) for layer in self.linear]
         biases = [layer.bias for layer in self.linear]
         y = fuse_levels(features, weights, biases, self.fuse.weight)
+        if self.training:
+            return self._classify(y)
+        return in_slices(self._classify, y, dim=2, width=y[:, :, 0].numel())
+
+    def _classify(self, y: Tensor) -> Tensor:
         return self.classifier(F.relu(self.norm(y), inplace=True))  # eq. 14
 
     def literal_multiply_adds(self, size: Sequence[int]) -> int:
@@ -87,44 +93,64 @@ def fuse_levels(
             full.append(F.conv2d(x, torch.einsum("okyx,kd->odyx", c, weight), padding=1))  # kernel C_i[dy,dx] W_i
         else:
             composed = torch.einsum("okyx,kd->ydxo", c, weight).flatten(2)  # (3, d, 3 D)
-            z = x.permute(0, 2, 3, 1).flatten(1, 2)[:, None] @ composed  # (N, 3, h w, 3 D)
-            low.append(z.unflatten(2, x.shape[-2:]))
+            low.append((x.permute(0, 2, 3, 1), composed))
     # The linear layers' biases pass through the zero-padded convolution: a level of one pixel, lower at the border.
     taps = sum(torch.einsum("okyx,k->yxo", c, b) for c, b in zip(slices, biases, strict=True))
-    low.append(taps.reshape(1, 3, 1, 1, -1).expand(n, -1, -1, -1, -1))
+    low.append((taps.new_ones(1, 1, 1, 1).expand(n, -1, -1, -1), taps.flatten(1)[:, None]))
     y = sum(full[1:], start=full[0]).permute(0, 2, 3, 1).flatten(2)  # (N, H, W D)
-    rows = [_resize_and_shift_columns(z, size[1]) for z in low]
-    along_y = [resize_and_shift_matrix(z.shape[2], size[0], z).flatten(1) for z in low]  # columns (dy, h)
-    if y.device.type == "cpu":
-        blocks = [
-            [
-                (top, end, dy * h + left, dy * h + right)
-                for top, end, left, right in band_of_resize(h, size[0])
-                for dy in range(3)
-            ]
-            for h in (z.shape[2] for z in low)
-        ]
-        y = BandedProducts.apply(y, along_y, blocks, *rows)
+    if y.device.type == "cpu" and not torch.is_grad_enabled():
+        for x, composed in low:
+            _add_level_(y, x, composed, size)
     else:
-        y = torch.baddbmm(y, torch.cat(along_y, dim=1).expand(n, -1, -1), torch.cat(rows, dim=1))
+        y = _add_levels(y, low, size)
     return y.unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
 
 
-def _resize_and_shift_columns(z: Tensor, width: int) -> Tensor:
-    """Sum over the three horizontal taps, each resized to ``width`` and shifted by its offset.
+def _add_levels(y: Tensor, low: Sequence[tuple[Tensor, Tensor]], size: Sequence[int]) -> Tensor:
+    """Add the levels ``(N, h, w, d)``, each with its composed kernel ``(3, d, 3 D)``, to ``y``, ``(N, H, W D)``."""
+    heights = [x.shape[1] for x, _ in low]
+    rows = [_resize_and_shift_columns(x, composed, size[1]) for x, composed in low]
+    along_y = [resize_and_shift_matrix(h, size[0], y).flatten(1) for h in heights]  # columns (dy, h)
+    if y.device.type != "cpu":
+        return torch.baddbmm(y, torch.cat(along_y, dim=1).expand(len(y), -1, -1), torch.cat(rows, dim=1))
+    # The matrices are banded: on a CPU it pays to leave the zeros out.
+    blocks = [
+        [
+            (top, end, dy * h + left, dy * h + right)
+            for top, end, left, right in band_of_resize(h, size[0])
+            for dy in range(3)
+        ]
+        for h in heights
+    ]
+    return BandedProducts.apply(y, along_y, blocks, *rows)
 
-    Shape ``(N, 3, h, w, 3 D)``, taps dy, and dx before D, -> ``(N, 3 h, width * D)``.
+
+def _add_level_(y: Tensor, x: Tensor, composed: Tensor, size: Sequence[int]) -> None:
+    """What :func:`_add_levels` does, for one level, in ``y`` itself, a few rows of the level at a time: what lies in
+    between stays in the cache.
     """
-    n, _, h, w, channels = z.shape
+    h = x.shape[1]
+    along_y = resize_and_shift_matrix(h, size[0], y)
+    step = max(1, SLICE_ELEMENTS // (3 * len(x) * size[1] * composed.shape[-1] // 3))
+    for top in range(0, h, step):
+        matrix = along_y[:, :, top : top + step]
+        reached = matrix.flatten(1).any(dim=1).nonzero()
+        begin, end = int(reached[0]), int(reached[-1]) + 1
+        rows = _resize_and_shift_columns(x[:, top : top + step], composed, size[1])
+        y[:, begin:end].baddbmm_(matrix[begin:end].flatten(1).expand(len(y), -1, -1), rows)
+
+
+def _resize_and_shift_columns(x: Tensor, composed: Tensor, width: int) -> Tensor:
+    """Apply the composed kernel; sum over the three horizontal taps, each resized to ``width`` and shifted by its
+    offset.
+
+    Shapes ``(N, h, w, d)`` and ``(3, d, 3 D)``, taps dy, and dx before D, -> ``(N, 3 h, width * D)``.
+    """
+    n, h, w, _ = x.shape
+    z = x.flatten(1, 2)[:, None] @ composed  # (N, 3, h w, 3 D)
     along_x = resize_and_shift_matrix(w, width, z).transpose(1, 2).flatten(1)  # columns (w, dx), as z in memory
-    z = z.reshape(n * 3 * h, w * 3, channels // 3)
-    if z.device.type == "cpu":
-        # The matrices are banded: on a CPU it pays to leave the zeros out.
-        blocks = [(top, end, 3 * left, 3 * right) for top, end, left, right in band_of_resize(w, width)]
-        rows = BandedProducts.apply(None, [along_x], [blocks], z)
-    else:
-        rows = torch.bmm(along_x.expand(len(z), -1, -1), z)
-    return rows.reshape(n, 3 * h, -1)
+    z = z.reshape(n * 3 * h, 3 * w, -1)
+    return torch.bmm(along_x.expand(len(z), -1, -1), z).reshape(n, 3 * h, -1)
 
 
 def resize_and_shift_matrix(n_in: int, n_out: int, like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_din.network.functional import gelu_, normalize, pointwise, recompute
+from nnunet_din.network.functional import add_, gelu_, in_slices, normalize, pointwise, recompute
 from nnunet_din.network.initialization import init_by_fan_in
 
 
@@ -56,16 +56,22 @@ class DualCrossAttention(nn.Module):
     def forward(self, f_image: Tensor, f_enhanced: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes ``(N, d, H, W)`` twice -> f_IE and f_EI, ``(N, d, H, W)`` each."""
         windows = Windows(*f_image.shape[-2:], self.window_size)
+        inputs = [windows.cut(f_image), windows.cut(f_enhanced)]
         mask = windows.key_mask(f_image.device)
         if mask is not None:
-            mask = mask.repeat(f_image.shape[0], 1, 1, 1)
+            inputs.append(mask.repeat(f_image.shape[0], 1, 1, 1))
+        f_ie, f_ei = in_slices(self._attend, *inputs, dim=0, width=3 * inputs[0][0].numel())
+        return windows.join(f_ie), windows.join(f_ei)
+
+    def _attend(self, x_image: Tensor, x_enhanced: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Windows of both maps, ``(N * windows, L, d)`` -> f_IE and f_EI, same shape."""
         # Q, K, V are linear in each pixel, so that one map is cut into windows instead of three.
-        q_i, k_i, v_i = self._heads(pointwise(windows.cut(f_image), self.qkv_image))
-        q_e, k_e, v_e = self._heads(pointwise(windows.cut(f_enhanced), self.qkv_enhanced))
+        q_i, k_i, v_i = self._heads(pointwise(x_image, self.qkv_image))
+        q_e, k_e, v_e = self._heads(pointwise(x_enhanced, self.qkv_enhanced))
         # eq. 3; scaled by 1 / sqrt(d) (eq. 2)
-        f_ie = F.scaled_dot_product_attention(q_i, k_e, v_e, attn_mask=mask) + q_i
-        f_ei = F.scaled_dot_product_attention(q_e, k_i, v_i, attn_mask=mask) + q_e
-        return windows.join(self._merge(f_ie)), windows.join(self._merge(f_ei))
+        f_ie = F.scaled_dot_product_attention(q_i, k_e, v_e, attn_mask=mask)
+        f_ei = F.scaled_dot_product_attention(q_e, k_i, v_i, attn_mask=mask)
+        return self._merge(add_(f_ie, q_i)), self._merge(add_(f_ei, q_e))
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Shape ``(N * windows, L, 3d)`` -> Q, K, V of shape ``(N * windows, heads, L, d / heads)``."""
@@ -130,15 +136,27 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         """Shape ``(N, d, H, W)`` -> same."""
-        return recompute(self._gate, recompute(self._expand, f)) + f  # eq. 5
+        if torch.is_grad_enabled():
+            return recompute(self._gate_and_project, recompute(self._expand, f.permute(0, 2, 3, 1))) + f  # eq. 5
+        gated = in_slices(
+            lambda x: self._gate(self._expand(x)),
+            f.permute(0, 2, 3, 1).flatten(1, 2),
+            dim=1,
+            width=len(f) * self.expand.out_channels,
+        )
+        return add_(self.project(gated.unflatten(1, f.shape[2:]).permute(0, 3, 1, 2)), f)  # eq. 5
 
     def _expand(self, f: Tensor) -> Tensor:
-        """Shape ``(N, d, H, W)`` -> f1 and f2 side by side, ``(N, H, W, 2 expansion d)``."""
-        return pointwise(normalize(f.permute(0, 2, 3, 1), self.norm), self.expand)
+        """Shape ``(..., d)`` -> f1 and f2 side by side, ``(..., 2 expansion d)``."""
+        return pointwise(normalize(f, self.norm), self.expand)
 
-    def _gate(self, f12: Tensor) -> Tensor:
+    @staticmethod
+    def _gate(f12: Tensor) -> Tensor:
         f1, f2 = f12.chunk(2, dim=-1)  # eq. 4
-        return self.project((gelu_(f1) * f2).permute(0, 3, 1, 2))
+        return gelu_(f1) * f2
+
+    def _gate_and_project(self, f12: Tensor) -> Tensor:
+        return self.project(self._gate(f12).permute(0, 3, 1, 2))
 
 
 def global_spatial_attention(f: Tensor) -> Tensor:

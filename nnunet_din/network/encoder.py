@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.network.functional import gelu_, normalize, pointwise, recompute
+from nnunet_din.network.functional import add_, gelu_, in_slices, normalize, pointwise, recompute
 
 
 class ConvNeXtBlock(nn.Module):
@@ -43,9 +43,12 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(N, d, H, W)`` -> same."""
-        y = recompute(self._expand, self.conv_dw(x).permute(0, 2, 3, 1))
-        y = recompute(self._project, y).permute(0, 3, 1, 2)
-        return x + self.drop_path(y)
+        y = self.conv_dw(x).permute(0, 2, 3, 1)
+        pixels = in_slices(self._mlp, y.flatten(0, 2), dim=0, width=len(self.mlp.fc1.weight))
+        return add_(self.drop_path(pixels.view_as(y).permute(0, 3, 1, 2)), x)
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return recompute(self._project, recompute(self._expand, x))
 
     def _expand(self, x: Tensor) -> Tensor:
         return pointwise(normalize(x, self.norm), self.mlp.fc1)

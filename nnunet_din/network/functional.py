@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+#: Elements of the largest intermediate result of a slice (:func:`in_slices`): 8 MB in fp32, which a CPU's cache holds.
+SLICE_ELEMENTS = 1 << 21
+
 
 def pointwise(x: Tensor, layer: nn.Conv2d | nn.Linear) -> Tensor:
     """Apply a 1 x 1 convolution or linear layer along the last axis: ``(..., d_in)`` -> ``(..., d_out)``."""
@@ -25,6 +28,11 @@ def gelu_(x: Tensor) -> Tensor:
     return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
+def add_(x: Tensor, y: Tensor) -> Tensor:
+    """``x + y``; in ``x`` where no gradient is asked for, so do not use ``x`` afterwards."""
+    return x + y if torch.is_grad_enabled() else x.add_(y)
+
+
 def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Call ``function(*inputs)`` and keep only ``inputs`` for the backward pass, which computes the rest again.
 
@@ -35,3 +43,30 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def in_slices(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor, dim: int, width: int
+) -> Tensor | tuple[Tensor, ...]:
+    """Call ``function(*inputs)``, on a CPU without gradients in slices along ``dim``.
+
+    What lies between the operations of ``function`` then stays in the cache and in memory that is already there: to
+    fetch fresh pages from the system takes a CPU about as long as the arithmetic of a 1 x 1 convolution.
+
+    Parameters
+    ----------
+    function
+        Treats the entries along ``dim`` independently of each other; each of its results has as many.
+    inputs
+        Of equal length along ``dim``.
+    width
+        Elements of the largest intermediate result for each entry along ``dim``.
+    """
+    whole = inputs[0].shape[dim] * width
+    if torch.is_grad_enabled() or inputs[0].device.type != "cpu" or whole <= 2 * SLICE_ELEMENTS:
+        return function(*inputs)
+    slices = (x.split(max(1, SLICE_ELEMENTS // width), dim) for x in inputs)
+    results = [function(*parts) for parts in zip(*slices, strict=True)]
+    if isinstance(results[0], Tensor):
+        return torch.cat(results, dim)
+    return tuple(torch.cat(parts, dim) for parts in zip(*results, strict=True))
