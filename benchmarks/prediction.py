@@ -119,7 +119,9 @@ def main() -> None:
     case = args.case or sorted(p.name for p in (raw / "imagesTr").iterdir())[0].rpartition("_0000")[0]
     files = sorted(str(p) for p in (raw / "imagesTr").glob(f"{case}_*"))
     device = torch.device(args.device)
-    predictors = {name: predictor_for(plan(planner, args.d)[0], dataset_json, device) for name, planner in MODELS.items()}
+    predictors = {
+        name: predictor_for(plan(planner, args.d)[0], dataset_json, device) for name, planner in MODELS.items()
+    }
     runs = {name: [] for name in MODELS}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(args.repeats + 1):  # the first is a warm-up
