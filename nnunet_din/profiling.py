@@ -164,10 +164,11 @@ def peak_memory(step: Callable[[], None], network: nn.Module, device: torch.devi
         step()
         return torch.cuda.max_memory_allocated(device)
     # The CPU's allocator keeps no count of its own: follow what the call allocates and frees. What was there before:
-    # the weights, and AdamW's moments if the call trains.
+    # the weights, and AdamW's moments if the call trains. The gradients of the step before go now: the profiler does
+    # not see the end of what it has not seen the beginning of.
     held = sum(p.nbytes for p in network.parameters())
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    held += 3 * sum(g.nbytes for g in gradients)
+    held += 2 * sum(p.nbytes for p in network.parameters() if p.grad is not None)
+    network.zero_grad(set_to_none=True)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     now = peak = 0

@@ -66,6 +66,20 @@ def test_peak_memory_of_a_step_that_can_be_counted_by_hand():
     assert peak_memory(step, network, torch.device("cpu")) == pytest.approx(8e6, rel=0.01)
 
 
+def test_peak_memory_of_a_training_step_that_can_be_counted_by_hand():
+    """Weights, gradients and two moments; fails if the gradients of the step before count as well."""
+    network = nn.Linear(1000, 1000, bias=False)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        network(torch.ones(1, 1000)).sum().backward()
+        optimizer.step()
+
+    step()
+    assert peak_memory(step, network, torch.device("cpu")) == pytest.approx(16e6, rel=0.01)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("size", "batch"), [((224, 224), 1), ((64, 96), 4)])
 def test_counted_memory_is_the_measured_one(size, batch, checkpointing):
