@@ -20,6 +20,7 @@ CLASSES = {
     "nnUNetTrainerDIN": "nnunet_din.trainers.din_trainer",
     "nnUNetTrainerDIN_demo": "nnunet_din.trainers.training_length",
     "nnUNetTrainerDIN_smoke": "nnunet_din.trainers.training_length",
+    "nnUNetTrainerDIN_1epoch": "nnunet_din.trainers.training_length",
     "nnUNetTrainerDIN_5epochs": "nnunet_din.trainers.training_length",
     "nnUNetTrainerDIN_50epochs": "nnunet_din.trainers.training_length",
     "nnUNetTrainerDIN_100epochs": "nnunet_din.trainers.training_length",

@@ -123,12 +123,24 @@ def test_learning_rate_and_boundary_weight_follow_the_iterations(make):
     for trainer.current_epoch in range(5):
         trainer.logger.log("epoch_start_timestamps", 0, trainer.current_epoch)
         trainer.on_train_epoch_start()
-        weights.append(trainer.loss.weight_boundary)
         for _ in range(2):
             trainer.train_step(batch(trainer))
+            weights.append(trainer.loss.weight_boundary)
             rates.append(trainer.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([3e-4 * (1 - i / 10) ** 0.9 for i in range(10)])
-    assert weights == pytest.approx([0, 0.4, 0.8, 1, 1])
+    assert weights == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1])
+
+
+def test_log_says_how_much_memory_a_gpu_needed(make, monkeypatch):
+    """`nnunet-din leaderboard` reads it there."""
+    trainer = make()
+    trainer.device = torch.device("cuda")
+    lines = []
+    monkeypatch.setattr(trainer, "print_to_log_file", lambda *text, **_: lines.append(" ".join(map(str, text))))
+    monkeypatch.setattr(nnUNetTrainer, "on_epoch_end", lambda self: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3_254_000_000)
+    trainer.on_epoch_end()
+    assert lines == ["Peak GPU memory: 3.25 GB"]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     weight_ce, weight_dice, weight_boundary : float
         alpha and beta of eq. 10, and the weight of L_bnd (1 in the paper).
     boundary_ramp : float
-        Share of the epochs over which the weight of L_bnd grows linearly from 0. From then on the loss is eq. 10. A
+        Share of the training over which the weight of L_bnd grows linearly from 0. From then on the loss is eq. 10. A
         network that segments nothing yet has the smallest L_bnd when it predicts no edges at all: from the start, the
         term holds it there.
     normalized_sobel : bool
@@ -126,11 +126,9 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         return compose
 
     def on_train_epoch_start(self) -> None:
-        """As in nnU-Net, with the weight of L_bnd for this epoch."""
+        """As in nnU-Net."""
         super().on_train_epoch_start()
         self._iteration = 0
-        ramp = self.boundary_ramp * self.num_epochs
-        self.loss.weight_boundary = self.weight_boundary * (min(1.0, self.current_epoch / ramp) if ramp else 1.0)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """DIN has a single output: nothing to switch."""
@@ -149,8 +147,11 @@ class nnUNetTrainerDIN(nnUNetTrainer):
             torch.set_autocast_dtype(self.device.type, before)
 
     def train_step(self, batch: dict) -> dict:
-        """As in nnU-Net, in bf16 where the device has it, with the learning rate of this iteration."""
-        self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
+        """As in nnU-Net, in bf16 where the device has it, with this iteration's learning rate and weight of L_bnd."""
+        epochs = self.current_epoch + self._iteration / self.num_iterations_per_epoch
+        self.lr_scheduler.step(epochs)
+        ramp = self.boundary_ramp * self.num_epochs
+        self.loss.weight_boundary = self.weight_boundary * (min(1.0, epochs / ramp) if ramp else 1.0)
         self._iteration += 1
         with self._autocast_dtype():
             return super().train_step(batch)
@@ -164,6 +165,13 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         """As in nnU-Net, in bf16 where the device has it."""
         with self._autocast_dtype():
             super().perform_actual_validation(save_probabilities)
+
+    def on_epoch_end(self) -> None:
+        """As in nnU-Net; on a GPU, the log says how much memory training takes."""
+        super().on_epoch_end()
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+            self.print_to_log_file(f"Peak GPU memory: {peak / 1e9:.2f} GB")
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """As in nnU-Net; a checkpoint of another network is named in the error."""

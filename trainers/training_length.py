@@ -32,6 +32,12 @@ class nnUNetTrainerDIN_5epochs(nnUNetTrainerDIN):
     save_every = 1
 
 
+class nnUNetTrainerDIN_1epoch(nnUNetTrainerDIN_5epochs):
+    """250 iterations, to look at the way from training to the leaderboard."""
+
+    num_epochs = 1
+
+
 class nnUNetTrainerDIN_demo(nnUNetTrainerDIN_5epochs):
     """The trainer of ``nnunet-din demo``: 80 iterations, and no validation afterwards."""
 
