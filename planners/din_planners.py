@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
@@ -12,43 +13,46 @@ import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
-from nnunet_din.network.accounting import count_parameters, training_memory
+from nnunet_din.network.accounting import training_memory
 
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """Bytes at the peak of a training step in half precision, as a function of the pixels of the batch.
+    """Bytes at the peak of a training step in half precision.
 
     Attributes
     ----------
-    parameters : float
-        Weights, gradients and AdamW's moments: the peak of small batches, at the end of the backward pass.
-    fixed, per_pixel : float
-        The line that the peak of larger batches follows.
+    preset : str
+        A key of :data:`nnunet_din.network.PRESETS`.
+    input_channels, num_classes, checkpointing
+        Arguments of the network.
     """
 
-    parameters: float
-    fixed: float
-    per_pixel: float
+    preset: str
+    input_channels: int
+    num_classes: int
+    checkpointing: bool
 
-    def bytes(self, pixels: float) -> float:
-        """Peak for a batch of so many pixels."""
-        return max(self.parameters, self.fixed + self.per_pixel * pixels)
+    @lru_cache  # noqa: B019  (few, and small)
+    def bytes(self, batch: int, *patch: int) -> int:
+        """What the network's own accounting says, see :func:`nnunet_din.network.accounting.training_memory`."""
+        with torch.device("meta"):
+            network = DualInteractionNetwork(
+                self.input_channels, self.num_classes, **PRESETS[self.preset], checkpointing=self.checkpointing
+            )
+        return training_memory(network, (batch, 2 * self.input_channels, *patch), half_precision=True)
 
     def pixels(self, budget: float) -> float:
-        """Pixels whose peak is ``budget`` bytes; 0 if the network itself does not fit."""
-        return max(0.0, (budget - self.fixed) / self.per_pixel) if budget >= self.parameters else 0.0
+        """Pixels of a batch whose peak is about ``budget`` bytes.
 
-
-@lru_cache
-def memory_model(preset: str, input_channels: int, num_classes: int, checkpointing: bool) -> MemoryModel:
-    """What the network's own accounting says, see :func:`nnunet_din.network.accounting.training_memory`."""
-    with torch.device("meta"):
-        network = DualInteractionNetwork(input_channels, num_classes, **PRESETS[preset], checkpointing=checkpointing)
-    edge = 224
-    two, eight = (training_memory(network, (n, 2 * input_channels, edge, edge), half_precision=True) for n in (2, 8))
-    per_pixel = (eight - two) / (6 * edge**2)
-    return MemoryModel(16 * count_parameters(network), two - per_pixel * 2 * edge**2, per_pixel)
+        The peak is the largest of several quantities that grow in proportion to the pixels (weights and moments at the
+        end of the backward pass, activations at its beginning), so that lines between counted points lie above it.
+        """
+        shapes = [(2, 64, 64), (2, 128, 128), (2, 224, 224), (8, 224, 224)]
+        pixels, counts = [math.prod(shape) for shape in shapes], [self.bytes(*shape) for shape in shapes]
+        i = min(max(bisect_left(counts, budget), 1), len(shapes) - 1)
+        slope = (pixels[i] - pixels[i - 1]) / (counts[i] - counts[i - 1])
+        return pixels[i] + slope * (budget - counts[i])
 
 
 class nnUNetPlannerDIN(ExperimentPlanner):
@@ -135,32 +139,40 @@ class nnUNetPlannerDIN(ExperimentPlanner):
 
         Where not even two fit, activation checkpointing is switched on (the third value), and then the patch shrinks.
         """
-        stride, smallest = input_stride(**PRESETS[self.preset]), 64
         median = np.asarray(median_shape, dtype=float)
+        budget = aim = self.gpu_memory_gb * 1e9 / self.memory_overhead
+        while True:
+            patch, fitting, checkpointing = self._choose(median, aim)
+            five_percent = round(n_pixels_dataset * self.max_dataset_covered / np.prod(patch, dtype=np.float64))
+            batch = max(min(fitting, five_percent), self.UNet_min_batch_size)
+            used = self._memory_model(checkpointing).bytes(batch, *patch)
+            if used <= budget or fitting < self.UNet_min_batch_size:
+                break
+            aim -= used - budget  # beyond the counted points, the choice is made by a line that is a little low
+        if used > budget:
+            print(
+                f"WARNING: {self.gpu_memory_gb:g} GB hold fewer than {self.UNet_min_batch_size} patches of {patch} "
+                f"with DIN {self.preset} (about {self.memory_overhead * used / 1e9:.2g} GB needed). Raise "
+                "-gpu_memory_target, or plan a smaller network with -pl nnUNetPlannerDINTiny, nnUNetPlannerDINAtto or "
+                "nnUNetPlannerDINFast."
+            )
+        return patch, batch, checkpointing
+
+    def _choose(self, median: np.ndarray, budget: float) -> tuple[list[int], int, bool]:
+        """Patch, number of them that fit into ``budget`` bytes, checkpointing."""
+        stride, smallest = input_stride(**PRESETS[self.preset]), 64
         patch = np.array([stride * math.ceil(s / stride) for s in median])
-        budget = self.gpu_memory_gb * 1e9 / self.memory_overhead
-        checkpointing = self._memory_model(False).pixels(budget) < self.UNet_min_batch_size * np.prod(patch)
-        model = self._memory_model(checkpointing)
-        fitting_pixels = model.pixels(budget)
         floor = np.minimum(patch, smallest)
+        checkpointing = self._memory_model(False).pixels(budget) < self.UNet_min_batch_size * np.prod(patch)
+        fitting_pixels = self._memory_model(checkpointing).pixels(budget)
         while self.UNet_min_batch_size * np.prod(patch) > fitting_pixels and (patch > floor).any():
             relative = np.where(patch > floor, patch / median, 0)
             patch[int(np.argmax(relative))] -= stride
-        pixels = np.prod(patch, dtype=np.float64)
-        fitting = int(fitting_pixels // pixels)
-        if fitting < self.UNet_min_batch_size:
-            needed = self.memory_overhead * model.bytes(self.UNet_min_batch_size * pixels) / 1e9
-            print(
-                f"WARNING: {self.gpu_memory_gb:g} GB hold fewer than {self.UNet_min_batch_size} patches of "
-                f"{patch.tolist()} with DIN {self.preset} (about {needed:.2g} GB needed). Raise -gpu_memory_target, or "
-                "plan a smaller network with -pl nnUNetPlannerDINTiny, nnUNetPlannerDINAtto or nnUNetPlannerDINFast."
-            )
-        five_percent = round(n_pixels_dataset * self.max_dataset_covered / pixels)
-        return patch.tolist(), max(min(fitting, five_percent), self.UNet_min_batch_size), bool(checkpointing)
+        return patch.tolist(), int(max(fitting_pixels, 0) // np.prod(patch, dtype=np.float64)), bool(checkpointing)
 
     def _memory_model(self, checkpointing: bool) -> MemoryModel:
         """The preset's memory on this data set's channels and classes."""
-        return memory_model(self.preset, self._n_channels(), len(self.dataset_json["labels"]), checkpointing)
+        return MemoryModel(self.preset, self._n_channels(), len(self.dataset_json["labels"]), checkpointing)
 
     def _n_channels(self) -> int:
         return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))

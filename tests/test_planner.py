@@ -64,7 +64,9 @@ def test_patch_covers_the_median_slice(dataset, plans):
     assert config["patch_size"] == [8 * math.ceil(m / 8) for m in median]
 
 
-@pytest.mark.parametrize("cls", PLANNERS)
+@pytest.mark.parametrize(
+    "cls", [*(pytest.param(p, marks=pytest.mark.slow) for p in PLANNERS[:2]), *PLANNERS[2:]], ids=lambda p: p.preset
+)
 @pytest.mark.parametrize("median", [(49.5, 36.0), (216, 256), (1200, 900)])
 @pytest.mark.parametrize("gb", [6, 24, 80])
 def test_patch_and_batch_fit_the_memory(dataset, cls, median, gb, capsys):
@@ -76,13 +78,13 @@ def test_patch_and_batch_fit_the_memory(dataset, cls, median, gb, capsys):
     assert all(edge <= stride * math.ceil(m / stride) for edge, m in zip(patch, median, strict=True))
     assert batch >= 2
     used, more, without = (
-        p.memory_overhead * p._memory_model(option).bytes(n * np.prod(patch))
-        for n, option in ((batch, checkpointing), (batch + 1, checkpointing), (2, False))
+        p.memory_overhead * p._memory_model(option).bytes(n, *patch)
+        for n, option in ((batch, checkpointing), (batch + 1 + batch // 20, checkpointing), (2, False))
     )
     warned = "WARNING" in capsys.readouterr().out
     assert used <= gb * 1e9 or (warned and max(patch) <= 64), "over the target without saying so"
     if not warned:
-        assert more > gb * 1e9, "one more patch would have fitted"
+        assert more > gb * 1e9, "more patches would have fitted"
     covers = all(edge >= m for edge, m in zip(patch, median, strict=True))
     assert checkpointing or covers, "the patch shrinks only with checkpointing on"
     if covers and checkpointing:
