@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_din.data import write_dataset
+from nnunet_din.visualization import label_names as _label_names
 
 __all__ = ["DemoError", "DemoResult", "add_parser", "run", "run_demo"]
 
@@ -551,13 +552,6 @@ def _read_volume(path: Path) -> np.ndarray:
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = array.mean(axis=-1)
     return array[None] if image.GetDimension() == 2 else array
-
-
-def _label_names(dataset_json: dict) -> dict[int, str]:
-    """Names of the values in a label map; with regions, nnU-Net writes the values of `regions_class_order`."""
-    names = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
-    order = dataset_json.get("regions_class_order") or [dataset_json["labels"][name] for name in names]
-    return dict(zip(order, names, strict=True))
 
 
 def _draw(

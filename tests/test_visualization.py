@@ -11,7 +11,17 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
-from nnunet_din.visualization import LABEL_COLORS, label_color, largest_slice, panel, save_figure, side_by_side
+from nnunet_din.visualization import (
+    LABEL_COLORS,
+    LINES,
+    label_color,
+    label_names,
+    largest_slice,
+    panel,
+    save_figure,
+    side_by_side,
+    training_curves,
+)
 
 
 @pytest.fixture
@@ -79,7 +89,7 @@ def test_panel_leaves_out_a_column_that_no_row_has(row, absent):
     row[absent] = None
     figure = panel([row])
     assert len(figure.axes) == 3
-    figure.canvas.draw()
+    figure.draw_without_rendering()
 
 
 def test_panel_keeps_a_column_that_only_one_row_lacks(row):
@@ -111,6 +121,16 @@ def test_label_without_a_name_is_called_by_its_number(row):
     assert [text.get_text() for text in legend.get_texts()] == ["RV", "label 3"]
 
 
+def test_legend_in_two_rows_is_even(row):
+    """Fails if one name of eight is left alone in the second row."""
+    label = np.arange(480).reshape(20, 24) // 54
+    figure = panel([{**row, "prediction": None, "truth": label}], {n: f"structure {n}" for n in range(1, 9)})
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    heights = [round(text.get_window_extent().y0) for text in legend.get_texts()]
+    assert sorted(heights.count(height) for height in set(heights)) == [4, 4]
+
+
 def test_labels_are_painted_where_they_are(row):
     """Fails if overlays are shifted, flipped, opaque or in the wrong colour: checked on the drawn pixels."""
     row = {"image": np.zeros((20, 24)), "truth": row["truth"]}
@@ -139,9 +159,84 @@ def test_outline_closes_at_the_border_of_the_image():
     np.testing.assert_allclose(vertices.max(axis=0), (11.5, 9.5))
 
 
-def test_constant_image_is_drawn():
+def test_models_have_a_column_each_between_image_and_truth(row):
+    """Fails if a model's prediction stands below another model's name, or a double underscore stays in a heading."""
+    other = np.roll(row["truth"], 1, axis=0)
+    models = {"Net__2d": row["truth"], "B": other}
+    figure = panel([{**row, "prediction": None, "predictions": models}, {**row, "predictions": {"B": other}}])
+    assert titles(figure) == ["Image", "Enhanced image", "Prediction", "Net\n2d", "B", "Ground truth"]
+    assert len(figure.axes) == 2 * 6
+    filled = [ax.images[-1].get_array()[..., 3] > 0 if ax.images else None for ax in figure.axes]
+    np.testing.assert_array_equal(filled[3], row["truth"] > 0)
+    np.testing.assert_array_equal(filled[4], other > 0)
+    assert filled[2] is None and filled[9] is None
+    np.testing.assert_array_equal(filled[10], other > 0)
+
+
+def test_contour_style_does_not_cover_the_image(row):
+    """Fails if outlines come with a filling, or without the outlines."""
+    filled, contour = (panel([row], style=style).axes[3] for style in ("filled", "contour"))
+    assert (len(filled.images), len(contour.images)) == (2, 1)
+    assert len(contour.collections) == len(filled.collections) == 2
+
+
+def test_boxes_are_drawn_into_all_pictures_of_their_row(row):
+    """Fails if a box is missing in a column, is shifted, or appears in another row."""
+    figure = panel([{**row, "boxes": [(4, 6, 10, 20)]}, row])
+    for ax in figure.axes[:4]:
+        (box,) = ax.patches
+        assert box.get_bbox().extents.tolist() == [5.5, 3.5, 19.5, 9.5]
+    assert not any(ax.patches for ax in figure.axes[4:])
+
+
+def test_colour_images_are_shown_in_colour(row):
+    """Fails if photographs become grey, or the enhanced one is not moved from (-1, 1) to colours."""
+    image = np.random.default_rng(0).integers(0, 255, (20, 24, 3)).astype(np.uint8)
+    figure = panel([{"image": image, "enhanced": image / 128.0 - 1, "truth": row["truth"]}])
+    shown = [ax.images[0].get_array() for ax in figure.axes]
+    np.testing.assert_array_equal(shown[0], image)
+    np.testing.assert_allclose(shown[1], image / 256)
+    np.testing.assert_array_equal(shown[2], image)
+    wide = panel([{"image": image.astype(float) * 100}]).axes[0].images[0].get_array()
+    assert wide.min() == 0 and wide.max() == 1
+
+
+def test_pixels_keep_their_shape(row):
+    """Fails if thick slices are squeezed into square pixels, or rows are not as high as their pictures."""
+    figure = panel([{**row, "aspect": 0.5}, row])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [ax.get_window_extent() for ax in figure.axes]
+    assert boxes[0].height / boxes[0].width == pytest.approx(0.5 * 20 / 24)
+    assert boxes[4].height / boxes[4].width == pytest.approx(20 / 24)
+
+
+def test_no_text_lies_on_another_or_outside(row):
+    """Fails if long names of models, titles or many labels run into each other or out of the picture."""
+    label = np.arange(480).reshape(20, 24) // 60
+    long = "nnUNetTrainerDIN_noBoundaryLoss__nnUNetDINAttoPlans__2d"
+    rows = [
+        {**row, "name": f"case, slice 3: Dice {long} 0.900; {long}x 0.900; {long}y 0.900",
+         "predictions": {name: label for name in (long, long + "x", long + "y")}}
+    ] * 2  # fmt: skip
+    figure = panel(rows, {value: f"a structure of the number {value}" for value in range(1, 8)})
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = [text for ax in figure.axes for text in (*ax.texts, ax._left_title) if text.get_text()]
+    texts += figure.legends[0].get_texts()
+    extents = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    whole = figure.bbox
+    pictures = [ax.get_window_extent() for ax in figure.axes]
+    for number, extent in enumerate(extents):
+        assert extent.x0 >= whole.x0 and extent.x1 <= whole.x1 and extent.y0 >= whole.y0 and extent.y1 <= whole.y1
+        assert not any(extent.overlaps(other) for other in extents[number + 1 :] + pictures), texts[number]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)])
+def test_constant_image_is_drawn(shape):
     """Fails if an image without contrast, such as an empty slice, gives a division by zero."""
-    panel([{"image": np.full((8, 8), 7.0)}]).canvas.draw()
+    with np.errstate(divide="raise", invalid="raise"):
+        panel([{"image": np.full(shape, 7.0)}]).draw_without_rendering()
 
 
 @pytest.mark.parametrize(
@@ -151,6 +246,8 @@ def test_constant_image_is_drawn():
         ([{"name": "empty", "image": None}], "nothing to draw"),
         ([{"image": np.zeros((4, 4)), "truth": np.zeros((4, 5), dtype=int)}], "differ in shape"),
         ([{"image": np.zeros((3, 4, 4))}], r"'image', got \(3, 4, 4\)"),
+        ([{"truth": np.zeros((4, 4, 3))}], r"'truth', got \(4, 4, 3\)"),
+        ([{"predictions": {"Net": np.zeros(4)}}], r"'Net', got \(4,\)"),
     ],
 )
 def test_rows_that_cannot_be_drawn_are_refused(rows, message):
@@ -161,10 +258,77 @@ def test_rows_that_cannot_be_drawn_are_refused(rows, message):
 
 def test_colours_repeat_and_background_has_none():
     """Fails if a data set with many labels runs out of colours, or background is painted."""
-    assert label_color(8) == label_color(1)
-    assert len(set(LABEL_COLORS)) == 7
+    assert label_color(9) == label_color(1)
+    assert len(set(LABEL_COLORS)) == 8
     with pytest.raises(ValueError, match="from 1 on"):
         label_color(0)
+
+
+def test_unknown_style_is_refused(row):
+    """Fails if a spelling mistake is drawn as something else."""
+    with pytest.raises(ValueError, match="'filled' or 'contour'"):
+        panel([row], style="outline")
+
+
+def test_names_of_labels_and_regions():
+    """Fails if background or ignored voxels are in the legend, or regions are called by their first value."""
+    labels = {"background": 0, "RV": 1, "LV": 2, "ignore": 3}
+    assert label_names({"labels": labels}) == {1: "RV", 2: "LV"}
+    regions = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "ignore": 4}
+    assert label_names({"labels": regions, "regions_class_order": [1, 3]}) == {1: "whole", 3: "core"}
+
+
+def fold(epochs, dice=0.5, rate=1e-2, seconds=36):
+    """A training of so many epochs."""
+    number = np.arange(epochs)
+    return {
+        "epoch": number, "hours": (number + 1) * seconds / 3600, "train_loss": -number / 10, "val_loss": -number / 20,
+        "dice": np.full(epochs, dice), "learning_rate": np.full(epochs, rate),
+    }  # fmt: skip
+
+
+def test_curves_of_folds_and_their_mean():
+    """Fails if a quantity is in the wrong axes, a fold is missing, or the mean is not over the epochs in common."""
+    figure = training_curves({"DIN": [fold(5, dice=0.4), fold(3, dice=0.8)], "nnU-Net": [fold(4)]})
+    assert [ax.get_title() for ax in figure.axes] == [
+        "Training loss", "Validation loss", "Pseudo Dice on random patches", "Learning rate",
+    ]  # fmt: skip
+    lines = figure.axes[2].lines
+    assert [len(line.get_xdata()) for line in lines] == [5, 3, 3, 4]
+    np.testing.assert_allclose(lines[2].get_ydata(), 0.6)
+    np.testing.assert_allclose(figure.axes[1].lines[3].get_ydata(), [0, -0.05, -0.1, -0.15])
+    assert [line.get_color() for line in lines] == [LINES[0][0]] * 3 + [LINES[1][0]]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["DIN (mean of 2 folds)", "nnU-Net"]
+    assert "not comparable" in figure.axes[0].get_ylabel()
+    assert figure.axes[3].get_yscale() == "log"
+
+
+def test_curves_against_time():
+    """Fails if epochs are drawn under the name of hours."""
+    figure = training_curves({"DIN": [fold(2, seconds=7200)]}, against="time")
+    assert figure.axes[0].get_xlabel() == "training time in hours"
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_xdata(), [2, 4])
+    assert "not comparable" not in figure.axes[0].get_ylabel()
+
+
+def test_a_training_of_one_epoch_is_visible():
+    """Fails if a line through a single point shows nothing."""
+    assert training_curves({"DIN": [fold(1)]}).axes[0].lines[0].get_marker() == "o"
+
+
+def test_curves_that_cannot_be_drawn_are_refused():
+    """Fails if nothing gives an empty picture, or a spelling mistake another axis."""
+    for models in ({}, {"DIN": []}):
+        with pytest.raises(ValueError, match="nothing to draw"):
+            training_curves(models)
+    with pytest.raises(ValueError, match="'epoch' or 'time'"):
+        training_curves({"DIN": [fold(1)]}, against="hours")
+
+
+def test_lines_are_told_apart():
+    """Fails if two of the first curves share colour or dashes."""
+    assert len({color for color, _ in LINES}) == len({dashes for _, dashes in LINES}) == 7
 
 
 def test_saving_makes_the_folder_and_a_png(row, tmp_path):

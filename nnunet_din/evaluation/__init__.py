@@ -1,0 +1,1 @@
+"""Scores, statistics and tables that compare models: what `nnunet-din leaderboard` does."""

@@ -1,0 +1,135 @@
+"""Dice, HD95 and NSD of one structure, by MONAI, in millimetres, and with a stated rule for empty masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+#: What happens where a mask is empty; printed under every table.
+POLICY = (
+    "A structure that only one of prediction and truth has counts as missed or as a false alarm: Dice 0, NSD 0, "
+    "HD95 = diagonal of the image (the largest distance between two voxels). A structure that neither has is not "
+    "counted."
+)
+
+#: The published rule for the same, in the code that the papers on ACDC and Synapse share.
+MERIT_POLICY = (
+    "merit: as the published 2-D comparisons on ACDC and Synapse compute it. HD95 is in voxels and pools the distances "
+    "of both directions; a structure that the truth does not have counts as Dice 1 and HD95 0 if it is predicted, and "
+    "a structure that is not predicted counts as Dice 0 and HD95 0, even if the truth does not have it either."
+)
+
+
+def structure_metrics(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float = 2.0
+) -> dict[str, float | bool]:
+    """Compare the masks of one structure.
+
+    Parameters
+    ----------
+    prediction, truth
+        Boolean masks, same shape ``(Z, Y, X)`` or ``(Y, X)``. A volume of one slice has no surface but its outline.
+    spacing
+        Voxel size along each axis in mm.
+    tolerance
+        Distance in mm up to which two surfaces agree (NSD).
+
+    Returns
+    -------
+    dict
+        ``Dice`` and ``NSD`` in [0, 1] and ``HD95`` in mm, NaN where both masks are empty, see :data:`POLICY`;
+        ``truth_ml`` and ``prediction_ml``, volumes in ml (for a 2-D image, areas in cm2); ``truth_empty`` and
+        ``prediction_empty``.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    _check_shapes(prediction, truth, spacing)
+    voxel = math.prod(spacing) / 1000 if prediction.ndim == 3 else math.prod(spacing) / 100
+    n_prediction, n_truth = int(prediction.sum()), int(truth.sum())
+    result = {
+        "Dice": math.nan,
+        "HD95": math.nan,
+        "NSD": math.nan,
+        "truth_ml": n_truth * voxel,
+        "prediction_ml": n_prediction * voxel,
+        "truth_empty": n_truth == 0,
+        "prediction_empty": n_prediction == 0,
+    }
+    if n_prediction and n_truth:
+        from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+
+        cropped = [_batch(mask) for mask in _crop(prediction, truth)]
+        in_mm = [float(s) for s, size in zip(spacing, truth.shape, strict=True) if size > 1]
+        options = {"include_background": True, "spacing": in_mm}
+        result["Dice"] = _dice(prediction, truth, n_prediction + n_truth)
+        result["HD95"] = float(compute_hausdorff_distance(*cropped, percentile=95, **options))
+        result["NSD"] = float(
+            compute_surface_dice(*cropped, class_thresholds=[tolerance], use_subvoxels=True, **options)
+        )
+    elif n_prediction or n_truth:
+        result |= {"Dice": 0.0, "HD95": diagonal(truth.shape, spacing), "NSD": 0.0}
+    return result
+
+
+def merit_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Dice and HD95 as the published 2-D comparisons on ACDC and Synapse compute them, see :data:`MERIT_POLICY`.
+
+    Parameters
+    ----------
+    prediction, truth
+        Boolean masks of the same shape.
+
+    Returns
+    -------
+    dict
+        ``Dice_merit`` in [0, 1], ``HD95_merit`` in voxels.
+    """
+    _check_shapes(prediction, truth, prediction.shape)
+    n_prediction, n_truth = int(prediction.sum()), int(truth.sum())
+    if not (n_prediction and n_truth):
+        return {"Dice_merit": float(n_prediction > 0), "HD95_merit": 0.0}
+    from monai.metrics.utils import get_mask_edges, get_surface_distance
+
+    edges = get_mask_edges(*_crop(prediction, truth))
+    distances = [get_surface_distance(a, b) for a, b in (edges, edges[::-1])]
+    return {
+        "Dice_merit": _dice(prediction, truth, n_prediction + n_truth),
+        "HD95_merit": float(np.percentile(np.concatenate(distances), 95)),
+    }
+
+
+def diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
+    """Largest distance between the centres of two voxels, in the unit of ``spacing``."""
+    return math.hypot(*((n - 1) * s for n, s in zip(shape, spacing, strict=True)))
+
+
+def _check_shapes(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> None:
+    if prediction.shape != truth.shape or len(spacing) != truth.ndim:
+        raise ValueError(
+            f"The prediction has shape {prediction.shape}, the truth {truth.shape}, the spacing {len(spacing)} axes."
+        )
+
+
+def _dice(prediction: np.ndarray, truth: np.ndarray, total: int) -> float:
+    return 2 * int((prediction & truth).sum()) / total
+
+
+def _crop(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both masks around their union, without axes of length 1: the same metrics in a fraction of the time."""
+    from scipy import ndimage
+
+    prediction, truth = prediction.squeeze(), truth.squeeze()
+    box = ndimage.find_objects((prediction | truth).astype(np.uint8))[0]
+    return prediction[box], truth[box]
+
+
+def _batch(mask: np.ndarray):
+    """MONAI's layout, ``(1, 1, ...)``."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(mask))[None, None]

@@ -1,0 +1,203 @@
+"""Scores many cases in parallel, and remembers those that are done."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nnunet_din.evaluation.discovery import Labels, ScoredCase
+from nnunet_din.evaluation.metrics import merit_metrics, structure_metrics
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_THICKNESS_OF_2D_IMAGES = 999
+
+
+def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float], merit: bool = False) -> list[dict]:
+    """Metrics of every structure of a case.
+
+    Parameters
+    ----------
+    case
+        Prediction and truth, in any format that nnU-Net reads.
+    labels
+        The structures.
+    tolerances
+        Tolerance of NSD in mm by structure.
+    merit
+        Add the metrics of the published 2-D comparisons.
+
+    Returns
+    -------
+    list of dict
+        One row a structure: ``model``, ``fold``, ``case``, ``structure`` and what
+        :func:`nnunet_din.evaluation.metrics.structure_metrics` gives.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be read, or prediction and truth differ in shape.
+    """
+    truth, spacing = _read(case.truth, labels.file_ending)
+    prediction, _ = _read(case.prediction, labels.file_ending)
+    if prediction.shape != truth.shape:
+        raise ValueError(
+            f"{case.prediction} has shape {prediction.shape} and its truth {case.truth} has shape {truth.shape}: "
+            "predict the original images, not resampled ones."
+        )
+    if labels.ignore is not None:
+        prediction = np.where(truth == labels.ignore, 0, prediction)
+    rows = []
+    for structure, values in labels.structures.items():
+        masks = np.isin(prediction, values), np.isin(truth, values)
+        row = {"model": case.model, "fold": case.fold, "case": case.case, "structure": structure}
+        row |= structure_metrics(*masks, spacing, tolerances[structure])
+        rows.append(row | (merit_metrics(*masks) if merit else {}))
+    return rows
+
+
+def score_cases(
+    cases: Sequence[ScoredCase],
+    labels: Labels,
+    tolerances: Mapping[str, float],
+    merit: bool = False,
+    cache: Path | None = None,
+    processes: int = 1,
+) -> DataFrame:
+    """Score cases in parallel.
+
+    Parameters
+    ----------
+    cases, labels, tolerances, merit
+        See :func:`score_case`.
+    cache
+        File to which every finished case is added, and in which it is looked up before it is computed. A case counts
+        as finished if neither of its files and no setting has changed.
+    processes
+        Worker processes.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The rows of all cases, in the order of ``cases``.
+
+    Raises
+    ------
+    ValueError
+        If a case cannot be scored. The others that were computed stay in the cache.
+    """
+    from pandas import DataFrame
+    from tqdm import tqdm
+
+    settings = {
+        "structures": {name: list(values) for name, values in labels.structures.items()},
+        "ignore": labels.ignore,
+        "tolerances": dict(tolerances),
+        "merit": merit,
+    }
+    keys = [_key(case, settings) for case in cases]
+    done = _read_cache(cache)
+    todo = {key: case for key, case in zip(keys, cases, strict=True) if key not in done}
+    reused = len(set(keys)) - len(todo)
+    if reused:
+        print(f"{reused} of {len(set(keys))} cases were scored before.", file=sys.stderr)
+    if cache:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(todo), desc="scoring", unit="cases", disable=not todo) as progress:
+        for key, rows in _compute(todo, labels, tolerances, merit, processes):
+            done[key] = rows
+            if cache:
+                with cache.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([key, rows]) + "\n")
+            progress.update()
+    # The cache holds no names: the same files may be scored under another one.
+    rows = []
+    for key, case in zip(keys, cases, strict=True):
+        rows += [{**row, "model": case.model, "fold": case.fold, "case": case.case} for row in done[key]]
+    return DataFrame(rows)
+
+
+def _compute(todo: Mapping[str, ScoredCase], labels, tolerances, merit: bool, processes: int):
+    """Yields (key, rows) as the cases are finished; raises the first error when the others are finished."""
+    error = None
+    if processes <= 1 or len(todo) <= 1:
+        for key, case in todo.items():
+            try:
+                yield key, score_case(case, labels, tolerances, merit)
+            except ValueError as first:
+                error = error or first
+    else:
+        # Workers that are forked from a server which has loaded the libraries once; elsewhere each loads its own.
+        context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        if sys.platform == "linux":
+            context.set_forkserver_preload(["monai.metrics", "nnunetv2.imageio.reader_writer_registry", __name__])
+        with ProcessPoolExecutor(min(processes, len(todo)), mp_context=context, initializer=_use_one_thread) as pool:
+            futures = {pool.submit(score_case, case, labels, tolerances, merit): key for key, case in todo.items()}
+            try:
+                for future in as_completed(futures):
+                    try:
+                        yield futures[future], future.result()
+                    except BrokenProcessPool as broken:
+                        raise ValueError(
+                            "A worker process was ended from outside, perhaps for lack of memory. Start the command "
+                            "again with fewer processes (-np): it continues."
+                        ) from broken
+                    except ValueError as first:
+                        error = error or first
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    if error:
+        raise error
+
+
+def _use_one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _read(path: Path, file_ending: str) -> tuple[np.ndarray, list[float]]:
+    """Label map and voxel size, ``(Z, Y, X)``, or ``(Y, X)`` for a 2-D image."""
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
+
+    try:
+        try:
+            reader = determine_reader_writer_from_file_ending(file_ending, verbose=False)
+            data, properties = reader().read_seg(str(path))
+        except Exception:  # as nnU-Net does: another reader may take what the first one does not
+            reader = determine_reader_writer_from_file_ending(file_ending, str(path), verbose=False)
+            data, properties = reader().read_seg(str(path))
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a label map: {error}") from error
+    label, spacing = data[0], [float(s) for s in properties["spacing"]]
+    # nnU-Net's readers give 2-D images one slice of 999 times the pixel's size.
+    if label.shape[0] == 1 and spacing[0] >= _THICKNESS_OF_2D_IMAGES * max(spacing[1:]):
+        return label[0], spacing[1:]
+    return label, spacing
+
+
+def _key(case: ScoredCase, settings: dict) -> str:
+    files = [[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in (case.prediction, case.truth)]
+    return json.dumps([files, settings])
+
+
+def _read_cache(cache: Path | None) -> dict[str, list[dict]]:
+    done = {}
+    if cache and cache.is_file():
+        for line in cache.read_text(encoding="utf-8").splitlines():
+            try:
+                key, rows = json.loads(line)
+            except ValueError:  # cut off by an interruption
+                continue
+            done[key] = rows
+    return done

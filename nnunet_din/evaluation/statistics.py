@@ -1,0 +1,275 @@
+"""Means, ranks and paired comparisons of models, from a table of scored cases.
+
+The table (:func:`nnunet_din.evaluation.scoring.score_cases`) has a row per model, fold, case and structure. A value
+that is NaN (neither prediction nor truth has the structure) is not counted. Tests and intervals treat cases as
+independent unless they are grouped, for example by patient.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+#: Metric -> whether larger is better.
+METRICS = {"Dice": True, "HD95": False, "NSD": True, "Dice_merit": True, "HD95_merit": False}
+
+#: Name of the mean over the structures, where the others are names of structures.
+MEAN = "mean"
+
+
+def summarize(cases: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Mean and spread of a metric, per model and structure and over the structures, pooled and by fold.
+
+    Parameters
+    ----------
+    cases
+        Scored cases.
+    metric
+        A key of :data:`METRICS`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by model and structure, in the order of ``cases``, then :data:`MEAN`. ``mean`` and ``sd`` are over all
+        cases (as nnU-Net pools; of the mean over structures: the mean of the structures' means, and the standard
+        deviation of the cases' means), ``n`` the number of values, ``fold_mean`` and ``fold_sd`` mean and standard
+        deviation of the folds' means, ``n_folds`` their number. Standard deviations are of the sample, NaN for one
+        value.
+    """
+    structures, models = _names(cases, "structure"), _names(cases, "model")
+    rows = {}
+    for model in models:
+        of_model = cases[cases["model"] == model]
+        by_structure = of_model.groupby("structure")[metric]
+        by_fold = of_model.groupby(["fold", "structure"])[metric].mean().unstack("structure")
+        by_fold[MEAN] = by_fold[structures].mean(axis=1)
+        case_means = of_model.groupby(["fold", "case"])[metric].mean()
+        for structure in [*structures, MEAN]:
+            if structure == MEAN:
+                mean, sd, n = by_structure.mean().mean(), case_means.std(), case_means.count()
+            else:
+                values = by_structure.get_group(structure)
+                mean, sd, n = values.mean(), values.std(), values.count()
+            folds = by_fold[structure]
+            rows[model, structure] = (mean, sd, n, folds.mean(), folds.std(), folds.count())
+    columns = ["mean", "sd", "n", "fold_mean", "fold_sd", "n_folds"]
+    index = pd.MultiIndex.from_tuples(rows, names=["model", "structure"])
+    return pd.DataFrame(list(rows.values()), index=index, columns=columns)
+
+
+def count_empty(cases: pd.DataFrame) -> pd.DataFrame:
+    """How often a structure was missed (only the truth has it), a false alarm (only the prediction), or in neither.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by model and structure; columns ``missed``, ``false_alarms``, ``not_counted``.
+    """
+    truth, prediction = cases["truth_empty"].astype(bool), cases["prediction_empty"].astype(bool)
+    counts = cases[["model", "structure"]].assign(
+        missed=~truth & prediction, false_alarms=truth & ~prediction, not_counted=truth & prediction
+    )
+    return counts.groupby(["model", "structure"], sort=False).sum()
+
+
+def group_of(case: str, pattern: str | None) -> str:
+    """Group of a case: what the regular expression matches in its name, or the case itself.
+
+    Raises
+    ------
+    ValueError
+        If the expression is not valid or does not match.
+    """
+    if pattern is None:
+        return case
+    try:
+        match = re.search(pattern, case)
+    except re.error as error:
+        raise ValueError(f"'{pattern}' is not a regular expression: {error}.") from error
+    if not match:
+        raise ValueError(f"The group '{pattern}' does not match the case {case}.")
+    return match[0]
+
+
+def paired_values(cases: pd.DataFrame, metric: str, structure: str = MEAN, group_by: str | None = None) -> pd.DataFrame:
+    """A table of independent units by models, for paired statistics.
+
+    Parameters
+    ----------
+    cases
+        Scored cases.
+    metric
+        A key of :data:`METRICS`.
+    structure
+        A structure, or :data:`MEAN`: the mean of each case over its structures.
+    group_by
+        Regular expression; cases in whose names it matches the same text are averaged to one unit.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each unit that every model has a value for, a column for each model.
+    """
+    rows = cases if structure == MEAN else cases[cases["structure"] == structure]
+    values = rows.groupby(["case", "model"])[metric].mean().unstack("model")[_names(cases, "model")]
+    values = values.dropna()
+    return values.groupby([group_of(case, group_by) for case in values.index]).mean()
+
+
+def interval(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval (percentiles) of the mean; NaN for fewer than two values."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return np.nan, np.nan
+    result = stats.bootstrap(
+        (values,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed)
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def compare_with_reference(
+    cases: pd.DataFrame, metric: str, reference: str, group_by: str | None = None, resamples: int = 2000
+) -> pd.DataFrame:
+    """Paired differences of every model to a reference model.
+
+    Parameters
+    ----------
+    cases, metric, group_by
+        See :func:`paired_values`.
+    reference
+        Name of the reference model.
+    resamples
+        Bootstrap samples.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per model and structure (and :data:`MEAN`): ``difference`` (model less reference), ``low`` and ``high``
+        (95 % bootstrap interval), ``p`` (Wilcoxon signed-rank, two-sided), ``p_holm`` (corrected by Holm over the
+        rows), ``n`` units, and ``better``, ``worse`` and ``equal``, the number of units of each kind.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model.
+    """
+    models = _names(cases, "model")
+    if reference not in models:
+        raise ValueError(f"The reference {reference} is none of the models: {', '.join(models)}.")
+    sign = 1 if METRICS[metric] else -1
+    rows = []
+    for model in models:
+        if model == reference:
+            continue
+        pair = cases[cases["model"].isin([model, reference])]
+        for structure in [*_names(cases, "structure"), MEAN]:
+            values = paired_values(pair, metric, structure, group_by)
+            difference = (values[model] - values[reference]).to_numpy()
+            low, high = interval(difference, resamples)
+            rows.append(
+                {
+                    "model": model,
+                    "structure": structure,
+                    "n": len(difference),
+                    "difference": difference.mean() if len(difference) else np.nan,
+                    "low": low,
+                    "high": high,
+                    "p": signed_rank_p(difference),
+                    "better": int((sign * difference > 0).sum()),
+                    "worse": int((sign * difference < 0).sum()),
+                    "equal": int((difference == 0).sum()),
+                }
+            )
+    table = pd.DataFrame(rows)
+    if len(table):
+        table.insert(list(table.columns).index("p") + 1, "p_holm", holm(table["p"]))
+    return table
+
+
+def signed_rank_p(difference: np.ndarray) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test; 1 where all differences are 0, NaN where there are none."""
+    if not len(difference):
+        return np.nan
+    if not np.any(difference):
+        return 1.0
+    with warnings.catch_warnings():
+        # Few cases or ties: SciPy says that it takes the normal approximation.
+        warnings.simplefilter("ignore")
+        return float(stats.wilcoxon(difference).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """p-values corrected for their number by Holm's step-down method; NaN stays NaN and does not count."""
+    p = np.asarray(p_values, dtype=float)
+    corrected = np.full(len(p), np.nan)
+    order = [i for i in np.argsort(p) if not np.isnan(p[i])]
+    largest = 0.0
+    for step, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - step) * p[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def rank(values: pd.DataFrame, larger_is_better: bool) -> pd.Series:
+    """Rank of each model by its mean over the units; 1 is best, equal means share the mean of their ranks."""
+    return values.mean().rank(ascending=not larger_is_better)
+
+
+def bootstrap_ranks(values: pd.DataFrame, larger_is_better: bool, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Ranks in bootstrap samples of the units.
+
+    Parameters
+    ----------
+    values
+        Units by models, see :func:`paired_values`.
+    larger_is_better
+        Direction of the metric.
+    resamples, seed
+        Number of samples and seed of the draw.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per sample, a column per model.
+    """
+    array = values.to_numpy()
+    drawn = np.random.default_rng(seed).integers(len(array), size=(resamples, len(array)))
+    means = array[drawn].mean(axis=1)
+    ranks = stats.rankdata(-means if larger_is_better else means, axis=1)
+    return pd.DataFrame(ranks, columns=values.columns)
+
+
+def rank_stability(values: pd.DataFrame, larger_is_better: bool, samples: pd.DataFrame) -> pd.DataFrame:
+    """How firm the ranking is.
+
+    Parameters
+    ----------
+    values, larger_is_better
+        See :func:`bootstrap_ranks`.
+    samples
+        What :func:`bootstrap_ranks` gives.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by model; ``rank``, ``low`` and ``high`` (95 % of the samples), and ``share_first``, the share of the
+        samples in which it is alone at the top.
+    """
+    low, high = samples.quantile([0.025, 0.975]).to_numpy()
+    return pd.DataFrame(
+        {
+            "rank": rank(values, larger_is_better),
+            "low": low,
+            "high": high,
+            "share_first": (samples == 1).mean(),
+        }
+    )
+
+
+def _names(cases: pd.DataFrame, column: str) -> list[str]:
+    return list(dict.fromkeys(cases[column]))
