@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -57,11 +58,13 @@ def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float]
     if labels.ignore is not None:
         prediction = np.where(truth == labels.ignore, 0, prediction)
     rows = []
-    for structure, values in labels.structures.items():
-        masks = np.isin(prediction, values), np.isin(truth, values)
-        row = {"model": case.model, "fold": case.fold, "case": case.case, "structure": structure}
-        row |= structure_metrics(*masks, spacing, tolerances[structure])
-        rows.append(row | (merit_metrics(*masks) if merit else {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI calls its own deprecated functions
+        for structure, values in labels.structures.items():
+            masks = np.isin(prediction, values), np.isin(truth, values)
+            row = {"model": case.model, "fold": case.fold, "case": case.case, "structure": structure}
+            row |= structure_metrics(*masks, spacing, tolerances[structure])
+            rows.append(row | (merit_metrics(*masks) if merit else {}))
     return rows
 
 

@@ -241,13 +241,13 @@ class Leaderboard:
                 row["folds"] = f"{values['n_folds']:.0f}"
             rows.append(row)
         notes = [
-            "Mean ± standard deviation over cases. "
-            + ("Pooled over the folds, as nnU-Net does, and beside it over the folds' means." if folds else "")
+            "Mean ± standard deviation over cases"
+            + (", pooled over the folds as nnU-Net does; beside it those of the folds' means." if folds else ".")
         ]
         if metric == "NSD":
             tolerances = ", ".join(f"{name} {value:g} mm" for name, value in self.tolerances.items())
             notes.append(f"Tolerances: {tolerances}.")
-        if metric.endswith("merit"):
+        if metric == "HD95_merit":
             notes.append(MERIT_POLICY)
         return Section(_PRINTED[metric][0], pd.DataFrame(rows), notes)
 
