@@ -1,26 +1,49 @@
 """The planner's count of a training step's memory against the measured peak, for presets and patch and batch sizes.
 
 On a GPU in bf16, by torch.cuda's own maximum; on a CPU in fp32, by what torch's allocator holds. Prints the ratio
-measured / counted of each and the overhead factor that fits them best; writes ``memory.json`` beside this file.
+measured / counted of each and the overhead factor that fits them best; writes ``memory.json`` beside this file after
+every case, and leaves out those that are in it already (``--again`` does not).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
+from pathlib import Path
 
 import torch
 from common import head, write
 from tqdm import tqdm
 
-from nnunet_din.network import PRESETS, DualInteractionNetwork
+from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
 from nnunet_din.network.accounting import training_memory
 from nnunet_din.profiling import peak_memory, training_step
 
 CLASSES = 4
-#: (height, width, batch); the larger ones are left out where they would exceed ``--limit``.
+#: (height, width, batch), rounded up to what the network takes; those over ``--limit`` are left out.
 SHAPES = [(56, 40, 2), (56, 40, 8), (128, 112, 2), (128, 112, 4), (224, 224, 1), (224, 224, 2), (256, 216, 1)]
+
+
+def measure(row: dict, limit: float, device: torch.device) -> dict | None:
+    """The row with counted and measured GB; None where the count is over the limit."""
+    half = device.type == "cuda"
+    shape = (row["batch"], 2, *row["patch"])
+    options = {**PRESETS[row["preset"]], "checkpointing": row["checkpointing"]}
+    with torch.device("meta"):
+        counted = training_memory(DualInteractionNetwork(1, CLASSES, **options), shape, half_precision=half)
+    if counted > limit * 1e9:
+        return None
+    torch.manual_seed(0)
+    network = DualInteractionNetwork(1, CLASSES, **options).to(device)
+    x = torch.randn(*shape, device=device)
+    target = torch.randint(0, CLASSES, (shape[0], 1, *shape[2:]), device=device)
+    step = training_step(network, x, target, half)
+    step()
+    measured = peak_memory(step, network, device)
+    gigabytes = {"counted_gb": round(counted / 1e9, 3), "measured_gb": round(measured / 1e9, 3)}
+    return {**row, **gigabytes, "ratio": round(measured / counted, 3)}
 
 
 def main() -> None:
@@ -29,35 +52,31 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS))
     parser.add_argument("--limit", type=float, default=14, help="leave out steps of more GB than this (default: 14)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--again", action="store_true", help="measure what was measured before, too")
     args = parser.parse_args()
     device = torch.device(args.device)
-    half = device.type == "cuda"
-    rows = []
+    path = Path(__file__).with_suffix(".json")
+    rows = json.loads(path.read_text())["cases"] if path.exists() and not args.again else []
+    keys = ("preset", "patch", "batch", "checkpointing")
+    done = [tuple(row[key] for key in keys) for row in rows]
     cases = [(p, s, c) for p in args.presets for s in SHAPES for c in (False, True)]
     for preset, (height, width, batch), checkpointing in tqdm(cases):
-        shape = (batch, 2, height, width)
-        options = {**PRESETS[preset], "checkpointing": checkpointing}
-        with torch.device("meta"):
-            counted = training_memory(DualInteractionNetwork(1, CLASSES, **options), shape, half_precision=half)
-        if counted > args.limit * 1e9:
+        stride = input_stride(**PRESETS[preset])
+        patch = [stride * math.ceil(edge / stride) for edge in (height, width)]
+        row = dict(zip(keys, (preset, patch, batch, checkpointing), strict=True))
+        if tuple(row.values()) in done or (row := measure(row, args.limit, device)) is None:
             continue
-        torch.manual_seed(0)
-        network = DualInteractionNetwork(1, CLASSES, **options).to(device)
-        x = torch.randn(*shape, device=device)
-        target = torch.randint(0, CLASSES, (batch, 1, height, width), device=device)
-        step = training_step(network, x, target, half)
-        step()
-        measured = peak_memory(step, network, device)
-        row = {"preset": preset, "patch": [height, width], "batch": batch, "checkpointing": checkpointing}
-        rows.append({**row, "counted": counted, "measured": measured, "ratio": round(measured / counted, 3)})
+        rows.append(row)
         tqdm.write(
-            f"{preset:<5} {height} x {width}, batch {batch}, {'' if checkpointing else 'no '}checkpointing: "
-            f"counted {counted / 1e9:.3f} GB, measured / counted {measured / counted:.3f}"
+            f"{preset:<5} {patch[0]} x {patch[1]}, batch {batch}, {'' if checkpointing else 'no '}checkpointing: "
+            f"counted {row['counted_gb']} GB, measured / counted {row['ratio']}"
         )
+        ratios = [row["ratio"] for row in rows]
+        factor = math.exp(statistics.mean(math.log(r) for r in ratios))
+        write(head(device) | {"overhead": round(factor, 4), "cases": rows})
     ratios = [row["ratio"] for row in rows]
     factor = math.exp(statistics.mean(math.log(r) for r in ratios))
     print(f"{len(rows)} cases: overhead {factor:.3f}, measured / counted {min(ratios)} to {max(ratios)}")
-    write(head(device) | {"overhead": round(factor, 4), "cases": rows})
 
 
 if __name__ == "__main__":

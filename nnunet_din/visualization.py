@@ -313,6 +313,8 @@ def training_curves(models: Mapping[str, Sequence[Mapping[str, Any]]], against: 
         ax.set_title(title, fontsize=10, fontweight="bold")
         ax.set_ylabel(label, fontsize=9)
         ax.set_xlabel("training time in hours" if against == "time" else "epoch", fontsize=9)
+        if against != "time":
+            ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.tick_params(labelsize=8)
         ax.grid(color="#DDDDDD", linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
