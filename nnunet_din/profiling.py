@@ -18,7 +18,7 @@ from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.network.accounting import count_parameters, multiply_adds_by_part, training_memory
 
 #: Direct children of the network -> name in the report.
-PARTS = {"encoder_image": "encoders", "encoder_enhanced": "encoders", "difms": "DIFMs", "decoder": "decoder"}
+PARTS = {"encoders": "encoders", "difms": "DIFMs", "decoder": "decoder"}
 
 
 def add_parser(subparsers) -> None:

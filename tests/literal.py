@@ -94,8 +94,10 @@ def literal_decoder(decoder):
     return forward
 
 
-def cross_attention(q, k, v, window_size):
-    """Atten(Q, K, V) + Q (eqs. 2 and 3) for maps (N, d, H, W), window by window, single head."""
+def cross_attention(q, keys, values, window_size):
+    """Atten(Q, K, V) + Q (eqs. 2 and 3) for maps (N, d, H, W), window by window, single head; the keys and values of
+    several streams side by side.
+    """
     height, width = q.shape[-2:]
     rows, columns = math.ceil(height / window_size), math.ceil(width / window_size)
     h, w = math.ceil(height / rows), math.ceil(width / columns)
@@ -105,7 +107,8 @@ def cross_attention(q, k, v, window_size):
             for left in range(0, width, w):
                 window = (n, slice(None), slice(top, top + h), slice(left, left + w))
                 shape = q[window].shape
-                q_m, k_m, v_m = (t[window].flatten(1).T for t in (q, k, v))
+                q_m = q[window].flatten(1).T
+                k_m, v_m = (torch.cat([t[window].flatten(1).T for t in ts]) for ts in (keys, values))
                 attention = torch.softmax(q_m @ k_m.T / math.sqrt(q.shape[1]), dim=-1)
                 out[window] = (attention @ v_m + q_m).T.reshape(shape)
     return out
@@ -121,8 +124,8 @@ class LiteralNetwork(nn.Module):
     def forward(self, x):
         image, enhanced = x.chunk(2, dim=1)
         pairs = zip(
-            literal_encoder(self.network.encoder_image, image),
-            literal_encoder(self.network.encoder_enhanced, enhanced),
+            literal_encoder(self.network.encoders[0], image),
+            literal_encoder(self.network.encoders[1], enhanced),
             strict=True,
         )
         fused = [literal_difm(difm, *pair) for difm, pair in zip(self.network.difms, pairs, strict=True)]
@@ -156,15 +159,15 @@ def literal_block(block, x):
 
 
 def literal_difm(difm, image, enhanced):
-    f_i = difm.merge_image.conv(torch.cat(image, dim=1))
-    f_e = difm.merge_enhanced.conv(torch.cat(enhanced, dim=1))
+    f_i = difm.merging[0].conv(torch.cat(image, dim=1))
+    f_e = difm.merging[1].conv(torch.cat(enhanced, dim=1))
     windows = Windows(*f_i.shape[-2:], difm.attention.window_size)
-    q_i, k_i, v_i = (windows.cut(t) for t in difm.attention.qkv_image(f_i).chunk(3, dim=1))
-    q_e, k_e, v_e = (windows.cut(t) for t in difm.attention.qkv_enhanced(f_e).chunk(3, dim=1))
+    q_i, k_i, v_i = (windows.cut(t) for t in difm.attention.project[0](f_i).chunk(3, dim=1))
+    q_e, k_e, v_e = (windows.cut(t) for t in difm.attention.project[1](f_e).chunk(3, dim=1))
     hidden = windows.key_mask(f_i.device)
     hidden = None if hidden is None else ~hidden[:, 0].repeat(len(f_i), 1, 1)
     total = 0.0
-    for q, k, v, ffn in ((q_i, k_e, v_e, difm.ffn_ie), (q_e, k_i, v_i, difm.ffn_ei)):
+    for q, k, v, ffn in ((q_i, k_e, v_e, difm.ffn[0]), (q_e, k_i, v_i, difm.ffn[1])):
         scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
         if hidden is not None:
             scores = scores.masked_fill(hidden, -math.inf)

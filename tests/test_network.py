@@ -23,7 +23,7 @@ from nnunet_din.network import (
 )
 from nnunet_din.network.accounting import count_multiply_adds, count_parameters, multiply_adds_by_part, training_memory
 from nnunet_din.network.decoder import fuse_levels
-from nnunet_din.network.difm import DualCrossAttention
+from nnunet_din.network.difm import CrossAttention
 
 
 def on_meta(*args, **kwargs):
@@ -67,7 +67,7 @@ def test_widths_and_resolutions_of_table_14():
 
 def test_a_stem_of_stride_two_halves_every_scale_and_the_logits_come_back_to_full_size():
     network = on_meta(1, 4, **PRESETS["fast"])
-    pairs = network.encoder_image(torch.empty(1, 1, 64, 96, device="meta"))
+    pairs = network.encoders[0](torch.empty(1, 1, 64, 96, device="meta"))
     assert [tuple(high.shape[-2:]) for _, high in pairs] == [(32, 48), (16, 24), (8, 12), (4, 6)]
     assert network(torch.empty(1, 2, 64, 96, device="meta")).shape == (1, 4, 64, 96)
     with pytest.raises(ValueError, match="multiples of 16, got 64 x 88"):
@@ -158,24 +158,53 @@ def test_literal_multiply_adds_of_the_decoder_are_those_of_its_twin():
 @pytest.mark.parametrize("size", [(14, 14), (7, 5), (8, 15), (3, 2), (43, 20)])
 def test_windowed_cross_attention_equals_the_literal_one(size):
     torch.manual_seed(0)
-    attention = DualCrossAttention(dim=6, window_size=7).double()
+    attention = CrossAttention(dim=6, window_size=7).double()
     f_i, f_e = torch.randn(2, 2, 6, *size, dtype=torch.float64)
-    f_ie, f_ei = attention(f_i, f_e)
-    q_i, k_i, v_i = attention.qkv_image(f_i).chunk(3, dim=1)
-    q_e, k_e, v_e = attention.qkv_enhanced(f_e).chunk(3, dim=1)
-    torch.testing.assert_close(f_ie, literal.cross_attention(q_i, k_e, v_e, 7), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(f_ei, literal.cross_attention(q_e, k_i, v_i, 7), rtol=1e-10, atol=1e-10)
+    f_ie, f_ei = attention([f_i, f_e])
+    q_i, k_i, v_i = attention.project[0](f_i).chunk(3, dim=1)
+    q_e, k_e, v_e = attention.project[1](f_e).chunk(3, dim=1)
+    torch.testing.assert_close(f_ie, literal.cross_attention(q_i, [k_e], [v_e], 7), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(f_ei, literal.cross_attention(q_e, [k_i], [v_i], 7), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (8, 15)])
+@pytest.mark.parametrize("streams", [1, 3, 4])
+def test_attention_of_any_number_of_streams_equals_the_literal_one(streams, size):
+    """Each stream attends to the pixels of all others in its window at once; a single one to its own."""
+    torch.manual_seed(0)
+    attention = CrossAttention(dim=6, streams=streams, window_size=7).double()
+    maps = list(torch.randn(streams, 2, 6, *size, dtype=torch.float64))
+    q, k, v = zip(*(layer(f).chunk(3, dim=1) for layer, f in zip(attention.project, maps, strict=True)), strict=True)
+    for i, result in enumerate(attention(maps)):
+        others = [j for j in range(streams) if j != i] or [i]
+        expected = literal.cross_attention(q[i], [k[j] for j in others], [v[j] for j in others], 7)
+        torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("query", "parts"), [(0, (1, 2)), (1, (2, 1))])
+def test_one_direction_alone_is_that_of_both(query, parts):
+    """f_IE or f_EI with the weights of both directions; what it does not need has no parameters (Table 7)."""
+    torch.manual_seed(0)
+    both, one = CrossAttention(dim=6), CrossAttention(dim=6, queries=[query])
+    assert [layer.out_channels // 6 for layer in one.project] == list(parts)
+    for i, layer in enumerate(one.project):
+        rows = slice(0, 6) if i == query else slice(6, 18)
+        layer.weight.data, layer.bias.data = both.project[i].weight[rows], both.project[i].bias[rows]
+    maps = list(torch.randn(2, 1, 6, 9, 7))
+    torch.testing.assert_close(one(maps)[0], both(maps)[query])
+    with pytest.raises(ValueError, match="queries must name some of the 2 streams"):
+        CrossAttention(dim=6, queries=[2])
 
 
 def test_heads_split_the_channels():
     torch.manual_seed(0)
-    two = DualCrossAttention(dim=6, window_size=7, num_heads=2)
-    one = DualCrossAttention(dim=6, window_size=7)
+    two = CrossAttention(dim=6, window_size=7, num_heads=2)
+    one = CrossAttention(dim=6, window_size=7)
     one.load_state_dict(two.state_dict())
     f = torch.randn(1, 6, 7, 7)
-    assert not torch.allclose(two(f, f)[0], one(f, f)[0])
+    assert not torch.allclose(two([f, f])[0], one([f, f])[0])
     with pytest.raises(ValueError, match="num_heads=4 does not divide the 6 channels"):
-        DualCrossAttention(dim=6, num_heads=4)
+        CrossAttention(dim=6, num_heads=4)
 
 
 def test_difm_is_symmetric_in_the_two_images_up_to_its_weights():
@@ -183,8 +212,7 @@ def test_difm_is_symmetric_in_the_two_images_up_to_its_weights():
     torch.manual_seed(0)
     difm = DualInteractiveFusionModule(6)
     swapped = DualInteractiveFusionModule(6)
-    names = {"merge_image": "merge_enhanced", "qkv_image": "qkv_enhanced", "ffn_ie": "ffn_ei"}
-    names.update({b: a for a, b in names.items()})
+    names = {"0": "1", "1": "0"}
     state = difm.state_dict()
     swapped.load_state_dict({".".join(names.get(part, part) for part in k.split(".")): v for k, v in state.items()})
     image, enhanced = torch.randn(2, 2, 1, 6, 9, 7).unbind(0)
@@ -293,7 +321,7 @@ def test_checkpointing_saves_memory():
 def test_multiply_adds_by_part_add_up():
     parts = multiply_adds_by_part(on_meta(1, 4, **PRESETS["atto"]), (1, 2, 64, 64))
     total = parts.pop("")
-    assert set(parts) == {"encoder_image", "encoder_enhanced", "difms", "decoder"} and all(parts.values())
+    assert set(parts) == {"encoders", "difms", "decoder"} and all(parts.values())
     assert sum(parts.values()) == total
 
 
@@ -303,8 +331,8 @@ def test_deep_supervision_is_refused():
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown encoder 'resnet50'.*convnext_tiny"):
-        small(encoder="resnet50")
+    with pytest.raises(ValueError, match="Unknown encoder 'resnet5'.*convnext_tiny"):
+        small(encoder="resnet5")
     with pytest.raises(ValueError, match="Unknown decoder 'unet'.*segformer"):
         build_decoder("unet", (4, 8), 3, 16)
     assert {"convnext_atto", "convnext_base"} <= set(known_encoders())
@@ -329,12 +357,12 @@ def test_pretrained_weights_from_a_file(tmp_path, atto_weights, suffix):
 
         save_file(atto_weights, path)
     network = small()
-    stem = network.encoder_image.stem[0].weight.clone()
+    stem = network.encoders[0].stem[0].weight.clone()
     report = load_pretrained_encoders(network, path)
-    for encoder in (network.encoder_image, network.encoder_enhanced):
+    for encoder in network.encoders:
         for key, value in encoder.stages.state_dict().items():
             torch.testing.assert_close(value, atto_weights[f"stages.{key}"], rtol=0, atol=0)
-    torch.testing.assert_close(network.encoder_image.stem[0].weight, stem)
+    torch.testing.assert_close(network.encoders[0].stem[0].weight, stem)
     text = str(report)
     assert "stem.0.weight: (40, 3, 4, 4), (40, 1, 3, 3)" in text, "the stem's mismatch is reported"
     assert "head.fc.weight" in text and "edge_pooling.0.1.weight" in text

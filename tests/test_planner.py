@@ -115,7 +115,7 @@ def test_plans_with_checkpointing_build_a_network_that_uses_it(dataset):
     )
     kwargs = p.plan_experiment()["configurations"]["2d"]["architecture"]["arch_kwargs"]
     assert kwargs["checkpointing"] is True
-    assert DualInteractionNetwork(1, 4, **kwargs).encoder_image.checkpointing
+    assert DualInteractionNetwork(1, 4, **kwargs).encoders[0].checkpointing
 
 
 def test_default_memory_belongs_to_the_preset_and_leaves_3d_alone(dataset):

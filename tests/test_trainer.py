@@ -279,12 +279,12 @@ def test_pretrained_encoders_are_loaded_for_training_only(make, tmp_path):
     trainer = make("nnUNetTrainerDIN_pretrained", change)
     trainer.initialize()
     key = "stages.2.blocks.3.conv_dw.weight"
-    assert torch.equal(trainer.network.encoder_enhanced.state_dict()[key], weights[key])
+    assert torch.equal(trainer.network.encoders[1].state_dict()[key], weights[key])
     trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
     path.unlink()
     again = make("nnUNetTrainerDIN_pretrained", change)
     again.load_checkpoint(str(tmp_path / "checkpoint.pth"))
-    assert torch.equal(again.network.encoder_image.state_dict()[key], weights[key])
+    assert torch.equal(again.network.encoders[0].state_dict()[key], weights[key])
 
 
 # ---- bad input ----

@@ -25,7 +25,7 @@ class nnUNetTrainerDIN_pretrained(nnUNetTrainerDIN):
         if not self._restoring:
             network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
             network = network._orig_mod if isinstance(network, OptimizedModule) else network
-            source = self.configuration_manager.configuration.get("pretrained_encoder", network.encoder_image.name)
+            source = self.configuration_manager.configuration.get("pretrained_encoder", network.encoders[0].name)
             self.print_to_log_file(load_pretrained_encoders(network, source))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:

@@ -1,22 +1,28 @@
 """The Dual Interaction Network and its parts."""
 
+from nnunet_din.network.convnext import ConvNeXtEncoder
 from nnunet_din.network.decoder import DECODERS, SegFormerHead, build_decoder
 from nnunet_din.network.difm import DualInteractiveFusionModule
 from nnunet_din.network.din import DualInteractionNetwork
-from nnunet_din.network.encoder import ConvNeXtEncoder, build_encoder, input_stride, known_encoders
+from nnunet_din.network.encoder import build_encoder, input_stride, known_encoders
+from nnunet_din.network.fusion import FUSIONS, ConcatenationFusion, InputFusion, build_fusion
 from nnunet_din.network.presets import PRESETS
 from nnunet_din.network.pretrained import LoadReport, load_pretrained_encoders
 
 __all__ = [
     "DECODERS",
+    "FUSIONS",
     "PRESETS",
+    "ConcatenationFusion",
     "ConvNeXtEncoder",
     "DualInteractionNetwork",
     "DualInteractiveFusionModule",
+    "InputFusion",
     "LoadReport",
     "SegFormerHead",
     "build_decoder",
     "build_encoder",
+    "build_fusion",
     "input_stride",
     "known_encoders",
     "load_pretrained_encoders",

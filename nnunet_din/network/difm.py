@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from timm.layers import LayerNorm2d
@@ -28,13 +29,19 @@ class FeatureMerging(nn.Module):
         return self.conv(torch.cat((f_low, f_high), dim=1))
 
 
-class DualCrossAttention(nn.Module):
-    """Windowed cross-attention in both directions (eqs. 2 and 3).
+class CrossAttention(nn.Module):
+    """Windowed attention of every stream to all others (eqs. 2 and 3 for two streams, in both directions).
+
+    The query of a stream meets the keys and values of all other streams at once. A single stream attends to itself.
 
     Parameters
     ----------
     dim
         Channels d.
+    streams
+        Number of streams n.
+    queries
+        Streams that attend, and so give a result; None: all. ``[0]`` of two is f_IE alone, ``[1]`` f_EI alone.
     window_size
         Largest edge of an attention window in pixels. A map is cut into the fewest windows that respect it, as equal in
         size as possible; a map smaller than a window is one window.
@@ -42,7 +49,14 @@ class DualCrossAttention(nn.Module):
         1 is eq. 2 as printed.
     """
 
-    def __init__(self, dim: int, window_size: int = 7, num_heads: int = 1):
+    def __init__(
+        self,
+        dim: int,
+        streams: int = 2,
+        queries: Sequence[int] | None = None,
+        window_size: int = 7,
+        num_heads: int = 1,
+    ):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide the {dim} channels of the stage.")
@@ -50,37 +64,63 @@ class DualCrossAttention(nn.Module):
             raise ValueError(f"window_size must be at least 1, got {window_size}.")
         self.window_size = window_size
         self.num_heads = num_heads
-        self.qkv_image = nn.Conv2d(dim, 3 * dim, kernel_size=1)
-        self.qkv_enhanced = nn.Conv2d(dim, 3 * dim, kernel_size=1)
+        self.queries = list(range(streams)) if queries is None else list(queries)
+        if not self.queries or not set(self.queries) <= set(range(streams)):
+            raise ValueError(f"queries must name some of the {streams} streams by number, got {queries}.")
+        # Whom each query attends to; what nobody asks for is not computed.
+        self.attended = {i: [j for j in range(streams) if j != i] or [i] for i in self.queries}
+        asked_for = {j for others in self.attended.values() for j in others}
+        self.has_query = [i in self.queries for i in range(streams)]
+        self.has_key = [i in asked_for for i in range(streams)]
+        self.project = nn.ModuleList(
+            nn.Conv2d(dim, (query + 2 * key) * dim, kernel_size=1)
+            for query, key in zip(self.has_query, self.has_key, strict=True)
+        )
 
-    def forward(self, f_image: Tensor, f_enhanced: Tensor) -> tuple[Tensor, Tensor]:
-        """Shapes ``(N, d, H, W)`` twice -> f_IE and f_EI, ``(N, d, H, W)`` each."""
-        windows = Windows(*f_image.shape[-2:], self.window_size)
-        inputs = [windows.cut(f_image), windows.cut(f_enhanced)]
-        mask = windows.key_mask(f_image.device)
+    def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
+        """Maps ``(N, d, H, W)`` of all streams -> one such map for each query."""
+        windows = Windows(*streams[0].shape[-2:], self.window_size)
+        inputs = [windows.cut(f) for f in streams]
+        mask = windows.key_mask(streams[0].device)
         if mask is not None:
-            inputs.append(mask.repeat(f_image.shape[0], 1, 1, 1))
-        f_ie, f_ei = in_slices(self._attend, *inputs, dim=0, width=3 * inputs[0][0].numel())
-        return windows.join(f_ie), windows.join(f_ei)
+            inputs.append(mask.repeat(streams[0].shape[0], 1, 1, 1))
+        results = in_slices(self._attend, *inputs, dim=0, width=3 * inputs[0][0].numel())
+        return [windows.join(f) for f in results]
 
-    def _attend(self, x_image: Tensor, x_enhanced: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Windows of both maps, ``(N * windows, L, d)`` -> f_IE and f_EI, same shape."""
+    def _attend(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Windows of all streams, ``(N * windows, L, d)``, and the mask of keys if there is one -> windows of the
+        results.
+        """
+        streams, masks = inputs[: len(self.project)], inputs[len(self.project) :]
         # Q, K, V are linear in each pixel, so that one map is cut into windows instead of three.
-        q_i, k_i, v_i = self._heads(pointwise(x_image, self.qkv_image))
-        q_e, k_e, v_e = self._heads(pointwise(x_enhanced, self.qkv_enhanced))
-        # eq. 3; scaled by 1 / sqrt(d) (eq. 2)
-        f_ie = F.scaled_dot_product_attention(q_i, k_e, v_e, attn_mask=mask)
-        f_ei = F.scaled_dot_product_attention(q_e, k_i, v_i, attn_mask=mask)
-        return self._merge(add_(f_ie, q_i)), self._merge(add_(f_ei, q_e))
+        q, k, v = {}, {}, {}
+        for i, (x, layer) in enumerate(zip(streams, self.project, strict=True)):
+            parts = list(self._heads(pointwise(x, layer), self.has_query[i] + 2 * self.has_key[i]))
+            if self.has_query[i]:
+                q[i] = parts.pop(0)
+            if self.has_key[i]:
+                k[i], v[i] = parts
+        results = []
+        for i, others in self.attended.items():
+            mask = torch.cat([*masks] * len(others), dim=-1) if masks else None
+            keys, values = (_concatenate([t[j] for j in others]) for t in (k, v))
+            f = F.scaled_dot_product_attention(q[i], keys, values, attn_mask=mask)  # scaled by 1 / sqrt(d) (eq. 2)
+            results.append(self._merge(add_(f, q[i])))  # eq. 3
+        return tuple(results)
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Shape ``(N * windows, L, 3d)`` -> Q, K, V of shape ``(N * windows, heads, L, d / heads)``."""
-        return x.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """Shape ``(N * windows, L, parts d)`` -> parts of shape ``(N * windows, heads, L, d / heads)``."""
+        return x.unflatten(2, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
     @staticmethod
     def _merge(x: Tensor) -> Tensor:
         """Shape ``(N * windows, heads, L, d / heads)`` -> ``(N * windows, L, d)``."""
         return x.transpose(1, 2).flatten(2)
+
+
+def _concatenate(tensors: Sequence[Tensor]) -> Tensor:
+    """Along the pixels of a window."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=2)
 
 
 class Windows:
@@ -165,28 +205,52 @@ def global_spatial_attention(f: Tensor) -> Tensor:
 
 
 class DualInteractiveFusionModule(nn.Module):
-    """Fuse the features of the original and the enhanced image at one scale.
+    """Fuse the features of the original and the enhanced image at one scale; or those of any number of streams.
+
+    It asks nothing of the encoders but the pairs (f_low, f_high) and their width.
 
     Parameters
     ----------
     dim
-        Channels d of the four inputs and of the output.
-    window_size, num_heads
-        See :class:`DualCrossAttention`.
+        Channels d of the inputs and of the output.
+    streams
+        Number of streams: 2 in the paper. With 1, attention is self-attention.
+    feature_merging
+        Merge f_low and f_high (eq. 1); without it, f_high alone counts.
+    spatial_attention
+        Gate by global spatial attention (eq. 6).
+    queries, window_size, num_heads
+        See :class:`CrossAttention`.
     ffn_expansion
         See :class:`GatedFeedForward`.
     """
 
-    def __init__(self, dim: int, window_size: int = 7, num_heads: int = 1, ffn_expansion: int = 2):
+    def __init__(
+        self,
+        dim: int,
+        streams: int = 2,
+        feature_merging: bool = True,
+        spatial_attention: bool = True,
+        queries: Sequence[int] | None = None,
+        window_size: int = 7,
+        num_heads: int = 1,
+        ffn_expansion: int = 2,
+    ):
         super().__init__()
-        self.merge_image = FeatureMerging(dim)
-        self.merge_enhanced = FeatureMerging(dim)
-        self.attention = DualCrossAttention(dim, window_size, num_heads)
-        self.ffn_ie = GatedFeedForward(dim, ffn_expansion)
-        self.ffn_ei = GatedFeedForward(dim, ffn_expansion)
+        self.needs_edges = feature_merging
+        self.spatial_attention = spatial_attention
+        self.merging = nn.ModuleList(FeatureMerging(dim) for _ in range(streams)) if feature_merging else None
+        self.attention = CrossAttention(dim, streams, queries, window_size, num_heads)
+        self.ffn = nn.ModuleList(GatedFeedForward(dim, ffn_expansion) for _ in self.attention.queries)
         self.apply(init_by_fan_in)
 
-    def forward(self, image: tuple[Tensor, Tensor], enhanced: tuple[Tensor, Tensor]) -> Tensor:
-        """Fuse ``(f_low, f_high)`` of both images, each ``(N, d, H, W)``, to F_IE + F_EI, ``(N, d, H, W)``."""
-        f_ie, f_ei = self.attention(self.merge_image(*image), self.merge_enhanced(*enhanced))
-        return global_spatial_attention(self.ffn_ie(f_ie)) + global_spatial_attention(self.ffn_ei(f_ei))
+    def forward(self, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+        """Fuse ``(f_low, f_high)`` of every stream, each ``(N, d, H, W)``, to F_IE + F_EI, ``(N, d, H, W)``."""
+        if self.merging is None:
+            streams = [f_high for _, f_high in pairs]
+        else:
+            streams = [merge(*pair) for merge, pair in zip(self.merging, pairs, strict=True)]
+        results = [ffn(f) for ffn, f in zip(self.ffn, self.attention(streams), strict=True)]
+        if self.spatial_attention:
+            results = [global_spatial_attention(f) for f in results]
+        return sum(results[1:], start=results[0])

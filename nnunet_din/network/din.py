@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_din.network.decoder import build_decoder
-from nnunet_din.network.difm import DualInteractiveFusionModule
 from nnunet_din.network.encoder import build_encoder
+from nnunet_din.network.fusion import build_fusion, get_fusion
 
 
 class DualInteractionNetwork(nn.Module):
     """Twin encoders for the original and the enhanced image, a DIFM per scale, a SegFormer MLP decoder (paper, Fig.
-    2a).
+    2a); and what the paper's tables compare it with.
 
     Parameters
     ----------
     input_channels
-        Channels C of the original image. The network takes 2C: the C originals, then their C enhanced versions.
+        Channels C of the original image. The network takes ``versions`` times as many: the C originals, then their
+        enhanced versions, one after the other.
     num_classes
         Channels K of the logits.
     encoder
-        Name of the encoder, see :func:`nnunet_din.network.known_encoders`.
+        Name of the encoder, see :func:`nnunet_din.network.build_encoder`.
     layer_scale, drop_path_rate, stem_stride
-        See :class:`nnunet_din.network.ConvNeXtEncoder`.
+        Options of the encoder, see :class:`nnunet_din.network.ConvNeXtEncoder`.
     checkpointing
         Keep only the inputs of the encoders' blocks and of the DIFMs for the backward pass, and compute the rest again
         there: less memory, more time, the same outputs and gradients.
-    window_size, num_heads, ffn_expansion
-        See :class:`nnunet_din.network.DualInteractiveFusionModule`.
+    versions
+        Versions of the image among the channels: 2 in the paper, one more than the plans have enhancements.
+    inputs
+        Versions that are used, each by an encoder of its own: 0 is the original. None: all of them. ``[0]`` is the
+        paper's "only I", ``[1]`` "only E", ``[0, 0]`` "I + I" (Table 4).
+    fusion, fusion_options
+        Name of the fusion (:data:`nnunet_din.network.FUSIONS`) and arguments of its own, for example those of
+        :class:`nnunet_din.network.DualInteractiveFusionModule`.
+    fused_stages
+        Stages that have a DIFM, and that the decoder sees: 4 in the paper. The smallest resolution is left out first
+        (Table 6), and the encoders end where the last DIFM is.
     decoder, decoder_channels
-        Name of the decoder and its width. It decodes at the stem's resolution; with a ``stem_stride`` of 2, the
-        logits are resized to the image's.
+        Name of the decoder and its width. It decodes at the first stage's resolution; where that is not the image's,
+        the logits are resized.
     deep_supervision
         nnU-Net passes it to every network. DIN has one output, so only False is possible.
 
@@ -50,14 +62,16 @@ class DualInteractionNetwork(nn.Module):
         encoder: str = "convnext_base",
         layer_scale: float | None = 1e-6,
         drop_path_rate: float = 0.0,
-        window_size: int = 7,
-        num_heads: int = 1,
-        ffn_expansion: int = 2,
+        versions: int = 2,
+        inputs: Sequence[int] | None = None,
+        fusion: str = "difm",
+        fused_stages: int = 4,
         decoder: str = "segformer",
         decoder_channels: int = 768,
         checkpointing: bool = False,
         stem_stride: int = 1,
         deep_supervision: bool = False,
+        **fusion_options,
     ):
         super().__init__()
         if deep_supervision:
@@ -69,18 +83,29 @@ class DualInteractionNetwork(nn.Module):
         self.input_channels = input_channels
         self.num_classes = num_classes
         self.checkpointing = checkpointing
+        self.versions = versions
+        self.inputs = list(range(versions)) if inputs is None else list(inputs)
+        if not self.inputs or not set(self.inputs) <= set(range(versions)):
+            raise ValueError(f"inputs must name some of the {versions} versions of the image by number, got {inputs}.")
+        if not 1 <= fused_stages <= 4:
+            raise ValueError(f"fused_stages must be 1 to 4, got {fused_stages}.")
         options = {
             "layer_scale": layer_scale,
             "drop_path_rate": drop_path_rate,
             "checkpointing": checkpointing,
             "stem_stride": stem_stride,
         }
-        self.encoder_image = build_encoder(encoder, input_channels, **options)
-        self.encoder_enhanced = build_encoder(encoder, input_channels, **options)
-        channels = self.encoder_image.channels
-        self.difms = nn.ModuleList(
-            DualInteractiveFusionModule(d, window_size, num_heads, ffn_expansion) for d in channels
-        )
+        self.one_encoder = getattr(get_fusion(fusion), "one_encoder", False)
+        widths = [input_channels * len(self.inputs)] if self.one_encoder else [input_channels] * len(self.inputs)
+        self.encoders = nn.ModuleList(build_encoder(encoder, width, **options) for width in widths)
+        if fused_stages < 4:
+            for each in self.encoders:
+                each.keep_stages(fused_stages)
+        channels = self.encoders[0].channels
+        self.difms = nn.ModuleList(build_fusion(fusion, d, len(widths), **fusion_options) for d in channels)
+        if not self.difms[0].needs_edges:
+            for each in self.encoders:
+                each.leave_out_edges()
         self.decoder = build_decoder(decoder, channels, num_classes, decoder_channels)
         # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions): keep
         # them last in memory.
@@ -92,7 +117,8 @@ class DualInteractionNetwork(nn.Module):
         Parameters
         ----------
         x
-            Originals and enhanced versions, shape ``(N, 2C, H, W)``; H and W multiples of 8 times ``stem_stride``.
+            Originals and enhanced versions, shape ``(N, versions * C, H, W)``; H and W multiples of the encoder's
+            stride, 8 for ConvNeXt.
 
         Returns
         -------
@@ -105,29 +131,32 @@ class DualInteractionNetwork(nn.Module):
             If the shape of ``x`` does not fit.
         """
         self._check_input(x)
-        image, enhanced = x.chunk(2, dim=1)
-        pairs = zip(self.encoder_image(image), self.encoder_enhanced(enhanced), strict=True)
-        fused = [self._checkpoint(difm, *pair) for difm, pair in zip(self.difms, pairs, strict=True)]
+        versions = x.chunk(self.versions, dim=1)
+        images = [versions[i] for i in self.inputs]
+        if self.one_encoder:
+            images = [torch.cat(images, dim=1)]
+        streams = [encoder(image) for encoder, image in zip(self.encoders, images, strict=True)]
+        fused = [self._checkpoint(difm, *pairs) for difm, *pairs in zip(self.difms, *streams, strict=True)]
         logits = self.decoder(fused)
         if logits.shape[-2:] != x.shape[-2:]:
             logits = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
         return logits
 
-    def _checkpoint(self, difm: nn.Module, image: tuple[Tensor, Tensor], enhanced: tuple[Tensor, Tensor]) -> Tensor:
+    def _checkpoint(self, difm: nn.Module, *pairs: tuple[Tensor, Tensor]) -> Tensor:
         if not (self.checkpointing and self.training):
-            return difm(image, enhanced)
-        return checkpoint(difm, image, enhanced, use_reentrant=False, preserve_rng_state=False)
+            return difm(*pairs)
+        return checkpoint(difm, *pairs, use_reentrant=False, preserve_rng_state=False)
 
     def _check_input(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != 2 * self.input_channels:
+        channels = self.versions * self.input_channels
+        if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(
-                f"DIN takes {2 * self.input_channels} channels, (N, {2 * self.input_channels}, H, W): "
-                f"{self.input_channels} original "
-                f"and {self.input_channels} enhanced. Got a tensor of shape {tuple(x.shape)}. In nnU-Net the "
+                f"DIN takes {channels} channels, (N, {channels}, H, W): {self.input_channels} original and "
+                f"{channels - self.input_channels} enhanced. Got a tensor of shape {tuple(x.shape)}. In nnU-Net the "
                 "enhanced channels come from "
                 "plans made with `nnUNetv2_plan_and_preprocess -pl nnUNetPlannerDIN`."
             )
-        stride = self.encoder_image.stride
+        stride = self.encoders[0].stride
         if x.shape[2] % stride or x.shape[3] % stride:
             raise ValueError(f"Height and width must be multiples of {stride}, got {x.shape[2]} x {x.shape[3]}.")
 
@@ -164,7 +193,7 @@ class DualInteractionNetwork(nn.Module):
         from nnunet_din.network.accounting import training_memory
 
         # At four images and more, the peak lies where the activations do.
-        four, eight = (training_memory(self, (n, 2 * self.input_channels, *input_size)) for n in (4, 8))
+        four, eight = (training_memory(self, (n, self.versions * self.input_channels, *input_size)) for n in (4, 8))
         return (eight - four) // 16
 
 

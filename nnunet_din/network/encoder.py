@@ -1,180 +1,49 @@
-"""Encoders that keep full resolution in their first stage and give a low- and a high-level feature map per stage."""
+"""Encoders by the names they have in the plans. Each gives a low- and a high-level feature map per stage."""
 
 from __future__ import annotations
 
+import difflib
+
 import timm
-from timm.layers import GELU, LayerNorm, LayerNorm2d, Mlp
-from timm.models import convnext
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
-from nnunet_din.network.functional import add_, gelu_, in_slices, normalize, pointwise, recompute
+from nnunet_din.network.convnext import ConvNeXtEncoder
+from nnunet_din.network.fct import FCTEncoder
+from nnunet_din.network.pyramid import PyramidEncoder
 
-
-class ConvNeXtBlock(nn.Module):
-    """timm's ConvNeXt block, the same function of the same parameters, with half the memory in training.
-
-    Kept for the backward pass: the block's input, the LayerNorm's input and the GELU's input. The layer scale is
-    folded into the second linear layer's weights, which is a product of the size of the weights and not of the image.
-
-    Parameters
-    ----------
-    block
-        The block whose layers, and names of layers, are taken over.
-    """
-
-    def __init__(self, block: convnext.ConvNeXtBlock):
-        super().__init__()
-        self.conv_dw, self.norm, self.mlp = block.conv_dw, block.norm, block.mlp
-        self.gamma = block.gamma
-        self.drop_path = block.drop_path
-
-    @staticmethod
-    def fits(block: nn.Module) -> bool:
-        """Whether a block is of the plain kind: LayerNorm, two linear layers, GELU in between."""
-        return (
-            type(block) is convnext.ConvNeXtBlock
-            and type(block.norm) in (LayerNorm, LayerNorm2d)
-            and type(block.mlp) is Mlp
-            and type(block.mlp.act) in (nn.GELU, GELU)
-            and isinstance(block.shortcut, nn.Identity)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(N, d, H, W)`` -> same."""
-        y = self.conv_dw(x).permute(0, 2, 3, 1)
-        pixels = in_slices(self._mlp, y.flatten(0, 2), dim=0, width=len(self.mlp.fc1.weight))
-        return add_(self.drop_path(pixels.view_as(y).permute(0, 3, 1, 2)), x)
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        return recompute(self._project, recompute(self._expand, x))
-
-    def _expand(self, x: Tensor) -> Tensor:
-        return pointwise(normalize(x, self.norm), self.mlp.fc1)
-
-    def _project(self, x: Tensor) -> Tensor:
-        weight, bias = self.mlp.fc2.weight.flatten(1), self.mlp.fc2.bias
-        if self.gamma is not None:
-            weight, bias = self.gamma[:, None] * weight, self.gamma * bias
-        return F.linear(gelu_(x), weight, bias)
-
-
-class ConvNeXtEncoder(nn.Module):
-    """timm's ConvNeXt with a 3 x 3 stem at full resolution and a second pooling convolution per stage (paper, section
-    9.1 and Table 14).
-
-    Parameter names of the stages are timm's, so that timm's pretrained weights fit them.
-
-    Parameters
-    ----------
-    in_channels
-        Channels of the image.
-    name
-        A ConvNeXt of timm, for example ``convnext_base``.
-    layer_scale
-        Initial value of the blocks' layer scale. timm's 1e-6 suits pretrained weights and long trainings.
-    drop_path_rate
-        Stochastic depth of the last block; it grows linearly from 0 at the first.
-    checkpointing
-        Keep only the input of each block for the backward pass, and compute the block again there.
-    stem_stride
-        1 is the paper's stem. 2 halves the resolution of every stage, for a quarter of the arithmetic.
-
-    Attributes
-    ----------
-    channels : tuple of int
-        Widths of the four stages, at 1, 1/2, 1/4 and 1/8 of the stem's resolution.
-    stride : int
-        Height and width of the input must be multiples of this.
-    """
-
-    #: From the stem's resolution to the last stage's.
-    stages_stride = 8
-
-    def __init__(
-        self,
-        in_channels: int,
-        name: str = "convnext_base",
-        layer_scale: float | None = 1e-6,
-        drop_path_rate: float = 0.0,
-        checkpointing: bool = False,
-        stem_stride: int = 1,
-    ):
-        super().__init__()
-        if stem_stride not in (1, 2):
-            raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride}.")
-        self.checkpointing = checkpointing
-        self.stride = stem_stride * self.stages_stride
-        options = {} if layer_scale is None else {"ls_init_value": layer_scale}
-        model = timm.create_model(name, in_chans=in_channels, num_classes=0, drop_path_rate=drop_path_rate, **options)
-        self.name = name
-        self.channels = tuple(info["num_chs"] for info in model.feature_info)
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, self.channels[0], kernel_size=3, stride=stem_stride, padding=1),
-            LayerNorm2d(self.channels[0]),
-        )
-        self.stages = model.stages
-        for stage in self.stages:
-            stage.blocks = nn.Sequential(*(ConvNeXtBlock(b) if ConvNeXtBlock.fits(b) else b for b in stage.blocks))
-        # Two kinds of pooling convolution (Table 14): the stages' own feed the blocks, these give f_edge.
-        self.edge_pooling = nn.ModuleList(
-            nn.Sequential(LayerNorm2d(d_in), nn.Conv2d(d_in, d_out, kernel_size=2, stride=2))
-            for d_in, d_out in zip(self.channels[:-1], self.channels[1:], strict=True)
-        )
-        for module in (self.stem, self.edge_pooling):
-            module.apply(_init_like_timm)
-
-    def forward(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Encode.
-
-        Parameters
-        ----------
-        x
-            Image, shape ``(N, C, H, W)``; H and W multiples of :attr:`stride`.
-
-        Returns
-        -------
-        list of (Tensor, Tensor)
-            Per stage ``(f_low, f_high)``, both ``(N, d_i, H / 2^i, W / 2^i)`` with H x W the stem's resolution: the
-            edge features after the (first) pooling layer and the output of the last block (f_edge and f_shape of Table
-            14).
-        """
-        x = self.stem(x)
-        pairs = []
-        for i, stage in enumerate(self.stages):
-            f_low = recompute(self.edge_pooling[i - 1], x) if i else x
-            x = recompute(stage.downsample, x) if i else x
-            for block in stage.blocks:
-                x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
-            pairs.append((f_low, x))
-        return pairs
-
-
-def _init_like_timm(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-
-
-#: Prefix of the encoder's name -> class, called with (in_channels, name, **options); it has ``stages_stride``.
+#: Prefix of the encoder's name -> class, called with (in_channels, name, **options). It has ``channels``, ``stride``,
+#: ``keep_stages(count)``, ``leave_out_edges()`` and, without building anything, ``input_stride(name, stem_stride)``.
+#: Every other model of timm is a PyramidEncoder.
 ENCODERS: dict[str, type[nn.Module]] = {
     "convnext": ConvNeXtEncoder,
+    "fct": FCTEncoder,
 }
 
 
 def known_encoders() -> list[str]:
-    """Names that :func:`build_encoder` accepts."""
-    return sorted(name for prefix in ENCODERS for name in timm.list_models(f"{prefix}*"))
+    """Names with an encoder of their own; :func:`build_encoder` accepts any timm model with a feature pyramid as
+    well.
+    """
+    return sorted([*timm.list_models("convnext*"), "fct"])
 
 
 def build_encoder(name: str, in_channels: int, **options) -> nn.Module:
     """Build the encoder called ``name`` with random weights.
 
+    Parameters
+    ----------
+    name
+        ``convnext_base`` and its like (:class:`ConvNeXtEncoder`), ``fct`` (:class:`FCTEncoder`), or any timm model with
+        a feature pyramid, for example ``swin_tiny_patch4_window7_224`` (:class:`PyramidEncoder`).
+    in_channels
+        Channels of the image.
+    options
+        ``layer_scale``, ``drop_path_rate``, ``checkpointing``, ``stem_stride``: see the class.
+
     Raises
     ------
     ValueError
-        If the name is not known; the message lists those that are.
+        If the name is not known, the message lists those that are; or if the encoder has no use for an option.
     """
     return _encoder_class(name)(in_channels, name, **options)
 
@@ -185,12 +54,18 @@ def input_stride(encoder: str = "convnext_base", stem_stride: int = 1, **_) -> i
     Raises
     ------
     ValueError
-        If no encoder has such a name.
+        If no encoder has such a name, or not with this ``stem_stride``.
     """
-    return stem_stride * _encoder_class(encoder).stages_stride
+    return _encoder_class(encoder).input_stride(encoder, stem_stride)
 
 
 def _encoder_class(name: str) -> type[nn.Module]:
-    if name not in known_encoders():
-        raise ValueError(f"Unknown encoder '{name}'. Known encoders: {', '.join(known_encoders())}.")
-    return ENCODERS[max((p for p in ENCODERS if name.startswith(p)), key=len)]
+    if name in known_encoders():
+        return ENCODERS[max((p for p in ENCODERS if name.startswith(p)), key=len)]
+    if name in timm.list_models():
+        return PyramidEncoder
+    close = difflib.get_close_matches(name, timm.list_models())
+    raise ValueError(
+        f"Unknown encoder '{name}'. Known encoders: {', '.join(known_encoders())}, and any other timm model with a "
+        f"feature pyramid{', such as ' if close else ''}{', '.join(close)}."
+    )

@@ -70,7 +70,7 @@ def load_pretrained_encoders(network: nn.Module, source: str | Path) -> LoadRepo
     ValueError
         If the source is neither a file nor a model known to timm, or if no block of the encoder fits.
     """
-    encoder = network.encoder_image
+    encoder = network.encoders[0]
     weights = _read(source, encoder.name)
     own = encoder.state_dict()
     report = LoadReport(str(source))
@@ -92,7 +92,7 @@ def load_pretrained_encoders(network: nn.Module, source: str | Path) -> LoadRepo
             f"Use weights of {encoder.name}, by timm name (known: "
             f"{', '.join(timm.list_pretrained(encoder.name + '*')) or 'none'}) or as a file."
         )
-    for each in (network.encoder_image, network.encoder_enhanced):
+    for each in network.encoders:
         each.load_state_dict(fitting, strict=False)
     return report
 

@@ -1,0 +1,106 @@
+"""The paper's alternatives as arguments of the network: each builds, trains every parameter, and comes back from its
+state.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from nnunet_din.losses import DINLoss
+from nnunet_din.network import FUSIONS, DualInteractionNetwork, DualInteractiveFusionModule, InputFusion, build_fusion
+
+#: Arguments beyond those of a small network.
+ALTERNATIVES = {
+    "dual cross-attention alone (Table 3)": {"feature_merging": False, "spatial_attention": False},
+    "with feature merging": {"spatial_attention": False},
+    "with global spatial attention": {"feature_merging": False},
+    "only I (Table 4)": {"inputs": [0]},
+    "only E": {"inputs": [1]},
+    "I + I": {"inputs": [0, 0]},
+    "layer concatenation (Table 5)": {"fusion": "concat"},
+    "input concatenation": {"fusion": "input"},
+    "Swin, layer concatenation": {"encoder": "swin_tiny_patch4_window7_224", "fusion": "concat"},
+    "Swin": {"encoder": "swin_tiny_patch4_window7_224"},
+    "FCT": {"encoder": "fct"},
+    "three DIFMs (Table 6)": {"fused_stages": 3},
+    "one DIFM": {"fused_stages": 1},
+    "only IE (Table 7)": {"queries": [0]},
+    "only EI": {"queries": [1]},
+    "two enhanced versions": {"versions": 3},
+    "two enhanced versions, one direction": {"versions": 3, "queries": [0]},
+}
+
+
+def build(**kwargs):
+    torch.manual_seed(0)
+    options = {"encoder": "convnext_atto", "decoder_channels": 16, **kwargs}
+    return DualInteractionNetwork(1, 3, **options), torch.randn(2, options.get("versions", 2), 32, 64)
+
+
+@pytest.mark.parametrize("kwargs", ALTERNATIVES.values(), ids=ALTERNATIVES.keys())
+def test_every_alternative_trains_every_parameter_and_comes_back_from_its_state(kwargs):
+    network, x = build(**kwargs)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
+    logits = network(x)
+    assert logits.shape == (2, 3, 32, 64)
+    DINLoss()(logits, torch.randint(0, 3, (2, 1, 32, 64))).backward()
+    without = [
+        name
+        for name, p in network.named_parameters()
+        if p.requires_grad and (p.grad is None or not torch.isfinite(p.grad).all())
+    ]
+    assert not without, "under DDP every parameter needs a gradient in every step"
+    optimizer.step()
+    other, _ = build(**kwargs)
+    other.load_state_dict(copy.deepcopy(network.state_dict()))
+    with torch.no_grad():
+        assert torch.equal(other.eval()(x), network.eval()(x))
+
+
+def test_inputs_that_are_not_used_do_not_matter():
+    """Fails if "only I" sees the enhanced image, or "only E" the original."""
+    for used in (0, 1):
+        network, x = build(inputs=[used])
+        network.eval()
+        changed = x.clone()
+        changed[:, 1 - used] += 1
+        with torch.no_grad():
+            assert torch.equal(network(x), network(changed))
+            changed[:, used] += 1
+            assert not torch.equal(network(x), network(changed))
+
+
+def test_each_stage_that_is_left_out_takes_its_level_from_encoder_and_decoder():
+    network, _ = build(fused_stages=2)
+    assert len(network.difms) == len(network.decoder.linear) == 2
+    assert all(len(encoder.stages) == 2 for encoder in network.encoders)
+
+
+def test_fusions_are_what_their_names_say():
+    assert set(FUSIONS) == {"difm", "concat", "input"}
+    network, _ = build(fusion="input")
+    assert len(network.encoders) == 1 and isinstance(network.difms[0], InputFusion)
+    assert network.encoders[0].stem[0].in_channels == 2
+    f_low, f_high = torch.randn(2, 1, 8, 7, 7)
+    concat = build_fusion("concat", 8, 2)
+    assert torch.equal(concat((f_low, f_high), (f_high, f_low)), concat.conv(torch.cat((f_high, f_low), 1)))
+    without = DualInteractiveFusionModule(8, feature_merging=False)
+    assert torch.equal(without((f_low, f_high), (f_low, f_high)), without((f_high, f_high), (f_high, f_high)))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"fusion": "sum"}, "Unknown fusion 'sum'. Known fusions: concat, difm, input"),
+        ({"fusion": "concat", "queries": [0]}, "no option queries with fusion 'concat', which takes none of its own"),
+        ({"window": 7}, "no option window with fusion 'difm', which takes feature_merging"),
+        ({"inputs": [2]}, "inputs must name some of the 2 versions"),
+        ({"fused_stages": 5}, "fused_stages must be 1 to 4, got 5"),
+    ],
+)
+def test_what_is_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build(**kwargs)
