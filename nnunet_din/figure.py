@@ -18,6 +18,7 @@ from nnunet_din.arguments import (
     fold_folders,
     named_folders,
 )
+from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.evaluation.comparison import make_row, mean_dice
 from nnunet_din.evaluation.discovery import dataset_name, nnunet_folder, read_labels
 from nnunet_din.visualization import label_names, panel, save_figure
@@ -228,7 +229,8 @@ def _enhancement(plans: Path, configuration: str) -> dict | None:
     configurations = _read_json(plans).get("configurations", {})
     while configuration in configurations:
         if "enhancement" in configurations[configuration]:
-            return configurations[configuration]["enhancement"]
+            entries = enhancements_of(configurations[configuration])
+            return entries[0] if entries else None
         configuration = configurations[configuration].get("inherits_from")
     return None
 

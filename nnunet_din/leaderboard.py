@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         processes=args.processes,
     )
     board = Leaderboard(
-        title=discovery.dataset_name(args.dataset) if args.dataset else f"{args.gt.resolve().parent.name}, {args.gt.name}",
+        title=discovery.dataset_name(args.dataset) if args.dataset else " / ".join(args.gt.resolve().parts[-2:]),
         cases=cases,
         tolerances=tolerances,
         missing=collection.missing,

@@ -27,6 +27,7 @@ CLASSES = {
     "nnUNetTrainerDIN_benchmark": "nnunet_din.trainers.benchmark",
     "nnUNetTrainerDIN_noBoundaryLoss": "nnunet_din.trainers.boundary_loss",
     "nnUNetTrainerDIN_printedBoundaryLoss": "nnunet_din.trainers.boundary_loss",
+    "nnUNetTrainerBoundaryLoss": "nnunet_din.trainers.boundary_loss",
     "nnUNetTrainerDIN_nnUNetDA": "nnunet_din.trainers.data_augmentation",
     "nnUNetTrainerDIN_pretrained": "nnunet_din.trainers.pretrained",
 }

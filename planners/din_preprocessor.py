@@ -12,6 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_din.enhancement import enhance_slices
+from nnunet_din.enhancement.entry import enhancements_of
 
 try:
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
@@ -21,7 +22,7 @@ except ImportError:  # nnunetv2 2.7
 
 class DINPreprocessor(DefaultPreprocessor):
     """Appends the C enhanced channels to the C channels that nnU-Net makes, with the numbers under ``enhancement`` in
-    the plans.
+    the plans; C channels for each where that is a list.
 
     The enhanced image is computed from the normalized and resampled one, whole slices in the plane of the 2-D
     configuration. Training and prediction both go through :meth:`run_case_npy`, and nothing in it looks at the
@@ -44,14 +45,15 @@ class DINPreprocessor(DefaultPreprocessor):
         configuration_manager: ConfigurationManager,
         dataset_json: dict | str,
     ):
-        """As in nnU-Net; the returned data has shape ``(2C, Z, Y, X)``, originals first.
+        """As in nnU-Net; the returned data has shape ``(2C, Z, Y, X)``, originals first, or C more channels for each
+        further enhancement.
 
         Raises
         ------
         ValueError
             If the image has NaN or infinite voxels, or the plans' enhancement is missing or unknown.
         """
-        enhancement = enhancement_of(configuration_manager)
+        enhancements = _checked_enhancements(configuration_manager)
         for c, channel in enumerate(data):
             if not np.isfinite(channel).all():
                 raise ValueError(
@@ -69,12 +71,15 @@ class DINPreprocessor(DefaultPreprocessor):
         if any(masked):
             mask = self._foreground(raw, properties, plans_manager, configuration_manager, data.shape[1:])
         self._warn_of_flat_slices(data, mask)
-        enhanced = enhance_slices(data, mask=mask, **enhancement)
-        if mask is not None:
-            # nnU-Net leaves what is outside the mask at zero in these channels; so do we in their enhanced versions.
-            for c in np.flatnonzero(masked):
-                enhanced[c][~mask] = 0
-        return np.concatenate((data, enhanced.astype(data.dtype, copy=False))), seg, properties
+        versions = [data]
+        for enhancement in enhancements:
+            enhanced = enhance_slices(data, mask=mask, **enhancement)
+            if mask is not None:
+                # nnU-Net leaves what is outside the mask at zero in these channels; so do we in their versions.
+                for c in np.flatnonzero(masked):
+                    enhanced[c][~mask] = 0
+            versions.append(enhanced.astype(data.dtype, copy=False))
+        return np.concatenate(versions), seg, properties
 
     def run_case_save(
         self, output_filename_truncated, image_files, seg_file, plans_manager, configuration_manager, dataset_json
@@ -134,19 +139,19 @@ class DINPreprocessor(DefaultPreprocessor):
             )
 
 
-def enhancement_of(configuration_manager: ConfigurationManager) -> dict:
-    """The configuration's ``enhancement``: keyword arguments of :func:`nnunet_din.enhancement.enhance_slices`.
+def _checked_enhancements(configuration_manager: ConfigurationManager) -> list[dict]:
+    """The configuration's enhancements.
 
     Raises
     ------
     ValueError
         If the configuration has none.
     """
-    enhancement = configuration_manager.configuration.get("enhancement")
-    if enhancement is None:
+    enhancements = enhancements_of(configuration_manager.configuration)
+    if not enhancements:
         raise ValueError(
             "These plans have no `enhancement`: they were not made by a DIN planner. Run "
             "`nnUNetv2_plan_and_preprocess -d DATASET_ID -pl "
             "nnUNetPlannerDIN -c 2d` and use `-p nnUNetDINPlans`."
         )
-    return enhancement
+    return enhancements

@@ -138,7 +138,7 @@ def test_checkpointing_changes_no_gradient_and_saves_memory(name):
     for checkpointing in (False, True):
         encoder = build(name, checkpointing=checkpointing)
         torch.manual_seed(1)  # dropout
-        results.append((gradients(encoder, x), training_memory(Summed(encoder), (4, 1, 128, 128))))
+        results.append((gradients(encoder, x), training_memory(Summed(encoder), (4, 1, 256, 256))))
     (plain, more), (checkpointed, less) = results
     assert less < more
     for key, gradient in plain.items():

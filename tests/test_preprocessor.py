@@ -76,6 +76,21 @@ def test_numbers_come_from_the_plans(setting):
     assert np.abs(before[1] - after[1]).max() > 0.01
 
 
+def test_several_enhancements_follow_each_other(setting):
+    """Originals, then the versions in the order of the plans."""
+    data = volume()
+    first = setting[1].configuration["enhancement"]
+    alone = run(setting, data)[0]
+    second = {**first, "m": 0, "n": 0}
+    setting[1].configuration["enhancement"] = [first, second]
+    both = run(setting, data)[0]
+    np.testing.assert_array_equal(both[:2], alone)
+    np.testing.assert_array_equal(both[2:], enhance_slices(both[:1], **second))
+    setting[1].configuration["enhancement"] = "fuzzy"
+    with pytest.raises(ValueError, match="must be an object with a `method`, or a list of them, not fuzzy"):
+        run(setting, data)
+
+
 def test_outside_the_mask_is_zero_and_does_not_count(setting):
     setting[1].configuration["use_mask_for_norm"] = [True]
     data = volume()

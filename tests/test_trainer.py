@@ -15,10 +15,11 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities import find_class_by_name
 
+from nnunet_dataset import preprocess
 from nnunet_din.plugin import CLASSES
 from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
 
-TRAINERS = [name for name in CLASSES if "Trainer" in name]
+TRAINERS = [name for name in CLASSES if name.startswith("nnUNetTrainerDIN")]
 CPU = torch.device("cpu")
 
 
@@ -380,3 +381,77 @@ def test_benchmark_trainer_tells_waiting_from_working(make, tmp_path, monkeypatc
     assert trainer.timing["images_per_second"] == pytest.approx(trainer.configuration_manager.batch_size / 0.2, rel=0.3)
     trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
     assert not (tmp_path / "checkpoint.pth").exists()
+
+
+# ---- several enhancements, and L_bnd with other networks ----
+
+
+def two_enhancements(plans):
+    config = plans["configurations"]["2d"]
+    config["enhancement"] = [config["enhancement"], {**config["enhancement"], "m": 0, "n": 0}]
+    config["architecture"]["arch_kwargs"]["versions"] = 3
+
+
+def test_several_enhancements_are_trained(make):
+    trainer = make(change=two_enhancements)
+    trainer.initialize()
+    data = batch(trainer)
+    data["data"] = torch.cat((data["data"], data["data"][:, 1:]), dim=1)
+    assert np.isfinite(trainer.train_step(data)["loss"])
+    transforms = trainer.get_training_transforms(
+        (40, 40), (0, 0), None, None, False, use_mask_for_norm=[True], foreground_labels=[1]
+    ).transforms
+    masking = next(t for t in transforms if "Mask" in type(t).__name__)
+    assert list(masking.apply_to_channels) == [0, 1, 2]
+
+
+def test_network_and_enhancements_must_agree(make):
+    def change(plans):
+        two_enhancements(plans)
+        del plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["versions"]
+
+    with pytest.raises(
+        ValueError, match="2 enhancements, so that there are 3 versions.*its network takes 2: set `versi"
+    ):
+        make(change=change)
+
+
+@pytest.fixture(scope="module")
+def stock_plans(dataset):
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+    plans = ExperimentPlanner(dataset.name, plans_name="stockLossTestPlans").plan_experiment()
+    preprocess(dataset.name, plans)
+    return {**plans, "continue_training": False}
+
+
+def test_boundary_loss_with_nnunets_own_network(dataset, stock_plans):
+    """nnU-Net's loss plus L_bnd of the full-resolution output, ramped up; deep supervision stays."""
+    cls = find_trainer("nnUNetTrainerBoundaryLoss")
+    trainer = cls(stock_plans, "2d", 0, dataset.dataset_json, CPU)
+    trainer.num_epochs, trainer.num_iterations_per_epoch = 1, 10
+    trainer.initialize()
+    data = batch(trainer)
+    data["data"] = data["data"][:, :1]
+    output = trainer.network(data["data"])
+    scales = [[1.0, 1.0], *trainer._get_deep_supervision_scales()[1:]]
+    data["target"] = [
+        torch.nn.functional.interpolate(data["target"], size=o.shape[-2:], mode="nearest") for o in output
+    ]
+    assert isinstance(output, (list, tuple)) and len(scales) == len(output)
+    own, whole = trainer.loss.loss(output, data["target"]), trainer.loss(output, data["target"])
+    from nnunet_din.losses import DINLoss
+
+    expected = DINLoss(weight_ce=0, weight_dice=0)(output[0], data["target"][0])
+    torch.testing.assert_close(whole - own, expected, rtol=1e-4, atol=1e-6)
+    weights = []
+    for _ in range(4):
+        trainer.train_step(data)
+        weights.append(trainer.loss.boundary.weight_boundary)
+    assert weights == pytest.approx([0, 0.5, 1, 1])
+
+
+def test_boundary_loss_is_two_dimensional(dataset, stock_plans):
+    trainer = find_trainer("nnUNetTrainerBoundaryLoss")(stock_plans, "3d_fullres", 0, dataset.dataset_json, CPU)
+    with pytest.raises(ValueError, match="'3d_fullres' is a 3-D configuration: train `2d`"):
+        trainer.initialize()

@@ -1,8 +1,13 @@
-"""Variants of the DIN trainer that differ in the boundary loss."""
+"""Trainers that differ in the boundary loss, or bring it to other networks."""
 
 from __future__ import annotations
 
-from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from nnunet_din.losses import DINLoss
+from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN, ramped
 
 
 class nnUNetTrainerDIN_noBoundaryLoss(nnUNetTrainerDIN):
@@ -15,3 +20,60 @@ class nnUNetTrainerDIN_printedBoundaryLoss(nnUNetTrainerDIN):
     """L_bnd with the Sobel kernels as printed in eq. 15, eight times the default."""
 
     normalized_sobel = False
+
+
+class nnUNetTrainerBoundaryLoss(nnUNetTrainer):
+    """nnU-Net's own trainer and loss, plus L_bnd of the full-resolution output (the paper's Table 8): for any 2-D
+    configuration of any plans, nnU-Net's PlainConvUNet and ResEnc among them.
+
+    Attributes
+    ----------
+    weight_boundary, boundary_ramp, normalized_sobel
+        See :class:`nnUNetTrainerDIN`.
+    """
+
+    weight_boundary = 1.0
+    boundary_ramp = 0.2
+    normalized_sobel = True
+    _iteration = 0  # within the epoch
+
+    def _build_loss(self) -> nn.Module:
+        if len(self.configuration_manager.patch_size) != 2:
+            raise ValueError(
+                f"L_bnd is a loss of 2-D images, and '{self.configuration_name}' is a 3-D configuration: train `2d`."
+            )
+        boundary = DINLoss(
+            weight_ce=0.0,
+            weight_dice=0.0,
+            weight_boundary=self.weight_boundary,
+            regions=self.label_manager.has_regions,
+            ignore_label=self.label_manager.ignore_label,
+            normalized_sobel=self.normalized_sobel,
+        )
+        return LossWithBoundary(super()._build_loss(), boundary)
+
+    def on_train_epoch_start(self) -> None:
+        """As in nnU-Net."""
+        super().on_train_epoch_start()
+        self._iteration = 0
+
+    def train_step(self, batch: dict) -> dict:
+        """As in nnU-Net, with this iteration's weight of L_bnd."""
+        done = (self.current_epoch + self._iteration / self.num_iterations_per_epoch) / self.num_epochs
+        self.loss.boundary.weight_boundary = ramped(self.weight_boundary, self.boundary_ramp, done)
+        self._iteration += 1
+        return super().train_step(batch)
+
+
+class LossWithBoundary(nn.Module):
+    """A loss, with or without deep supervision, plus one of the output at full resolution."""
+
+    def __init__(self, loss: nn.Module, boundary: nn.Module):
+        super().__init__()
+        self.loss = loss
+        self.boundary = boundary
+
+    def forward(self, output, target) -> torch.Tensor:
+        """What the trainer hands over: tensors, or lists of them with the full resolution first."""
+        first = isinstance(output, (list, tuple))
+        return self.loss(output, target) + self.boundary(output[0] if first else output, target[0] if first else target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
@@ -15,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunet_din.enhancement import get_enhancement
+from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.losses import DINLoss
 from nnunet_din.network import input_stride
 
@@ -69,11 +71,13 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),
     ):
-        check_plans(plans, configuration)
+        enhancements = check_plans(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         # nnU-Net's __init__ sets its own defaults on the instance, which would hide the class attributes.
         for name in [name for name in vars(self) if hasattr(type(self), name)]:
             delattr(self, name)
+        # A class method in nnU-Net, which cannot know the plans.
+        self.get_training_transforms = partial(type(self).get_training_transforms, versions=1 + len(enhancements))
         self._iteration = 0  # within the epoch
         self.amp_dtype = None
         if self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
@@ -112,10 +116,12 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         return rotation, dummy_2d, initial_patch_size, mirror_axes
 
     @classmethod
-    def get_training_transforms(cls, *args, use_mask_for_norm: list[bool] | None = None, **kwargs) -> BasicTransform:
+    def get_training_transforms(
+        cls, *args, use_mask_for_norm: list[bool] | None = None, versions: int = 2, **kwargs
+    ) -> BasicTransform:
         """nnU-Net's pipeline less its intensity transforms and its scaling: rotation and flips (paper, section 4.2)."""
         compose = nnUNetTrainer.get_training_transforms(
-            *args, use_mask_for_norm=for_both_images(use_mask_for_norm), **kwargs
+            *args, use_mask_for_norm=for_all_versions(use_mask_for_norm, versions), **kwargs
         )
         # nnU-Net wraps every intensity transform, and no other, in RandomTransform.
         compose.transforms = [t for t in compose.transforms if not isinstance(t, RandomTransform)]
@@ -150,8 +156,7 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         """As in nnU-Net, in bf16 where the device has it, with this iteration's learning rate and weight of L_bnd."""
         epochs = self.current_epoch + self._iteration / self.num_iterations_per_epoch
         self.lr_scheduler.step(epochs)
-        ramp = self.boundary_ramp * self.num_epochs
-        self.loss.weight_boundary = self.weight_boundary * (min(1.0, epochs / ramp) if ramp else 1.0)
+        self.loss.weight_boundary = ramped(self.weight_boundary, self.boundary_ramp, epochs / self.num_epochs)
         self._iteration += 1
         with self._autocast_dtype():
             return super().train_step(batch)
@@ -183,13 +188,14 @@ class nnUNetTrainerDIN(nnUNetTrainer):
             raise
 
 
-def check_plans(plans: dict, configuration: str) -> None:
-    """Check that DIN can be trained with a configuration.
+def check_plans(plans: dict, configuration: str) -> list[dict]:
+    """Check that DIN can be trained with a configuration; returns its enhancements.
 
     Raises
     ------
     ValueError
-        If the configuration is 3-D, has no enhanced channels, or has a patch that the network cannot take.
+        If the configuration is 3-D, has no enhanced channels or not as many as the network takes, or has a patch that
+        the network cannot take.
     """
     manager = PlansManager(plans).get_configuration(configuration)
     plans_name = plans["plans_name"]
@@ -199,8 +205,8 @@ def check_plans(plans: dict, configuration: str) -> None:
             f"`2d`; for '{configuration}' use "
             "nnU-Net's own trainer, `-tr nnUNetTrainer`, with the same plans."
         )
-    enhancement = manager.configuration.get("enhancement")
-    if enhancement is None:
+    enhancements = enhancements_of(manager.configuration)
+    if not enhancements:
         raise ValueError(
             f"Configuration '{configuration}' of {plans_name} has no enhanced channels. Make plans and data for DIN "
             "with "
@@ -209,7 +215,15 @@ def check_plans(plans: dict, configuration: str) -> None:
             "nnUNetPlannerDINAtto, nnUNetPlannerDINFast) and train with `-p nnUNetDINPlans` (nnUNetDINTinyPlans, "
             "nnUNetDINAttoPlans, nnUNetDINFastPlans)."
         )
-    get_enhancement(enhancement["method"])
+    for enhancement in enhancements:
+        get_enhancement(enhancement["method"])
+    versions = manager.network_arch_init_kwargs.get("versions", 2)
+    if versions != 1 + len(enhancements):
+        raise ValueError(
+            f"Configuration '{configuration}' of {plans_name} has {len(enhancements)} enhancements, so that there are "
+            f"{1 + len(enhancements)} versions of each image, and its network takes {versions}: set `versions` among "
+            f"the network's arguments to {1 + len(enhancements)}."
+        )
     stride = input_stride(**manager.network_arch_init_kwargs)
     if any(edge % stride for edge in manager.patch_size):
         rounded = [-(-edge // stride) * stride for edge in manager.patch_size]
@@ -218,8 +232,14 @@ def check_plans(plans: dict, configuration: str) -> None:
             f"multiple of {stride} along "
             f"every axis. Set it to {rounded} in the plans file; the data need not be preprocessed again."
         )
+    return enhancements
 
 
-def for_both_images(per_channel: list[bool] | None) -> list[bool] | None:
-    """nnU-Net's per-channel setting, for the original channels and again for their enhanced versions."""
-    return None if per_channel is None else [*per_channel, *per_channel]
+def ramped(weight: float, ramp: float, done: float) -> float:
+    """A weight that grows linearly from 0 over the first share ``ramp`` of the training, of which ``done`` is done."""
+    return weight * (min(1.0, done / ramp) if ramp else 1.0)
+
+
+def for_all_versions(per_channel: list[bool] | None, versions: int) -> list[bool] | None:
+    """nnU-Net's per-channel setting, for the original channels and again for each of their enhanced versions."""
+    return None if per_channel is None else per_channel * versions

@@ -244,6 +244,8 @@ class Leaderboard:
             "Mean ± standard deviation over cases"
             + (", pooled over the folds as nnU-Net does; beside it those of the folds' means." if folds else ".")
         ]
+        if metric == "Dice":
+            notes.append(POLICY)
         if metric == "NSD":
             tolerances = ", ".join(f"{name} {value:g} mm" for name, value in self.tolerances.items())
             notes.append(f"Tolerances: {tolerances}.")

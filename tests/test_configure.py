@@ -1,0 +1,113 @@
+"""``nnunet-din configure``: configurations that inherit from each other in the plans, and train."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_din.cli import main
+from nnunet_din.configure import PAPER_TABLES, derive
+from nnunet_din.network import DualInteractionNetwork
+from nnunet_din.trainers.din_trainer import check_plans
+
+
+@pytest.fixture
+def path(dataset, plans):
+    """A plans file of its own in the data set's folder."""
+    path = dataset.preprocessed / "configureTestPlans.json"
+    path.write_text(json.dumps({**plans, "plans_name": "configureTestPlans"}))
+    yield path
+    path.unlink()
+
+
+def configure(*arguments):
+    return main(["configure", "-d", "998", "-p", "configureTestPlans", *arguments])
+
+
+def test_another_network_shares_the_data(path, capsys):
+    before = json.loads(path.read_text())
+    assert configure("--name", "2d_concat", "--set", "fusion=concat", "inputs=[0,1]") == 0
+    plans = json.loads(path.read_text())
+    assert {**plans["configurations"], "2d_concat": None} == {**before["configurations"], "2d_concat": None}
+    entry = plans["configurations"]["2d_concat"]
+    assert entry["inherits_from"] == "2d" and "data_identifier" not in entry
+    assert "nnUNetv2_train 998 2d_concat 0 -tr nnUNetTrainerDIN -p configureTestPlans" in capsys.readouterr().out
+    manager = PlansManager(plans).get_configuration("2d_concat")
+    assert manager.data_identifier == before["configurations"]["2d"]["data_identifier"]
+    assert manager.network_arch_init_kwargs["fusion"] == "concat"
+    assert manager.network_arch_init_kwargs["inputs"] == [0, 1]
+    assert len(check_plans(plans, "2d_concat")) == 1
+
+
+def test_another_enhancement_gets_data_of_its_own_and_a_stream_for_each(path, capsys):
+    assert configure("--name", "2d_twice", "--enhancement", "fuzzy", "fuzzy") == 0
+    plans = json.loads(path.read_text())
+    manager = PlansManager(plans).get_configuration("2d_twice")
+    assert manager.data_identifier == "configureTestPlans_2d_twice"
+    assert manager.network_arch_init_kwargs["versions"] == 3 and len(check_plans(plans, "2d_twice")) == 2
+    assert manager.configuration["enhancement"][0] == plans["configurations"]["2d"]["enhancement"]
+    assert "nnUNetv2_preprocess -d 998 -plans_name configureTestPlans -c 2d_twice" in capsys.readouterr().out
+    # and back to one, inherited from the one with two
+    assert configure("--name", "2d_once", "--from", "2d_twice", "--enhancement", "fuzzy") == 0
+    manager = PlansManager(json.loads(path.read_text())).get_configuration("2d_once")
+    assert "versions" not in manager.network_arch_init_kwargs
+
+
+def test_paper_tables(path):
+    assert configure("--paper-tables") == 0
+    configurations = json.loads(path.read_text())["configurations"]
+    assert set(PAPER_TABLES) <= set(configurations)
+    # Patches of 40 x 40 do not fit an encoder that goes down to 1/32.
+    assert configurations["2d_swin"]["patch_size"] == [64, 64] and "patch_size" not in configurations["2d_fct"]
+
+
+@pytest.mark.parametrize("name", PAPER_TABLES)
+def test_each_configuration_of_the_paper_trains(plans, name):
+    """Built from the plans, finite gradients in every parameter."""
+    network, methods = PAPER_TABLES[name]
+    arguments = derive(plans, "2d", name, network, methods)["architecture"]["arch_kwargs"]
+    torch.manual_seed(0)
+    model = DualInteractionNetwork(1, 3, **{**arguments, "decoder_channels": 16})
+    model(torch.randn(2, 2, 64, 64)).square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+
+
+def test_nothing_is_written_in_a_dry_run_or_over_what_is_there(path, capsys):
+    before = path.read_text()
+    assert configure("--name", "2d_x", "--set", "fused_stages=2", "--dry-run") == 0
+    assert '"fused_stages": 2' in capsys.readouterr().out and path.read_text() == before
+    assert configure("--name", "2d", "--set", "fused_stages=2") == 1
+    assert "has a configuration '2d' already: choose another name, or --force" in capsys.readouterr().err
+    assert path.read_text() == before
+    assert configure("--name", "2d_x", "--set", "fused_stages=2") == 0
+    assert configure("--name", "2d_x", "--set", "fused_stages=3", "--force") == 0
+    configuration = json.loads(path.read_text())["configurations"]["2d_x"]
+    assert configuration["architecture"]["arch_kwargs"]["fused_stages"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name", "x", "--set", "fusion=sum"], "Unknown fusion 'sum'"),
+        (["--name", "x", "--set", "depth=3"], "no option depth with fusion 'difm'"),
+        (["--name", "x", "--set", "fusion"], "--set takes KEY=VALUE"),
+        (["--name", "x", "--from", "2d_y"], "no configuration '2d_y'"),
+        (["--name", "x", "--from", "3d_fullres"], "is not one of a DIN planner"),
+        (["--name", "x", "--enhancement", "magic"], "Unknown enhancement 'magic'"),
+        ([], "Give either --name"),
+        (["--paper-tables", "--set", "fusion=concat"], "go with --name"),
+    ],
+)
+def test_what_is_refused(path, capsys, arguments, message):
+    before = path.read_text()
+    assert configure(*arguments) == 1
+    assert message in capsys.readouterr().err
+    assert path.read_text() == before
+
+
+def test_plans_that_are_not_there(dataset, capsys):
+    assert main(["configure", "-d", "998", "-p", "noPlans", "--name", "x"]) == 1
+    assert "noPlans.json does not exist: plan with a DIN planner first" in capsys.readouterr().err
