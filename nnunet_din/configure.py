@@ -37,6 +37,8 @@ PAPER_TABLES: dict[str, tuple[dict, list[str] | None]] = {
     # Table 7, direction
     "2d_only_IE": ({"queries": [0]}, None),
     "2d_only_EI": ({"queries": [1]}, None),
+    # Tables 11 and 12, decoder
+    "2d_emcad": ({"decoder": "emcad"}, None),
 }
 
 

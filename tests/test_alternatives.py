@@ -29,6 +29,7 @@ ALTERNATIVES = {
     "one DIFM": {"fused_stages": 1},
     "only IE (Table 7)": {"queries": [0]},
     "only EI": {"queries": [1]},
+    "EMCAD (Table 11)": {"decoder": "emcad"},
     "two enhanced versions": {"versions": 3},
     "two enhanced versions, one direction": {"versions": 3, "queries": [0]},
 }

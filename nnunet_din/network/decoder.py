@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_din.network.banded import BandedProducts, band_of_resize
+from nnunet_din.network.emcad import EMCADHead
 from nnunet_din.network.functional import SLICE_ELEMENTS, in_slices
 from nnunet_din.network.initialization import init_by_fan_in
 
@@ -169,6 +170,7 @@ def resize_and_shift_matrix(n_in: int, n_out: int, like: Tensor) -> Tensor:
 #: Name in the plans -> class, called with (in_channels, num_classes, channels).
 DECODERS: dict[str, Callable[..., nn.Module]] = {
     "segformer": SegFormerHead,
+    "emcad": EMCADHead,  # Tables 11 and 12
 }
 
 
