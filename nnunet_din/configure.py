@@ -25,6 +25,8 @@ PAPER_TABLES: dict[str, tuple[dict, list[str] | None]] = {
     "2d_only_I": ({"inputs": [0]}, None),
     "2d_only_E": ({"inputs": [1]}, None),
     "2d_I_I": ({"inputs": [0, 0]}, None),
+    "2d_he": ({}, ["he"]),
+    "2d_clahe": ({}, ["clahe"]),
     # Tables 3 and 5, fusion, and encoders
     "2d_concat": ({"fusion": "concat"}, None),
     "2d_input_concat": ({"fusion": "input"}, None),
@@ -39,6 +41,8 @@ PAPER_TABLES: dict[str, tuple[dict, list[str] | None]] = {
     "2d_only_EI": ({"queries": [1]}, None),
     # Tables 11 and 12, decoder
     "2d_emcad": ({"decoder": "emcad"}, None),
+    # Beyond the paper: several enhanced versions at once
+    "2d_fuzzy_clahe": ({}, ["fuzzy", "clahe"]),
 }
 
 

@@ -71,7 +71,7 @@ def test_each_configuration_of_the_paper_trains(plans, name):
     arguments = derive(plans, "2d", name, network, methods)["architecture"]["arch_kwargs"]
     torch.manual_seed(0)
     model = DualInteractionNetwork(1, 3, **{**arguments, "decoder_channels": 16})
-    model(torch.randn(2, 2, 64, 64)).square().mean().backward()
+    model(torch.randn(2, arguments.get("versions", 2), 64, 64)).square().mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
 
 

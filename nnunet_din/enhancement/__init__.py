@@ -15,19 +15,24 @@ from collections.abc import Callable
 import numpy as np
 
 from nnunet_din.enhancement.fuzzy import fuzzy_enhance, fuzzy_membership
+from nnunet_din.enhancement.histogram import adaptive_histogram_equalize, histogram_equalize
 from nnunet_din.enhancement.intensity import to_unit_interval
 
 #: Name in the plans -> function.
 ENHANCEMENTS: dict[str, Callable] = {
     "fuzzy": fuzzy_enhance,
+    "he": histogram_equalize,
+    "clahe": adaptive_histogram_equalize,
 }
 
 __all__ = [
     "ENHANCEMENTS",
+    "adaptive_histogram_equalize",
     "enhance_slices",
     "fuzzy_enhance",
     "fuzzy_membership",
     "get_enhancement",
+    "histogram_equalize",
     "to_unit_interval",
 ]
 
