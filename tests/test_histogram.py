@@ -64,8 +64,14 @@ def test_numbers_serve_as_a_mask_for_all_channels():
 
 @pytest.mark.parametrize(
     ("kwargs", "theirs"),
-    [({}, {}), ({"clip_limit": 0.2, "kernel_size": 0.25, "n_bins": 64}, {"clip_limit": 0.2, "kernel_size": (12, 16), "nbins": 64})],
-)  # fmt: skip
+    [
+        ({}, {}),
+        (
+            {"clip_limit": 0.2, "kernel_size": 0.25, "n_bins": 64},
+            {"clip_limit": 0.2, "kernel_size": (12, 16), "nbins": 64},
+        ),
+    ],
+)
 def test_clahe_is_that_of_scikit_image(kwargs, theirs):
     """Fails if the range is mapped otherwise or a parameter does not arrive; kernel sizes are shares of each side."""
     f = image()
