@@ -6,11 +6,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nnunet_din import __version__, configure, convert, curves, demo, doctor, enhance, figure, leaderboard, profiling
+from nnunet_din import (
+    __version__,
+    configure,
+    convert,
+    curves,
+    demo,
+    doctor,
+    enhance,
+    figure,
+    leaderboard,
+    profiling,
+    train_zero_dce,
+)
 
 #: Each module adds its sub-command with ``add_parser(subparsers)`` and sets ``run``, a function of the parsed arguments
 #: that returns the exit code.
-COMMANDS = (doctor, enhance, profiling, demo, convert, configure, leaderboard, figure, curves)
+COMMANDS = (doctor, enhance, train_zero_dce, profiling, demo, convert, configure, leaderboard, figure, curves)
 
 
 def build_parser() -> argparse.ArgumentParser:

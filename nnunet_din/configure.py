@@ -147,7 +147,7 @@ def derive(plans: Mapping, base: str, name: str, network: Mapping, methods: Sequ
         raise ValueError(f"Configuration '{base}' is not one of a DIN planner: it has no `enhancement`.")
     configuration: dict = {"inherits_from": base}
     if methods is not None:
-        enhancements = [_enhancement(method, enhancements) for method in methods]
+        enhancements = [_enhancement(method, enhancements, plans["dataset_name"]) for method in methods]
         configuration |= {
             "data_identifier": f"{plans['plans_name']}_{name}",
             "enhancement": enhancements if len(enhancements) > 1 else enhancements[0],
@@ -170,7 +170,7 @@ def derive(plans: Mapping, base: str, name: str, network: Mapping, methods: Sequ
     return configuration
 
 
-def _enhancement(method: str, inherited: Sequence[Mapping]) -> dict:
+def _enhancement(method: str, inherited: Sequence[Mapping], dataset: str) -> dict:
     """The inherited enhancement of that name, or the method's own defaults with the inherited intensities."""
     from nnunet_din.enhancement import get_enhancement
 
@@ -179,6 +179,10 @@ def _enhancement(method: str, inherited: Sequence[Mapping]) -> dict:
         if entry["method"] == method:
             return dict(entry)
     shared = {key: inherited[0].get(key, value) for key, value in _INTENSITIES.items()}
+    if method == "zero_dce":
+        from nnunet_din.enhancement.zero_dce import zero_dce_parameters
+
+        shared |= zero_dce_parameters(nnunet_folder("nnUNet_preprocessed") / dataset / "zero_dce.pth")
     return {"method": method, **shared, "color": inherited[0].get("color", False)}
 
 

@@ -23,6 +23,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument("output", type=Path, metavar="OUT", help="file to write, for example enhanced.nii.gz")
     parser.add_argument("--method", default="fuzzy", choices=sorted(ENHANCEMENTS))
     parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights of zero_dce, as `nnunet-din train-zero-dce` writes them"
+    )
+    parser.add_argument(
         "--axis",
         type=int,
         choices=(0, 1, 2),
@@ -36,13 +39,20 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Enhance one file."""
-    picture = enhance_file(args.input, args.output, method=args.method, axis=args.axis, png=args.png)
+    picture = enhance_file(
+        args.input, args.output, method=args.method, axis=args.axis, png=args.png, weights=args.weights
+    )
     print(f"Wrote {args.output}" + (f" and {picture}" if picture else ""))
     return 0
 
 
 def enhance_file(
-    source: Path, target: Path, method: str = "fuzzy", axis: int | None = None, png: bool = False
+    source: Path,
+    target: Path,
+    method: str = "fuzzy",
+    axis: int | None = None,
+    png: bool = False,
+    weights: Path | None = None,
 ) -> Path | None:
     """Enhance an image file.
 
@@ -58,6 +68,8 @@ def enhance_file(
         slices it.
     png
         Also write a side-by-side picture of the middle slice, named like ``target`` with suffix ``.png``.
+    weights
+        Weights of the method zero_dce, which needs them; no other method takes any.
 
     Returns
     -------
@@ -69,10 +81,12 @@ def enhance_file(
     FileNotFoundError
         If ``source`` does not exist.
     ValueError
-        If it cannot be read as an image, is not 2-D or 3-D, or has values that are not finite.
+        If it cannot be read as an image, is not 2-D or 3-D, or has values that are not finite, or the method and the
+        weights do not fit each other.
     """
     import SimpleITK as sitk
 
+    parameters = _weights_of(method, weights)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file.")
     try:
@@ -92,7 +106,7 @@ def enhance_file(
         axis = int(np.argmax(image.GetSpacing()[::-1]))
     slices = np.moveaxis(volume, axis + 1, 1)  # (C, Z, H, W)
     try:
-        enhanced = enhance_slices(slices, color=color, method=method)
+        enhanced = enhance_slices(slices, color=color, method=method, **parameters)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     out = np.moveaxis(enhanced, 1, axis + 1)
@@ -116,6 +130,19 @@ def enhance_file(
     picture = target.with_name(target.name.removesuffix("".join(target.suffixes[-2:]))).with_suffix(".png")
     save_figure(side_by_side(_displayed(slices[:, middle]), _displayed(enhanced[:, middle])), picture)
     return picture
+
+
+def _weights_of(method: str, weights: Path | None) -> dict[str, str]:
+    """Parameters of the enhancement that come from a file."""
+    if method != "zero_dce":
+        if weights is not None:
+            raise ValueError(f"--weights is for the method zero_dce, not for {method}.")
+        return {}
+    if weights is None:
+        raise ValueError("The method zero_dce needs --weights FILE, which `nnunet-din train-zero-dce` writes.")
+    from nnunet_din.enhancement.zero_dce import zero_dce_parameters
+
+    return zero_dce_parameters(weights)
 
 
 def _displayed(channels: np.ndarray) -> np.ndarray:

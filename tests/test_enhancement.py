@@ -160,7 +160,7 @@ def test_unknown_method_lists_the_known_ones():
         enhance_slices(np.zeros((1, 1, 8, 8)), method="clahee")
 
 
-@pytest.mark.parametrize("name", sorted(ENHANCEMENTS))
+@pytest.mark.parametrize("name", sorted(set(ENHANCEMENTS) - {"zero_dce"}))
 @pytest.mark.parametrize("color", [False, True])
 def test_every_enhancement_keeps_shape_and_range(name, color):
     data = np.random.default_rng(0).gamma(2, 100, size=(3, 2, 15, 18)).astype(np.float32)

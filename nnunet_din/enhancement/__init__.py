@@ -18,11 +18,20 @@ from nnunet_din.enhancement.fuzzy import fuzzy_enhance, fuzzy_membership
 from nnunet_din.enhancement.histogram import adaptive_histogram_equalize, histogram_equalize
 from nnunet_din.enhancement.intensity import to_unit_interval
 
+
+def _zero_dce(f, **parameters):
+    """:func:`nnunet_din.enhancement.zero_dce.zero_dce_enhance`; torch is not loaded for the other methods."""
+    from nnunet_din.enhancement.zero_dce import zero_dce_enhance
+
+    return zero_dce_enhance(f, **parameters)
+
+
 #: Name in the plans -> function.
 ENHANCEMENTS: dict[str, Callable] = {
     "fuzzy": fuzzy_enhance,
     "he": histogram_equalize,
     "clahe": adaptive_histogram_equalize,
+    "zero_dce": _zero_dce,
 }
 
 __all__ = [
