@@ -428,7 +428,7 @@ def stock_plans(dataset):
 def test_boundary_loss_with_nnunets_own_network(dataset, stock_plans):
     """nnU-Net's loss plus L_bnd of the full-resolution output, ramped up; deep supervision stays."""
     cls = find_trainer("nnUNetTrainerBoundaryLoss")
-    trainer = cls(stock_plans, "2d", 0, dataset.dataset_json, CPU)
+    trainer = cls(copy.deepcopy(stock_plans), "2d", 0, dataset.dataset_json, CPU)
     trainer.num_epochs, trainer.num_iterations_per_epoch = 1, 10
     trainer.initialize()
     data = batch(trainer)
@@ -452,6 +452,8 @@ def test_boundary_loss_with_nnunets_own_network(dataset, stock_plans):
 
 
 def test_boundary_loss_is_two_dimensional(dataset, stock_plans):
-    trainer = find_trainer("nnUNetTrainerBoundaryLoss")(stock_plans, "3d_fullres", 0, dataset.dataset_json, CPU)
+    trainer = find_trainer("nnUNetTrainerBoundaryLoss")(
+        copy.deepcopy(stock_plans), "3d_fullres", 0, dataset.dataset_json, CPU
+    )
     with pytest.raises(ValueError, match="'3d_fullres' is a 3-D configuration: train `2d`"):
         trainer.initialize()
