@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, got {args.repeats}.")
     kwargs, size, batch = _what_to_profile(args)
-    shape = (batch, 2 * args.channels, *size)
+    shape = (batch, kwargs.get("versions", 2) * args.channels, *size)
     report = {
         "network": kwargs,
         "input_shape": list(shape),
@@ -66,7 +66,7 @@ def count(kwargs: dict, channels: int, classes: int, size: Sequence[int]) -> dic
     """Parameters and multiply-adds of one image by part of the network; ``literal`` as the paper prints the decoder."""
     with torch.device("meta"):
         network = DualInteractionNetwork(channels, classes, **kwargs)
-    multiply_adds = multiply_adds_by_part(network, (1, 2 * channels, *size))
+    multiply_adds = multiply_adds_by_part(network, (1, network.versions * channels, *size))
     decoded = [edge // kwargs.get("stem_stride", 1) for edge in size]
     parts: dict[str, dict[str, int]] = {}
     for child, part in PARTS.items():
@@ -93,9 +93,9 @@ def measure(
     report = {}
     with tqdm(total=3 * (repeats + 2), desc="measuring", leave=False) as progress:
         for checkpointing in (False, True):
-            network = DualInteractionNetwork(shape[1] // 2, classes, **{**kwargs, "checkpointing": checkpointing}).to(
-                device
-            )
+            network = DualInteractionNetwork(
+                shape[1] // kwargs.get("versions", 2), classes, **{**kwargs, "checkpointing": checkpointing}
+            ).to(device)
             cases = {
                 "training, checkpointing" if checkpointing else "training": training_step(network, x, target, half)
             }

@@ -60,7 +60,7 @@ def count(model_folder: Path) -> tuple[float, float]:
                 manager.get_label_manager(dataset_json).num_segmentation_heads,
                 deep_supervision=False,
             )
-        taken = 2 * channels if isinstance(network, DualInteractionNetwork) else channels
+        taken = network.versions * channels if isinstance(network, DualInteractionNetwork) else channels
         return count_parameters(network), count_multiply_adds(network, (1, taken, *configuration.patch_size))
     except Exception as error:  # whatever a network of somebody else's raises: the leaderboard goes on without it
         print(f"NOTE: the network of {model_folder.name} cannot be counted: {error}")
