@@ -16,13 +16,13 @@ from nnunet_din import (
     enhance,
     figure,
     leaderboard,
-    profiling,
+    profile,
     train_zero_dce,
 )
 
 #: Each module adds its sub-command with ``add_parser(subparsers)`` and sets ``run``, a function of the parsed arguments
 #: that returns the exit code.
-COMMANDS = (doctor, enhance, train_zero_dce, profiling, demo, convert, configure, leaderboard, figure, curves)
+COMMANDS = (doctor, enhance, train_zero_dce, profile, demo, convert, configure, leaderboard, figure, curves)
 
 
 def build_parser() -> argparse.ArgumentParser:

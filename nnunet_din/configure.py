@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.evaluation.discovery import dataset_name, nnunet_folder
+from nnunet_din.train_zero_dce import INTENSITIES, weights_file
 
-#: The planners' numbers, which every enhancement shares, and what each has of its own.
-_INTENSITIES = {"percentiles": [0.5, 99.5], "limit": 0.99}
+#: SwinUNet's encoder.
+_SWIN = "swin_tiny_patch4_window7_224"
 
 #: The paper's tables: name of the configuration -> (arguments of the network, enhancements by name or None for those of
 #: the configuration it is made from).
@@ -27,10 +28,18 @@ PAPER_TABLES: dict[str, tuple[dict, list[str] | None]] = {
     "2d_I_I": ({"inputs": [0, 0]}, None),
     "2d_he": ({}, ["he"]),
     "2d_clahe": ({}, ["clahe"]),
-    # Tables 3 and 5, fusion, and encoders
-    "2d_concat": ({"fusion": "concat"}, None),
+    "2d_zero_dce": ({}, ["zero_dce"]),
+    # Tables 3 and 5, fusion
     "2d_input_concat": ({"fusion": "input"}, None),
-    "2d_swin": ({"encoder": "swin_tiny_patch4_window7_224"}, None),
+    "2d_concat": ({"fusion": "concat"}, None),
+    # Table 5, the same with other encoders
+    "2d_swin_only_I": ({"encoder": _SWIN, "inputs": [0]}, None),
+    "2d_swin_input_concat": ({"encoder": _SWIN, "fusion": "input"}, None),
+    "2d_swin_concat": ({"encoder": _SWIN, "fusion": "concat"}, None),
+    "2d_swin": ({"encoder": _SWIN}, None),
+    "2d_fct_only_I": ({"encoder": "fct", "inputs": [0]}, None),
+    "2d_fct_input_concat": ({"encoder": "fct", "fusion": "input"}, None),
+    "2d_fct_concat": ({"encoder": "fct", "fusion": "concat"}, None),
     "2d_fct": ({"encoder": "fct"}, None),
     # Table 6, number of DIFMs
     "2d_1_difm": ({"fused_stages": 1}, None),
@@ -89,13 +98,25 @@ def run(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{path} does not exist: plan with a DIN planner first, or name the plans with -p.")
     plans = json.loads(path.read_text(encoding="utf-8"))
     wanted = PAPER_TABLES if args.paper_tables else {args.name: (_values(args.set), args.enhancement)}
-    added = {}
+    added, left_out = {}, []
     for name, (network, methods) in wanted.items():
-        added[name] = derive(plans, args.base, name, network, methods)
-        if name in plans["configurations"] and not args.force:
+        if args.paper_tables and "zero_dce" in (methods or ()) and not weights_file(args.dataset).is_file():
+            left_out.append(name)
+            continue
+        configuration = derive(plans, args.base, name, network, methods)
+        there = plans["configurations"].get(name)
+        if args.paper_tables and there == configuration:
+            continue
+        if there is not None and not args.force:
             raise ValueError(f"{path} has a configuration '{name}' already: choose another name, or --force.")
+        added[name] = configuration
     print(json.dumps(added, indent=2))
-    if args.dry_run:
+    for name in left_out:
+        print(
+            f"NOTE: {name} needs the weights of Zero-DCE: `nnunet-din train-zero-dce -d {args.dataset}`, then this "
+            "command again."
+        )
+    if args.dry_run or not added:
         return 0
     plans["configurations"].update(added)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -153,10 +174,7 @@ def derive(plans: Mapping, base: str, name: str, network: Mapping, methods: Sequ
             "enhancement": enhancements if len(enhancements) > 1 else enhancements[0],
         }
     architecture = copy.deepcopy(inherited["architecture"])
-    arguments = {**architecture["arch_kwargs"], **network}
-    arguments.pop("versions", None)
-    if len(enhancements) != 1:
-        arguments["versions"] = 1 + len(enhancements)
+    arguments = network_arguments(architecture["arch_kwargs"], network, enhancements)
     configuration["architecture"] = {**architecture, "arch_kwargs": arguments}
     try:
         with torch.device("meta"):
@@ -170,6 +188,24 @@ def derive(plans: Mapping, base: str, name: str, network: Mapping, methods: Sequ
     return configuration
 
 
+def network_arguments(inherited: Mapping, network: Mapping, enhancements: Sequence | None = None) -> dict:
+    """Arguments of the network of a configuration that inherits from another one.
+
+    Parameters
+    ----------
+    inherited, network
+        Arguments of the other one's network, and those to set.
+    enhancements
+        Of the configuration, one for each enhanced version; None: the inherited number of them.
+    """
+    arguments = {**inherited, **network}
+    if enhancements is not None:
+        arguments.pop("versions", None)
+        if len(enhancements) != 1:
+            arguments["versions"] = 1 + len(enhancements)
+    return arguments
+
+
 def _enhancement(method: str, inherited: Sequence[Mapping], dataset: str) -> dict:
     """The inherited enhancement of that name, or the method's own defaults with the inherited intensities."""
     from nnunet_din.enhancement import get_enhancement
@@ -178,11 +214,11 @@ def _enhancement(method: str, inherited: Sequence[Mapping], dataset: str) -> dic
     for entry in inherited:
         if entry["method"] == method:
             return dict(entry)
-    shared = {key: inherited[0].get(key, value) for key, value in _INTENSITIES.items()}
+    shared = {key: inherited[0].get(key, value) for key, value in INTENSITIES.items()}
     if method == "zero_dce":
         from nnunet_din.enhancement.zero_dce import zero_dce_parameters
 
-        shared |= zero_dce_parameters(nnunet_folder("nnUNet_preprocessed") / dataset / "zero_dce.pth")
+        shared |= zero_dce_parameters(weights_file(dataset))
     return {"method": method, **shared, "color": inherited[0].get("color", False)}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from nnunet_din.enhancement import to_unit_interval
 from nnunet_din.evaluation.discovery import dataset_name, nnunet_folder
 
-__all__ = ["add_parser", "run", "training_slices"]
+__all__ = ["INTENSITIES", "add_parser", "run", "training_slices", "weights_file"]
 
 #: The planners' mapping of intensities to (-1, 1).
 INTENSITIES = {"percentiles": [0.5, 99.5], "limit": 0.99}
@@ -57,7 +57,7 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fit, write the weights, and say how to use them."""
     name = dataset_name(args.dataset)
-    output = args.output or nnunet_folder("nnUNet_preprocessed") / name / "zero_dce.pth"
+    output = args.output or weights_file(name)
     if output.exists() and not args.force:
         raise ValueError(f"{output} exists: name another file with -o, or overwrite it with --force.")
     if args.epochs is not None and args.epochs < 1:
@@ -92,6 +92,11 @@ def run(args: argparse.Namespace) -> int:
         "Predicting needs the same file at the same place: copy it along with the model."
     )
     return 0
+
+
+def weights_file(dataset: str | int) -> Path:
+    """Where the weights of a data set, named by number or name, are looked for."""
+    return nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset) / "zero_dce.pth"
 
 
 def training_slices(raw: Path, size: int = 128, seed: int = 0) -> tuple[list[np.ndarray], bool]:

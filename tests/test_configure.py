@@ -9,8 +9,9 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_din.cli import main
-from nnunet_din.configure import PAPER_TABLES, derive
-from nnunet_din.network import DualInteractionNetwork
+from nnunet_din.configure import PAPER_TABLES, network_arguments
+from nnunet_din.enhancement.zero_dce import DCENet
+from nnunet_din.train_zero_dce import weights_file
 from nnunet_din.trainers.din_trainer import check_plans
 
 
@@ -56,23 +57,49 @@ def test_another_enhancement_gets_data_of_its_own_and_a_stream_for_each(path, ca
     assert "versions" not in manager.network_arch_init_kwargs
 
 
-def test_paper_tables(path):
+@pytest.fixture
+def zero_dce_weights(dataset):
+    path = weights_file(dataset.name)
+    torch.save(DCENet().state_dict(), path)
+    yield path
+    path.unlink()
+
+
+def test_paper_tables(path, zero_dce_weights):
     assert configure("--paper-tables") == 0
-    configurations = json.loads(path.read_text())["configurations"]
-    assert set(PAPER_TABLES) <= set(configurations)
+    plans = json.loads(path.read_text())
+    configurations = plans["configurations"]
+    for name, (network, methods) in PAPER_TABLES.items():
+        manager = PlansManager(plans).get_configuration(name)
+        expected = network_arguments(configurations["2d"]["architecture"]["arch_kwargs"], network, methods)
+        assert manager.network_arch_init_kwargs == expected
+        assert [e["method"] for e in check_plans(plans, name)] == (methods or ["fuzzy"])
+        shared = manager.data_identifier == configurations["2d"]["data_identifier"]
+        assert shared == (methods is None), "another enhancement, other data; another network, the same"
     # Patches of 40 x 40 do not fit an encoder that goes down to 1/32.
     assert configurations["2d_swin"]["patch_size"] == [64, 64] and "patch_size" not in configurations["2d_fct"]
+    assert configurations["2d_zero_dce"]["enhancement"]["weights"] == str(zero_dce_weights)
 
 
-@pytest.mark.parametrize("name", PAPER_TABLES)
-def test_each_configuration_of_the_paper_trains(plans, name):
-    """Built from the plans, finite gradients in every parameter."""
-    network, methods = PAPER_TABLES[name]
-    arguments = derive(plans, "2d", name, network, methods)["architecture"]["arch_kwargs"]
-    torch.manual_seed(0)
-    model = DualInteractionNetwork(1, 3, **{**arguments, "decoder_channels": 16})
-    model(torch.randn(2, arguments.get("versions", 2), 64, 64)).square().mean().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+def test_paper_tables_again_adds_what_is_missing(path, zero_dce_weights, capsys, monkeypatch):
+    """Zero-DCE's configuration waits for its weights; what is there is left, unless it is another one."""
+    some = {name: PAPER_TABLES[name] for name in ("2d_concat", "2d_zero_dce")}
+    monkeypatch.setattr("nnunet_din.configure.PAPER_TABLES", some)
+    zero_dce_weights.rename(zero_dce_weights.with_suffix(".away"))
+    assert configure("--paper-tables") == 0
+    assert "NOTE: 2d_zero_dce needs the weights of Zero-DCE: `nnunet-din train-zero-dce" in capsys.readouterr().out
+    first = json.loads(path.read_text())["configurations"]
+    assert "2d_zero_dce" not in first
+    zero_dce_weights.with_suffix(".away").rename(zero_dce_weights)
+    assert configure("--paper-tables") == 0
+    second = json.loads(path.read_text())["configurations"]
+    assert second.keys() - first.keys() == {"2d_zero_dce"}
+    before = path.read_text()
+    assert configure("--paper-tables") == 0 and path.read_text() == before
+    assert configure("--name", "2d_concat", "--set", "fusion=input", "--force") == 0
+    capsys.readouterr()
+    assert configure("--paper-tables") == 1
+    assert "has a configuration '2d_concat' already" in capsys.readouterr().err
 
 
 def test_nothing_is_written_in_a_dry_run_or_over_what_is_there(path, capsys):

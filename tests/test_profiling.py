@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nnunet_din.cli import main
+from nnunet_din.configure import PAPER_TABLES, derive
 from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.network.accounting import training_memory
 from nnunet_din.profiling import peak_memory, training_step
@@ -42,6 +43,37 @@ def test_plans_give_network_patch_and_batch(dataset, plans, tmp_path, capsys):
     assert report["network"] == config["architecture"]["arch_kwargs"]
 
 
+def test_configurations_of_other_encoders_and_versions(dataset, plans, tmp_path, capsys):
+    """What a configuration inherits counts as its own; fails if patch, versions or the decoder's size are not its."""
+    derived = {name: derive(plans, "2d", name, *PAPER_TABLES[name]) for name in ("2d_swin", "2d_fuzzy_clahe")}
+    path = tmp_path / "plans.json"
+    path.write_text(json.dumps({**plans, "configurations": {**plans["configurations"], **derived}}))
+    batch = plans["configurations"]["2d"]["batch_size"]
+    rows = {}
+    for name in derived:
+        assert main(["profile", str(path), name, "--count-only", "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        rows[name] = report["parts"]
+        versions = 3 if name == "2d_fuzzy_clahe" else 2
+        patch = [64, 64] if name == "2d_swin" else plans["configurations"]["2d"]["patch_size"]
+        assert report["input_shape"] == [batch, versions, *patch]
+    # The Swin's decoder works at a quarter of the patch: its 3 x 3 convolution alone has this many multiply-adds.
+    channels = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["decoder_channels"]
+    assert rows["2d_swin"]["decoder"]["literal_multiply_adds"] < 2 * 9 * 4 * channels**2 * 16 * 16
+    assert main(["profile", str(path), "--all"]) == 0
+    table = capsys.readouterr().out
+    for name, parts in rows.items():
+        assert f"| `{name}` | {parts['total']['parameters'] / 1e6:.2f} |" in table
+    assert "| `2d` |" in table and "3d_fullres" not in table
+
+
+def test_table_of_the_papers_configurations(capsys, monkeypatch):
+    monkeypatch.setattr("nnunet_din.profile.PAPER_TABLES", {"2d_concat": PAPER_TABLES["2d_concat"]})
+    assert main(["profile", "--all", "--preset", "base", "--size", "224", "224"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[2].startswith("| `2d` | 323.16 |") and rows[3].startswith("| `2d_concat` |") and len(rows) == 4
+
+
 def test_what_cannot_be_profiled(dataset, plans, tmp_path, capsys):
     path = tmp_path / "plans.json"
     path.write_text(json.dumps(plans))
@@ -51,6 +83,12 @@ def test_what_cannot_be_profiled(dataset, plans, tmp_path, capsys):
     assert "holds a dynamic_network_architectures" in capsys.readouterr().err
     assert main(["profile", str(path), "--preset", "atto"]) == 1
     assert "not both" in capsys.readouterr().err
+    assert main(["profile", "--preset", "huge"]) == 1
+    assert "Unknown preset 'huge'. Known presets: base, tiny" in capsys.readouterr().err
+    plans["configurations"].pop("2d")
+    path.write_text(json.dumps(plans))
+    assert main(["profile", str(path), "--all"]) == 1
+    assert "has no DIN configuration" in capsys.readouterr().err
 
 
 def test_peak_memory_of_a_step_that_can_be_counted_by_hand():

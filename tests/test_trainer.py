@@ -116,8 +116,9 @@ def test_vectors_are_not_decayed(make):
     assert len(decayed["params"]) + len(free["params"]) == len(list(trainer.network.parameters()))
 
 
-def test_learning_rate_and_boundary_weight_follow_the_iterations(make):
-    trainer = make("nnUNetTrainerDIN_5epochs", num_iterations_per_epoch=2)
+@pytest.mark.parametrize(("warmup", "factors"), [(0.0, [1.0] * 10), (0.4, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1])])
+def test_learning_rate_and_boundary_weight_follow_the_iterations(make, warmup, factors):
+    trainer = make("nnUNetTrainerDIN_5epochs", num_iterations_per_epoch=2, warmup=warmup)
     trainer.initialize()
     rates, weights = [], []
     trainer.network = torch.nn.Conv2d(2, 4, 1)  # the schedule does not depend on the network
@@ -128,7 +129,7 @@ def test_learning_rate_and_boundary_weight_follow_the_iterations(make):
             trainer.train_step(batch(trainer))
             weights.append(trainer.loss.weight_boundary)
             rates.append(trainer.optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([3e-4 * (1 - i / 10) ** 0.9 for i in range(10)])
+    assert rates == pytest.approx([3e-4 * factor * (1 - i / 10) ** 0.9 for i, factor in enumerate(factors)])
     assert weights == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1])
 
 

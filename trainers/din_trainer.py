@@ -32,6 +32,8 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     ----------
     initial_lr, weight_decay : float
         Of AdamW; normalizations, biases and other vectors are not decayed.
+    warmup : float
+        Share of the training over which the learning rate grows linearly from 0.
     num_epochs, num_iterations_per_epoch, num_val_iterations_per_epoch, save_every : int
         As in nnU-Net.
     weight_ce, weight_dice, weight_boundary : float
@@ -50,6 +52,7 @@ class nnUNetTrainerDIN(nnUNetTrainer):
 
     initial_lr = 1e-4
     weight_decay = 1e-2
+    warmup = 0.0
     num_epochs = 300
     num_iterations_per_epoch = 250
     num_val_iterations_per_epoch = 50
@@ -155,8 +158,11 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     def train_step(self, batch: dict) -> dict:
         """As in nnU-Net, in bf16 where the device has it, with this iteration's learning rate and weight of L_bnd."""
         epochs = self.current_epoch + self._iteration / self.num_iterations_per_epoch
+        done = epochs / self.num_epochs
         self.lr_scheduler.step(epochs)
-        self.loss.weight_boundary = ramped(self.weight_boundary, self.boundary_ramp, epochs / self.num_epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = ramped(group["lr"], self.warmup, done)
+        self.loss.weight_boundary = ramped(self.weight_boundary, self.boundary_ramp, done)
         self._iteration += 1
         with self._autocast_dtype():
             return super().train_step(batch)

@@ -58,7 +58,7 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
         if section.warnings:
             lines += [*(f"- **{warning}**" for warning in section.warnings), ""]
         if section.table is not None:
-            lines += [*_markdown_table(section.table), ""]
+            lines += [*markdown_table(section.table), ""]
         for note in section.notes:
             lines += [note, ""]
         for picture in section.pictures:
@@ -84,7 +84,9 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
     return f'<!doctype html><html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 
-def _markdown_table(table: DataFrame) -> list[str]:
+def markdown_table(table: DataFrame) -> list[str]:
+    """The lines of a table in Markdown; every column but the first is aligned to the right."""
+
     def row(cells: Sequence[str]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
