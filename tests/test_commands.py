@@ -119,6 +119,18 @@ def test_find_best_configuration_and_ensemble_of_folds(nnunet):
         assert set(np.unique(sitk.GetArrayFromImage(prediction))) <= {0, 1, 2, 3}
 
 
+def test_a_configuration_of_the_papers_tables_competes_with_the_first(nnunet):
+    """`nnunet-din configure`, then nnU-Net's commands: trained, validated, compared and ensembled with `2d`."""
+    nnunet("nnunet-din", "configure", "-d", 996, "-p", MODEL[3], "--name", "2d_concat", "--set", "fusion=concat")
+    for fold in (0, 1):
+        nnunet("nnUNetv2_train", 996, "2d_concat", fold, *MODEL, "-device", "cpu", "--npz")
+    nnunet("nnUNetv2_find_best_configuration", 996, "-c", "2d", "2d_concat", *MODEL, "-f", 0, 1, "-np", 1)
+    information = json.loads((nnunet.model.parent / "inference_information.json").read_text())
+    scores = information["all_results"]
+    assert len(scores) == 3 and sum(name.startswith("ensemble") for name in scores), scores
+    assert any(name.endswith("__2d_concat") for name in scores)
+
+
 def test_errors_of_the_commands_say_what_to_do(nnunet):
     nnunet("nnUNetv2_plan_experiment", "-d", 996)
     output = nnunet(

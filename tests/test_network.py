@@ -395,6 +395,37 @@ def test_a_file_that_fits_nothing_is_refused(tmp_path, content):
         load_pretrained_encoders(small(), tmp_path / "other.pth")
 
 
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
+def test_pretrained_weights_of_a_pyramid(tmp_path, name):
+    """As timm loads them; fails if a layer but the edge features keeps its random weights."""
+    torch.manual_seed(1)
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "weights.pth")
+    network = small(encoder=name)
+    report = load_pretrained_encoders(network, tmp_path / "weights.pth")
+    assert all(key.startswith("edge_") for key in report.not_in_file) and not report.mismatched
+    overlay = {"file": str(tmp_path / "weights.pth")}
+    expected = timm.create_model(
+        name, pretrained=True, features_only=True, in_chans=1, out_indices=network.encoders[0].levels,
+        pretrained_cfg_overlay=overlay, **({"strict_img_size": False} if "swin" in name else {}),
+    ).state_dict()  # fmt: skip
+    for encoder in network.encoders:
+        for key, value in expected.items():
+            assert torch.equal(encoder.body.state_dict()[key], value), key
+
+
+def test_pretrained_weights_that_no_pyramid_takes(tmp_path):
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
+    network = small(encoder="pvt_v2_b0")
+    with pytest.raises(ValueError, match="do not fit the encoder pvt_v2_b0.*pvt_v2_b0.in1k"):
+        load_pretrained_encoders(network, tmp_path / "resnet.pth")
+    with pytest.raises(ValueError, match="do not fit the encoder pvt_v2_b0: they are another model's"):
+        load_pretrained_encoders(network, "resnet18")
+    with pytest.raises(ValueError, match="no such file, and timm knows no model"):
+        load_pretrained_encoders(network, tmp_path / "nowhere.pth")
+    with pytest.raises(ValueError, match="no pretrained weights for encoder 'fct': use -tr nnUNetTrainerDIN"):
+        load_pretrained_encoders(small(encoder="fct"), tmp_path / "resnet.pth")
+
+
 def test_a_source_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no such file, and timm knows no model of that name"):
         load_pretrained_encoders(small(), tmp_path / "nowhere.pth")

@@ -1,4 +1,4 @@
-"""Pretrained ConvNeXt weights for the twin encoders."""
+"""Pretrained weights for the twin encoders, ConvNeXt's or those of any timm model with a feature pyramid."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import timm
 import torch
 from timm.models import load_state_dict as load_state_dict_file
 from torch import Tensor, nn
+
+from nnunet_din.network.convnext import ConvNeXtEncoder
+from nnunet_din.network.pyramid import PyramidEncoder
 
 
 @dataclass
@@ -58,7 +61,8 @@ def load_pretrained_encoders(network: nn.Module, source: str | Path) -> LoadRepo
         The network; changed in place.
     source
         A timm model name, with or without tag (``convnext_tiny.fb_in22k``), fetched by timm, or a file with a state
-        dict of such a model (``.pth``, ``.safetensors``; timm's or the original authors' key names).
+        dict of such a model (``.pth``, ``.safetensors``; timm's or the original authors' key names), classifier
+        included where the encoder is no ConvNeXt.
 
     Returns
     -------
@@ -68,10 +72,16 @@ def load_pretrained_encoders(network: nn.Module, source: str | Path) -> LoadRepo
     Raises
     ------
     ValueError
-        If the source is neither a file nor a model known to timm, or if no block of the encoder fits.
+        If there are no pretrained weights for the encoder, if the source is neither a file nor a model known to timm,
+        or if it does not fit the encoder.
     """
     encoder = network.encoders[0]
-    weights = _read(source, encoder.name)
+    if isinstance(encoder, PyramidEncoder):
+        weights, essential = _read_pyramid(source, encoder), "body."
+    elif isinstance(encoder, ConvNeXtEncoder):
+        weights, essential = _read(source, encoder.name), ".blocks."
+    else:
+        raise ValueError(f"There are no pretrained weights for encoder '{encoder.name}': use -tr nnUNetTrainerDIN.")
     own = encoder.state_dict()
     report = LoadReport(str(source))
     fitting: dict[str, Tensor] = {}
@@ -85,13 +95,8 @@ def load_pretrained_encoders(network: nn.Module, source: str | Path) -> LoadRepo
             report.loaded.append(key)
     report.not_used = sorted(weights.keys() - own.keys())
     # The stem's LayerNorm and a bias or two fit many networks by chance: without the blocks, nothing was pretrained.
-    if not all(key in fitting for key in own if ".blocks." in key):
-        raise ValueError(
-            f"The weights in {source} do not fit the encoder {encoder.name}: {len(fitting)} of {len(own)} entries "
-            "agree in name and shape. "
-            f"Use weights of {encoder.name}, by timm name (known: "
-            f"{', '.join(timm.list_pretrained(encoder.name + '*')) or 'none'}) or as a file."
-        )
+    if not all(key in fitting for key in own if essential in key):
+        raise _does_not_fit(source, encoder.name, f"{len(fitting)} of {len(own)} entries agree in name and shape")
     for each in network.encoders:
         each.load_state_dict(fitting, strict=False)
     return report
@@ -108,14 +113,48 @@ def _read(source: str | Path, encoder_name: str) -> dict[str, Tensor]:
         try:
             return checkpoint_filter_fn(load_state_dict_file(str(source), device="cpu"), reference)
         except KeyError as error:  # an entry of a foreign file that timm's renaming cannot place
-            raise ValueError(
-                f"The weights in {source} do not fit the encoder {encoder_name}: unexpected entry {error}."
-            ) from error
-    name = str(source)
-    if name.partition(".")[0] not in timm.list_models():
+            raise _does_not_fit(source, encoder_name, f"unexpected entry {error}") from error
+    _check_name(source, encoder_name)
+    return timm.create_model(str(source), pretrained=True).state_dict()
+
+
+def _read_pyramid(source: str | Path, encoder: PyramidEncoder) -> dict[str, Tensor]:
+    """State dict with the encoder's key names, the first convolution adapted to its channels as timm does it."""
+    name, options = encoder.name, {}
+    if Path(source).is_file():
+        options["pretrained_cfg_overlay"] = {"file": str(source)}
+    else:
+        _check_name(source, name)
+        name = str(source)
+        if name.partition(".")[0] != encoder.name:
+            raise _does_not_fit(source, encoder.name, "they are another model's")
+    with torch.device("cpu"):
+        if options:
+            # Strict, as timm is not where it leaves the classifier out.
+            try:
+                timm.create_model(name, pretrained=True, **options)
+            except (RuntimeError, KeyError) as error:
+                raise _does_not_fit(source, encoder.name, str(error).splitlines()[0]) from error
+        body = timm.create_model(
+            name, pretrained=True, features_only=True, out_indices=encoder.levels, **encoder.options, **options
+        )
+    return {f"body.{key}": value for key, value in body.state_dict().items()}
+
+
+def _check_name(source: str | Path, encoder_name: str) -> None:
+    if str(source).partition(".")[0] not in timm.list_models():
         raise ValueError(
             f"Pretrained weights '{source}': no such file, and timm knows no model of that name. timm has for "
-            f"{encoder_name}: "
-            f"{', '.join(timm.list_pretrained(encoder_name + '*')) or 'none'}."
+            f"{encoder_name}: {_known(encoder_name)}."
         )
-    return timm.create_model(name, pretrained=True).state_dict()
+
+
+def _does_not_fit(source: str | Path, encoder_name: str, reason: str) -> ValueError:
+    return ValueError(
+        f"The weights in {source} do not fit the encoder {encoder_name}: {reason}. Use weights of {encoder_name}, by "
+        f"timm name (known: {_known(encoder_name)}) or as a file."
+    )
+
+
+def _known(encoder_name: str) -> str:
+    return ", ".join(timm.list_pretrained(encoder_name + "*")) or "none"
