@@ -98,24 +98,24 @@ def run(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{path} does not exist: plan with a DIN planner first, or name the plans with -p.")
     plans = json.loads(path.read_text(encoding="utf-8"))
     wanted = PAPER_TABLES if args.paper_tables else {args.name: (_values(args.set), args.enhancement)}
-    added, left_out = {}, []
+    added, notes = {}, []
     for name, (network, methods) in wanted.items():
         if args.paper_tables and "zero_dce" in (methods or ()) and not weights_file(args.dataset).is_file():
-            left_out.append(name)
+            notes.append(
+                f"NOTE: {name} needs the weights of Zero-DCE: `nnunet-din train-zero-dce -d {args.dataset}`, then this "
+                "command again."
+            )
             continue
         configuration = derive(plans, args.base, name, network, methods)
         there = plans["configurations"].get(name)
-        if args.paper_tables and there == configuration:
+        if there == configuration:
+            notes.append(f"{name} is there already.")
             continue
         if there is not None and not args.force:
             raise ValueError(f"{path} has a configuration '{name}' already: choose another name, or --force.")
         added[name] = configuration
     print(json.dumps(added, indent=2))
-    for name in left_out:
-        print(
-            f"NOTE: {name} needs the weights of Zero-DCE: `nnunet-din train-zero-dce -d {args.dataset}`, then this "
-            "command again."
-        )
+    print(*notes, sep="\n")
     if args.dry_run or not added:
         return 0
     plans["configurations"].update(added)

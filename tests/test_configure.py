@@ -110,6 +110,9 @@ def test_nothing_is_written_in_a_dry_run_or_over_what_is_there(path, capsys):
     assert "has a configuration '2d' already: choose another name, or --force" in capsys.readouterr().err
     assert path.read_text() == before
     assert configure("--name", "2d_x", "--set", "fused_stages=2") == 0
+    before = path.read_text()
+    assert configure("--name", "2d_x", "--set", "fused_stages=2") == 0
+    assert "2d_x is there already." in capsys.readouterr().out and path.read_text() == before
     assert configure("--name", "2d_x", "--set", "fused_stages=3", "--force") == 0
     configuration = json.loads(path.read_text())["configurations"]["2d_x"]
     assert configuration["architecture"]["arch_kwargs"]["fused_stages"] == 3
