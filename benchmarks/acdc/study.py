@@ -110,7 +110,7 @@ def carry_out(run: dict, dataset: str, path: Path) -> None:
             epochs = max(1, round(run["iterations"] / per_epoch))
         result = {
             "run": run,
-            "model": trainer_name(run),
+            "model": f"{class_name(run)}__{run['plans']}__{run['configuration']}",
             "epochs": epochs,
             "iterations": epochs * per_epoch,
             "seconds_per_training_step": round(training, 4),
@@ -130,6 +130,7 @@ def carry_out(run: dict, dataset: str, path: Path) -> None:
     if checkpoint != final:
         trainer.run_training()
     if run["device"] == "cuda":
+        result["peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
         torch.cuda.empty_cache()
     started = time.monotonic()
     trainer.perform_actual_validation(False)
@@ -141,18 +142,14 @@ def carry_out(run: dict, dataset: str, path: Path) -> None:
         "train_loss": [round(float(value), 4) for value in training["train_loss"]],
         "val_loss": [round(float(value), 4) for value in training["val_loss"]],
     }
-    if run["device"] == "cuda":
-        result["peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
     result["scores"] = score(dataset, folder.parent)
     write(path, result)
     print(f"{run['name']}: {result['scores']['Dice']['mean']}")
 
 
-def trainer_name(run: dict) -> str:
-    """Name of the run's trainer class: the results of every run have a folder of their own."""
-    return f"{run['trainer']}__{run['plans']}__{run['configuration']}".replace(
-        "__", f"_acdc_{run['name'].replace('-', '_')}__", 1
-    )
+def class_name(run: dict) -> str:
+    """Name of the run's trainer class: with it, the results of every run have a folder of their own."""
+    return f"{run['trainer']}_acdc_{run['name'].replace('-', '_')}"
 
 
 def make_trainer(run: dict, dataset: str, epochs: int):
@@ -174,7 +171,7 @@ def make_trainer(run: dict, dataset: str, epochs: int):
     base = recursive_find_trainer_class_by_name(run["trainer"])
     # Class attributes for DIN's trainers, whose class methods read them; set again for nnU-Net's, whose __init__
     # sets its own.
-    trainer_class = type(trainer_name(run).split("__")[0], (base,), values)
+    trainer_class = type(class_name(run), (base,), values)
     plans = PlansManager(str(folder / f"{run['plans']}.json")).plans
     trainer = trainer_class(
         plans={**plans, "continue_training": False},
