@@ -115,7 +115,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{path} has a configuration '{name}' already: choose another name, or --force.")
         added[name] = configuration
     print(json.dumps(added, indent=2))
-    print(*notes, sep="\n")
+    for note in notes:
+        print(note)
     if args.dry_run or not added:
         return 0
     plans["configurations"].update(added)

@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     if args.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, got {args.repeats}.")
     if args.all:
+        if args.json:
+            raise ValueError("--all prints a table in Markdown: leave out --json, or profile one configuration.")
         print(_all(args))
         return 0
     kwargs, size, batch = _what_to_profile(args)

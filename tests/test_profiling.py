@@ -83,6 +83,8 @@ def test_what_cannot_be_profiled(dataset, plans, tmp_path, capsys):
     assert "holds a dynamic_network_architectures" in capsys.readouterr().err
     assert main(["profile", str(path), "--preset", "atto"]) == 1
     assert "not both" in capsys.readouterr().err
+    assert main(["profile", "--all", "--json"]) == 1
+    assert "leave out --json" in capsys.readouterr().err
     assert main(["profile", "--preset", "huge"]) == 1
     assert "Unknown preset 'huge'. Known presets: base, tiny" in capsys.readouterr().err
     plans["configurations"].pop("2d")

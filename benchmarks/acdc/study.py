@@ -1,13 +1,13 @@
 """DIN and nnU-Net on ACDC under an equal budget: fold 5, the published 70/10 split.
 
-    python benchmarks/acdc/study.py plan  --settings benchmarks/acdc/cpu.json
-    python benchmarks/acdc/study.py run   --settings benchmarks/acdc/cpu.json [RUN ...]
-    python benchmarks/acdc/study.py table --settings benchmarks/acdc/cpu.json
+    python benchmarks/acdc/study.py plan            --settings benchmarks/acdc/cpu.json
+    python benchmarks/acdc/study.py run   [RUN ...] --settings benchmarks/acdc/cpu.json
+    python benchmarks/acdc/study.py table [RUN ...] --settings benchmarks/acdc/cpu.json
 
 A run is a trainer, plans and a configuration of nnU-Net, with a budget in minutes or in iterations. Minutes become
-iterations by the time that an iteration takes at the start, alone in this process, so that the schedules of nnU-Net's
-trainers end with the budget. An interrupted run goes on from its last epoch when it is started again; a finished one is
-not repeated. Each writes one JSON file into the folder of the settings' name.
+iterations by the time that an iteration takes before the training (let nothing else run meanwhile), so that the
+schedules of nnU-Net's trainers end with the budget. An interrupted run goes on from its last epoch when it is started
+again; a finished one is not repeated. Each writes one JSON file into the folder of the settings' name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import random
 import shlex
 import statistics
 import subprocess
-import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -278,4 +277,4 @@ def write(path: Path, result: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
