@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,12 +77,10 @@ def load_pretrained_encoders(network: nn.Module, source: str | Path) -> LoadRepo
         or if it does not fit the encoder.
     """
     encoder = network.encoders[0]
-    if isinstance(encoder, PyramidEncoder):
-        weights, essential = _read_pyramid(source, encoder), "body."
-    elif isinstance(encoder, ConvNeXtEncoder):
-        weights, essential = _read(source, encoder.name), ".blocks."
-    else:
+    if type(encoder) not in READERS:
         raise ValueError(f"There are no pretrained weights for encoder '{encoder.name}': use -tr nnUNetTrainerDIN.")
+    reader, essential = READERS[type(encoder)]
+    weights = reader(source, encoder)
     own = encoder.state_dict()
     report = LoadReport(str(source))
     fitting: dict[str, Tensor] = {}
@@ -102,8 +101,9 @@ def load_pretrained_encoders(network: nn.Module, source: str | Path) -> LoadRepo
     return report
 
 
-def _read(source: str | Path, encoder_name: str) -> dict[str, Tensor]:
+def _read_convnext(source: str | Path, encoder: ConvNeXtEncoder) -> dict[str, Tensor]:
     """State dict with timm's key names, on the CPU."""
+    encoder_name = encoder.name
     # The full classifier's names are needed to recognise the file; nothing of this model is kept.
     with torch.device("cpu"):
         reference = timm.create_model(encoder_name)
@@ -158,3 +158,10 @@ def _does_not_fit(source: str | Path, encoder_name: str, reason: str) -> ValueEr
 
 def _known(encoder_name: str) -> str:
     return ", ".join(timm.list_pretrained(encoder_name + "*")) or "none"
+
+
+#: Class of the encoder -> its reader, and a part of the names of the entries that a source must have.
+READERS: dict[type[nn.Module], tuple[Callable[..., dict[str, Tensor]], str]] = {
+    ConvNeXtEncoder: (_read_convnext, ".blocks."),
+    PyramidEncoder: (_read_pyramid, "body."),
+}
