@@ -17,7 +17,7 @@ from nnunetv2.utilities import find_class_by_name
 
 from nnunet_dataset import preprocess
 from nnunet_din.plugin import CLASSES
-from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
+from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN, rotated_extent
 
 TRAINERS = [name for name in CLASSES if name.startswith("nnUNetTrainerDIN")]
 CPU = torch.device("cpu")
@@ -182,15 +182,37 @@ def test_paper_augmentation_is_rotation_and_flips():
     assert spatial.rotation == (-np.pi, np.pi)
 
 
+@pytest.mark.parametrize("name", ["nnUNetTrainerDIN_5epochs", "nnUNetTrainerDIN_noMirroring"])
+def test_without_mirroring_nothing_is_flipped(make, name):
+    trainer = make(name)
+    *_, mirror_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert mirror_axes is None and trainer.inference_allowed_mirroring_axes is None
+
+
 def test_five_epochs_keep_the_orientation(make):
     trainer = make("nnUNetTrainerDIN_5epochs")
     *_, mirror_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-    assert mirror_axes is None and trainer.inference_allowed_mirroring_axes is None
     image = torch.arange(1600.0).reshape(1, 40, 40)
     pipeline = type(trainer).get_training_transforms((40, 40), (-np.pi, np.pi), None, mirror_axes, False)
     for _ in range(10):
         out = pipeline(image=torch.cat((image, image)), segmentation=torch.zeros(1, 40, 40, dtype=torch.int16))
         torch.testing.assert_close(out["image"][:1], image)
+
+
+@pytest.mark.parametrize(("name", "degrees"), [("nnUNetTrainerDIN", 20.0), ("nnUNetTrainerDIN_nnUNetDA", 180.0)])
+def test_rotation_stays_within_its_angle(make, name, degrees):
+    rotation, *_ = make(name).configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    np.testing.assert_allclose(np.rad2deg(rotation), (-degrees, degrees))
+
+
+@pytest.mark.parametrize("size", [(128, 112), (40, 160), (64, 64)])
+@pytest.mark.parametrize("angle", [0.0, 0.35, 1.0, np.pi])
+def test_rotated_patches_lie_within_what_is_loaded(size, angle):
+    corners = np.array([[1, 1, -1, -1], [1, -1, 1, -1]]) * np.array(size)[:, None] / 2
+    turned = [np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) @ corners for a in np.linspace(0, angle, 999)]
+    needed = 2 * np.abs(turned).max(axis=(0, 2))
+    extent = np.array(rotated_extent(size, angle))
+    assert (extent >= needed - 1e-6).all() and (extent <= needed + 1.001).all()
 
 
 def test_the_paper_mirrors(make):

@@ -11,6 +11,8 @@ from nnunet_din.trainers.din_trainer import for_all_versions, nnUNetTrainerDIN
 class nnUNetTrainerDIN_nnUNetDA(nnUNetTrainerDIN):
     """nnU-Net's full augmentation in place of rotation and flips."""
 
+    max_rotation = None
+
     @classmethod
     def get_training_transforms(
         cls, *args, use_mask_for_norm: list[bool] | None = None, versions: int = 2, **kwargs
@@ -19,3 +21,9 @@ class nnUNetTrainerDIN_nnUNetDA(nnUNetTrainerDIN):
         return nnUNetTrainer.get_training_transforms(
             *args, use_mask_for_norm=for_all_versions(use_mask_for_norm, versions), **kwargs
         )
+
+
+class nnUNetTrainerDIN_noMirroring(nnUNetTrainerDIN):
+    """No flips, in training or in prediction: for structures that their side tells apart, and for short trainings."""
+
+    mirroring = False

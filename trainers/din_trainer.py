@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -46,6 +47,9 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         See :class:`nnunet_din.losses.MultiScaleBoundaryLoss`.
     p_rotation : float
         Probability of a random rotation.
+    max_rotation : float or None
+        Its largest angle in degrees, to either side. None: nnU-Net's range, the full circle for patches that are not
+        more than 1.5 times as long as wide, else 15 degrees.
     mirroring : bool
         Whether images are flipped at random in training and, as nnU-Net then does, in prediction.
     """
@@ -64,6 +68,7 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     boundary_ramp = 0.2
     normalized_sobel = True
     p_rotation = 0.5
+    max_rotation = 20.0
     mirroring = True
 
     def __init__(
@@ -110,10 +115,14 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         )
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
-        """As in nnU-Net, unless ``mirroring`` is off."""
+        """As in nnU-Net, within ``max_rotation``, and without flips if ``mirroring`` is off."""
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
+        if self.max_rotation is not None:
+            angle = math.radians(self.max_rotation)
+            rotation = (-angle, angle)
+            initial_patch_size = rotated_extent(self.configuration_manager.patch_size, angle)
         if not self.mirroring:
             mirror_axes = self.inference_allowed_mirroring_axes = None
         return rotation, dummy_2d, initial_patch_size, mirror_axes
@@ -244,6 +253,16 @@ def check_plans(plans: dict, configuration: str) -> list[dict]:
 def ramped(weight: float, ramp: float, done: float) -> float:
     """A weight that grows linearly from 0 over the first share ``ramp`` of the training, of which ``done`` is done."""
     return weight * (min(1.0, done / ramp) if ramp else 1.0)
+
+
+def rotated_extent(size: Sequence[int], angle: float) -> list[int]:
+    """Edges in pixels of what a patch can cover when it is rotated by up to ``angle`` radians to either side."""
+    # h cos(a) + w sin(a) is largest at a = atan(w / h).
+    angles = [min(angle, math.atan2(across, along)) for along, across in (size, size[::-1])]
+    return [
+        math.ceil(along * math.cos(a) + across * math.sin(a) - 1e-9)
+        for a, along, across in zip(angles, size, size[::-1], strict=True)
+    ]
 
 
 def for_all_versions(per_channel: list[bool] | None, versions: int) -> list[bool] | None:
