@@ -23,21 +23,15 @@ __all__ = [
 PICTURES = (".png", ".pdf", ".svg")
 
 
-def add_trained_models(group, named: bool = True) -> None:
-    """Add ``-d``, ``--models`` and ``-f``, which choose from what nnU-Net has trained.
-
-    Parameters
-    ----------
-    group
-        Parser or group of arguments.
-    named
-        Whether a model may be given a name to show.
-    """
-    model, text = "TRAINER__PLANS__CONFIGURATION", "models to take (default: all)"
-    if named:
-        model, text = f"[NAME=]{model}", "models to show, in this order and under these names (default: all)"
+def add_trained_models(group) -> None:
+    """Add ``-d``, ``--models`` and ``-f``, which choose from what nnU-Net has trained, to a parser or group."""
     group.add_argument("-d", dest="dataset", metavar="ID", help="number or name of the data set")
-    group.add_argument("--models", nargs="+", metavar=model, help=text)
+    group.add_argument(
+        "--models",
+        nargs="+",
+        metavar="[NAME=]TRAINER__PLANS__CONFIGURATION",
+        help="models to take, in this order and under these names (default: all)",
+    )
     group.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="folds to take (default: all numbered ones)")
 
 
@@ -95,7 +89,7 @@ def check_output(path: Path) -> None:
         raise ValueError(f"{path}: the name of the picture must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}.")
 
 
-def chosen_models(dataset: str, chosen: Sequence[str] | None) -> dict[str, Model]:
+def chosen_models(dataset: str, chosen: Sequence[str] | None, short: bool = True) -> dict[str, Model]:
     """Trained models of a data set by the name to show.
 
     Parameters
@@ -103,7 +97,9 @@ def chosen_models(dataset: str, chosen: Sequence[str] | None) -> dict[str, Model
     dataset
         Number or name.
     chosen
-        ``TRAINER__PLANS__CONFIGURATION`` or ``NAME=TRAINER__PLANS__CONFIGURATION``; None: all models, with short names.
+        ``TRAINER__PLANS__CONFIGURATION`` or ``NAME=TRAINER__PLANS__CONFIGURATION``; None: all models.
+    short
+        Whether models without a name get a short one, in place of their folder's.
 
     Returns
     -------
@@ -122,8 +118,8 @@ def chosen_models(dataset: str, chosen: Sequence[str] | None) -> dict[str, Model
     models = choose_models(find_models(dataset), list(aliases))
     if not models:
         raise FileNotFoundError(f"nnU-Net has trained no model on {dataset_name(dataset)} yet.")
-    short = short_names(model.name for model in models)
-    named = {aliases.get(model.name) or short[model.name]: model for model in models}
+    shown = short_names(model.name for model in models) if short else {}
+    named = {aliases.get(model.name) or shown.get(model.name, model.name): model for model in models}
     if len(named) < len(models):
         raise ValueError(
             "Two models have the same name: give each its own with --models NAME=TRAINER__PLANS__CONFIGURATION."

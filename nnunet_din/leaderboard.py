@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
-from nnunet_din.arguments import add_trained_models, named_folders
+from nnunet_din.arguments import add_trained_models, chosen_models, named_folders
 from nnunet_din.evaluation import discovery
 from nnunet_din.evaluation.published import PUBLISHED
 
@@ -25,7 +25,7 @@ def add_parser(subparsers) -> None:
         "plots. Started again, it scores only what is new.",
     )
     source = parser.add_argument_group("what to score")
-    add_trained_models(source, named=False)
+    add_trained_models(source)
     source.add_argument(
         "--pred",
         nargs="+",
@@ -82,10 +82,11 @@ def run(args: argparse.Namespace) -> int:
     if args.pred:
         collection = discovery.collect_predictions(named_folders(args.pred, "--pred"), args.gt, labels.file_ending)
     else:
-        collection = discovery.collect_cross_validation(args.dataset, labels, args.models, args.folds)
+        models = chosen_models(args.dataset, args.models, short=False)
+        collection = discovery.collect_cross_validation(args.dataset, labels, models, args.folds)
     if not collection.cases:
         raise ValueError(
-            f"There is nothing to score for {args.dataset}: {'; '.join(collection.missing) or 'no model is trained'}. "
+            f"There is nothing to score for {args.dataset}: {'; '.join(collection.missing) or 'no fold was begun'}. "
             "nnUNetv2_train writes the predictions when it ends; `nnUNetv2_train ... --val` repeats that."
         )
     _check_overlap(collection)

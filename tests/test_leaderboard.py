@@ -142,6 +142,16 @@ def test_what_is_missing_is_named(results, tmp_path, capsys):
     assert "There is nothing to score for Dataset995" in capsys.readouterr().err
 
 
+def test_models_under_names(results, tmp_path, capsys):
+    """Fails if a name is lost in a table, or the costs are looked up under another one."""
+    chosen = ("--models", f"DIN={DIN}", STOCK)
+    assert leaderboard("-d", 995, "-o", tmp_path, *chosen, "--reference", "DIN") == 0
+    table = pd.read_csv(tmp_path / "leaderboard.csv").set_index("model")
+    assert set(table.index) == {"DIN", STOCK} and table.loc["DIN", "parameters"] > 1e7
+    assert leaderboard("-d", 995, "-o", tmp_path, "--models", f"DIN={DIN}", f"DIN={STOCK}") == 1
+    assert "Two models have the same name" in capsys.readouterr().err
+
+
 def test_continues_and_sees_new_predictions(results, tmp_path, capsys):
     """Fails if finished cases are computed again, or a prediction that was made anew is not."""
     assert leaderboard("-d", 995, "-o", tmp_path) == 0

@@ -201,7 +201,7 @@ def truth_folder(dataset: str | int) -> Path:
 
 
 def collect_cross_validation(
-    dataset: str | int, labels: Labels, names: Sequence[str] | None = None, folds: Sequence[str] | None = None
+    dataset: str | int, labels: Labels, models: Mapping[str, Model], folds: Sequence[str] | None = None
 ) -> Collection:
     """The cross-validation predictions of a data set's models.
 
@@ -211,34 +211,32 @@ def collect_cross_validation(
         Number or name.
     labels
         Its structures.
-    names
-        Models to take; None: all.
+    models
+        Those to take, by the name to show.
     folds
         Folds that every model should have; None: those that any of them has begun.
 
     Raises
     ------
     ValueError, FileNotFoundError
-        If there is no such data set or model, or no label map for a predicted case.
+        If there is no such data set, or no label map for a predicted case.
     """
     truth = truth_folder(dataset)
-    collection = Collection()
-    chosen = choose_models(find_models(dataset), names)
+    collection = Collection(models=dict(models))
     expected_cases = _validation_cases(dataset)
-    every_fold = list(folds or sorted({fold for model in chosen for fold in model.folds}, key=int))
-    for model in chosen:
-        collection.models[model.name] = model
+    every_fold = list(folds or sorted({fold for model in models.values() for fold in model.folds}, key=int))
+    for name, model in models.items():
         for fold in every_fold:
             validation = model.folds[fold] / "validation" if fold in model.folds else None
             predicted = _label_maps(validation, labels.file_ending) if validation and validation.is_dir() else {}
             if not predicted:
                 reason = "was not trained" if fold not in model.folds else "has no validation predictions yet"
-                collection.missing.append(f"{model.name}: fold {fold} {reason}")
+                collection.missing.append(f"{name}: fold {fold} {reason}")
                 continue
             absent = sorted(set(expected_cases.get(fold, ())) - set(predicted))
-            collection.missing += [f"{model.name}: fold {fold} has no prediction of {case}" for case in absent]
+            collection.missing += [f"{name}: fold {fold} has no prediction of {case}" for case in absent]
             for case, path in predicted.items():
-                collection.cases.append(ScoredCase(model.name, fold, case, path, truth / path.name))
+                collection.cases.append(ScoredCase(name, fold, case, path, truth / path.name))
     _check_truth(collection)
     return collection
 
