@@ -3,11 +3,15 @@
     python benchmarks/acdc/study.py plan            --settings benchmarks/acdc/cpu.json
     python benchmarks/acdc/study.py run   [RUN ...] --settings benchmarks/acdc/cpu.json
     python benchmarks/acdc/study.py table [RUN ...] --settings benchmarks/acdc/cpu.json
+    python benchmarks/acdc/study.py batchnorm RUN ... --settings benchmarks/acdc/cpu.json
 
 A run is a trainer, plans and a configuration of nnU-Net, with a budget in minutes or in iterations. Minutes become
 iterations by the time that an iteration takes before the training (let nothing else run meanwhile), so that the
 schedules of nnU-Net's trainers end with the budget. An interrupted run goes on from its last epoch when it is started
 again; a finished one is not repeated. Each writes one JSON file into the folder of the settings' name.
+
+`batchnorm` asks of finished runs whether small batches hurt BatchNorm: it replaces the running statistics, an average
+of about the last ten batches, by those of 200 training batches, predicts again, and adds the Dice to the run's file.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import json
 import os
 import platform
 import random
+import resource
 import shlex
 import statistics
 import subprocess
@@ -27,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch.optim.swa_utils import update_bn
 
 from nnunet_din.curves import read_training
 from nnunet_din.evaluation.discovery import dataset_name, nnunet_folder
@@ -35,12 +41,14 @@ from nnunet_din.evaluation.report import markdown_table
 FOLD = 5
 #: Steps that are not timed, and steps that are, when minutes are turned into iterations.
 WARM_UP, TIMED = 3, 12
+#: Training batches that `batchnorm` averages.
+BATCHES = 200
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("plan", "run", "table"))
+    parser.add_argument("what", choices=("plan", "run", "table", "batchnorm"))
     parser.add_argument("runs", nargs="*", metavar="RUN", help="names of runs in the settings (default: all, in order)")
     parser.add_argument("--settings", type=Path, required=True, metavar="FILE")
     parser.add_argument("-d", dest="dataset", default="27", metavar="ID", help="ACDC as an nnU-Net data set")
@@ -56,6 +64,9 @@ def main() -> None:
         plan(settings, args.dataset)
     elif args.what == "table":
         print(table([r for name in chosen if (r := read(results / f"{name}.json")).get("scores")]))
+    elif args.what == "batchnorm":
+        for run in chosen.values():
+            recompute_batchnorm(run, args.dataset, results / f"{run['name']}.json")
     else:
         check_split(args.dataset)
         results.mkdir(exist_ok=True)
@@ -128,9 +139,8 @@ def carry_out(run: dict, dataset: str, path: Path) -> None:
         trainer.load_checkpoint(str(checkpoint))
     if checkpoint != final:
         trainer.run_training()
-    if run["device"] == "cuda":
-        result["peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-        torch.cuda.empty_cache()
+        result["peak_memory_gb"] = round(peak_memory(run) / 1e9, 2)
+        write(path, result)
     started = time.monotonic()
     trainer.perform_actual_validation(False)
     training = read_training(folder)
@@ -144,6 +154,30 @@ def carry_out(run: dict, dataset: str, path: Path) -> None:
     result["scores"] = score(dataset, folder.parent)
     write(path, result)
     print(f"{run['name']}: {result['scores']['Dice']['mean']}")
+
+
+def recompute_batchnorm(run: dict, dataset: str, path: Path) -> None:
+    """Dice with the running statistics and with those of many batches, side by side in the run's file."""
+    result = read(path)
+    if not result.get("scores"):
+        raise SystemExit(f"{run['name']} is not finished.")
+    os.environ["nnUNet_n_proc_DA"] = str(run["workers"])
+    torch.set_num_threads(run["threads"])
+    trainer = make_trainer(run, dataset, result["epochs"])
+    model = Path(trainer.output_folder)
+    trainer.load_checkpoint(str(model / "checkpoint_final.pth"))
+    loader, other = trainer.get_dataloaders()
+    update_bn((next(loader)["data"] for _ in range(BATCHES)), trainer.network, trainer.device)
+    for each in (loader, other):
+        finish(each)
+    trainer.output_folder = str(model / "batchnorm")
+    trainer.perform_actual_validation(False)
+    result["batchnorm"] = {
+        name: round(json.loads((folder / "validation" / "summary.json").read_text())["foreground_mean"]["Dice"], 4)
+        for name, folder in (("running", model), ("recomputed", model / "batchnorm"))
+    }
+    write(path, result)
+    print(f"{run['name']}: {result['batchnorm']}")
 
 
 def class_name(run: dict) -> str:
@@ -194,9 +228,14 @@ def seconds_per_step(trainer) -> tuple[float, float]:
     with torch.no_grad():
         validation = durations(lambda: trainer.validation_step(next(trainer.dataloader_val)))
     for loader in (trainer.dataloader_train, trainer.dataloader_val):
-        if hasattr(loader, "_finish"):
-            loader._finish()
+        finish(loader)
     return training, validation
+
+
+def finish(loader) -> None:
+    """End a loader's processes, if it has any."""
+    if hasattr(loader, "_finish"):
+        loader._finish()
 
 
 def durations(step) -> float:
@@ -241,10 +280,18 @@ def table(results: list[dict]) -> str:
         row["iterations"] = f"{statistics.mean(r['iterations'] for r in members):.0f}"
         row["training (min)"] = f"{statistics.mean(r['training_minutes'] for r in members):.0f}"
         row["s / epoch"] = f"{statistics.mean(r['seconds_per_epoch'] for r in members):.1f}"
-        if all("peak_memory_gb" in r for r in members):
-            row["GPU memory (GB)"] = f"{max(r['peak_memory_gb'] for r in members):.1f}"
+        memory = [r["peak_memory_gb"] for r in members if "peak_memory_gb" in r]
+        row["memory (GB)"] = f"{max(memory):.1f}" if memory else "-"
         rows.append(row)
     return "\n".join(markdown_table(pd.DataFrame(rows)))
+
+
+def peak_memory(run: dict) -> int:
+    """Largest memory in bytes so far: tensors on the GPU, or the whole process."""
+    if run["device"] == "cuda":
+        return torch.cuda.max_memory_allocated()
+    # KiB, but bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def device_name(run: dict) -> str:
