@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_din.network.encoder_base import Encoder
 from nnunet_din.network.functional import add_, gelu_, in_slices, normalize, pointwise, recompute
 
 
@@ -60,7 +61,7 @@ class ConvNeXtBlock(nn.Module):
         return F.linear(gelu_(x), weight, bias)
 
 
-class ConvNeXtEncoder(nn.Module):
+class ConvNeXtEncoder(Encoder):
     """timm's ConvNeXt with a 3 x 3 stem at full resolution and a second pooling convolution per stage (paper, section
     9.1 and Table 14).
 
@@ -120,18 +121,10 @@ class ConvNeXtEncoder(nn.Module):
         for module in (self.stem, self.edge_pooling):
             module.apply(_init_like_timm)
 
-    @staticmethod
-    def input_stride(name: str, stem_stride: int = 1) -> int:
-        """What :attr:`stride` will be; ValueError if ``stem_stride`` is out of range."""
-        if stem_stride not in (1, 2):
-            raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride}.")
-        return 8 * stem_stride
-
     def keep_stages(self, count: int) -> None:
         """Leave out the stages after the first ``count``."""
-        self.stages = self.stages[:count]
+        super().keep_stages(count)
         self.edge_pooling = self.edge_pooling[: count - 1]
-        self.channels = self.channels[:count]
 
     def leave_out_edges(self) -> None:
         """Give None for f_low, which some fusions do not use, and drop the layers that make it."""

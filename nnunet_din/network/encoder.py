@@ -5,16 +5,15 @@ from __future__ import annotations
 import difflib
 
 import timm
-from torch import nn
 
 from nnunet_din.network.convnext import ConvNeXtEncoder
+from nnunet_din.network.encoder_base import Encoder
 from nnunet_din.network.fct import FCTEncoder
 from nnunet_din.network.pyramid import PyramidEncoder
 
-#: Prefix of the encoder's name -> class, called with (in_channels, name, **options). It has ``channels``, ``stride``,
-#: ``keep_stages(count)``, ``leave_out_edges()`` and, without building anything, ``input_stride(name, stem_stride)``.
-#: Every other model of timm is a PyramidEncoder.
-ENCODERS: dict[str, type[nn.Module]] = {
+#: Prefix of the encoder's name -> class, called with (in_channels, name, **options). Every other model of timm is a
+#: PyramidEncoder.
+ENCODERS: dict[str, type[Encoder]] = {
     "convnext": ConvNeXtEncoder,
     "fct": FCTEncoder,
 }
@@ -27,7 +26,7 @@ def known_encoders() -> list[str]:
     return sorted([*timm.list_models("convnext*"), "fct"])
 
 
-def build_encoder(name: str, in_channels: int, **options) -> nn.Module:
+def build_encoder(name: str, in_channels: int, **options) -> Encoder:
     """Build the encoder called ``name`` with random weights.
 
     Parameters
@@ -59,7 +58,7 @@ def input_stride(encoder: str = "convnext_base", stem_stride: int = 1, **_) -> i
     return _encoder_class(encoder).input_stride(encoder, stem_stride)
 
 
-def _encoder_class(name: str) -> type[nn.Module]:
+def _encoder_class(name: str) -> type[Encoder]:
     if name in known_encoders():
         return ENCODERS[max((p for p in ENCODERS if name.startswith(p)), key=len)]
     if name in timm.list_models():

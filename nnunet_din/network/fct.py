@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_din.network.encoder_base import Encoder
 
-class FCTEncoder(nn.Module):
+
+class FCTEncoder(Encoder):
     """Four stages of the Fully Convolutional Transformer, at 1, 1/2, 1/4 and 1/8 of the image.
 
     The published network pools in every stage, so that its four stages stand at 1/2 to 1/16. To give DIN the pyramid of
@@ -90,21 +92,6 @@ class FCTEncoder(nn.Module):
             for i, (width, heads) in enumerate(zip(self.WIDTHS, self.HEADS, strict=True))
         )
         self.apply(_init)
-
-    @staticmethod
-    def input_stride(name: str, stem_stride: int = 1) -> int:
-        """What :attr:`stride` will be; ValueError if ``stem_stride`` is out of range."""
-        if stem_stride not in (1, 2):
-            raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride}.")
-        return 8 * stem_stride
-
-    def keep_stages(self, count: int) -> None:
-        """Leave out the stages after the first ``count``."""
-        self.stages = self.stages[:count]
-        self.channels = self.channels[:count]
-
-    def leave_out_edges(self) -> None:
-        """Nothing to leave out: f_low has no layers of its own."""
 
     def forward(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Encode.

@@ -12,6 +12,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from nnunet_din.network.encoder_base import Encoder
 from nnunet_din.network.functional import recompute
 from nnunet_din.network.initialization import init_by_fan_in
 
@@ -19,7 +20,7 @@ from nnunet_din.network.initialization import init_by_fan_in
 WINDOWS = (1, 7, 8, 12, 16)
 
 
-class PyramidEncoder(nn.Module):
+class PyramidEncoder(Encoder):
     """The last four levels of a timm model's feature pyramid, with edge features of their own.
 
     f_high is the level itself. f_low follows :class:`ConvNeXtEncoder`: for stages 2 to 4, LayerNorm and a 2 x 2
