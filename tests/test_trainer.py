@@ -120,16 +120,18 @@ def test_vectors_are_not_decayed(make):
 def test_learning_rate_and_boundary_weight_follow_the_iterations(make, warmup, factors):
     trainer = make("nnUNetTrainerDIN_5epochs", num_iterations_per_epoch=2, warmup=warmup)
     trainer.initialize()
-    rates, weights = [], []
+    rates, weights, logged = [], [], []
     trainer.network = torch.nn.Conv2d(2, 4, 1)  # the schedule does not depend on the network
     for trainer.current_epoch in range(5):
         trainer.logger.log("epoch_start_timestamps", 0, trainer.current_epoch)
         trainer.on_train_epoch_start()
+        logged.append(trainer.optimizer.param_groups[0]["lr"])
         for _ in range(2):
             trainer.train_step(batch(trainer))
             weights.append(trainer.loss.weight_boundary)
             rates.append(trainer.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([3e-4 * factor * (1 - i / 10) ** 0.9 for i, factor in enumerate(factors)])
+    assert logged == rates[::2]
     assert weights == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1])
 
 

@@ -94,14 +94,16 @@ class nnUNetTrainerDIN(nnUNetTrainer):
             self.grad_scaler = None
 
     def configure_optimizers(self):
-        """AdamW with nnU-Net's polynomial decay, stepped every iteration: short trainings must reach 0, too."""
+        """AdamW with warm-up and nnU-Net's polynomial decay, stepped every iteration: short trainings must reach 0,
+        too.
+        """
         parameters = list(self.network.parameters())
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.initial_lr, fused=self.device.type in ("cuda", "cpu"))
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+        return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, self.warmup)
 
     def _build_loss(self) -> nn.Module:
         return DINLoss(
@@ -169,8 +171,6 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         epochs = self.current_epoch + self._iteration / self.num_iterations_per_epoch
         done = epochs / self.num_epochs
         self.lr_scheduler.step(epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = ramped(group["lr"], self.warmup, done)
         self.loss.weight_boundary = ramped(self.weight_boundary, self.boundary_ramp, done)
         self._iteration += 1
         with self._autocast_dtype():
@@ -248,6 +248,23 @@ def check_plans(plans: dict, configuration: str) -> list[dict]:
             f"every axis. Set it to {rounded} in the plans file; the data need not be preprocessed again."
         )
     return enhancements
+
+
+class WarmupPolyLRScheduler(PolyLRScheduler):
+    """nnU-Net's polynomial decay, times a linear growth from 0 over the first share ``warmup`` of the steps."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, initial_lr: float, max_steps: int, warmup: float = 0.0):
+        self.warmup = warmup  # the base class takes the first step in its __init__
+        super().__init__(optimizer, initial_lr, max_steps)
+
+    def step(self, current_step: float | None = None) -> None:
+        """Set the learning rate of a step, which need not be a whole number; without one, of the next."""
+        super().step(current_step)
+        if current_step is None or current_step == -1:
+            current_step = self.ctr - 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = ramped(group["lr"], self.warmup, current_step / self.max_steps)
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
 def ramped(weight: float, ramp: float, done: float) -> float:
