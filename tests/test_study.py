@@ -57,6 +57,16 @@ def test_every_run_has_a_folder_of_its_own(study, name):
     assert len({study.class_name(run) for run in runs}) == len(runs)
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_only_seeds_share_a_label(name):
+    """Fails if the table would take two different models for two seeds of one."""
+    _, runs = settings_and_runs(name)
+    first = {}
+    for run in runs:
+        model = {key: value for key, value in run.items() if key not in ("name", "seed")}
+        assert first.setdefault(run["label"], model) == model
+
+
 @pytest.mark.parametrize("path", sorted((FOLDER / "cpu").glob("*.json")), ids=lambda path: path.stem)
 def test_results_are_of_the_settings(path):
     _, runs = settings_and_runs("cpu.json")

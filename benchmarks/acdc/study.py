@@ -150,6 +150,7 @@ def carry_out(run: dict, dataset: str, path: Path) -> None:
         "prediction_minutes": round((time.monotonic() - started) / 60, 1),
         "train_loss": [round(float(value), 4) for value in training["train_loss"]],
         "val_loss": [round(float(value), 4) for value in training["val_loss"]],
+        "pseudo_dice": [round(float(value), 4) for value in training["mean_dice"]],
     }
     result["scores"] = score(dataset, folder.parent)
     write(path, result)

@@ -131,19 +131,8 @@ class ConvNeXtEncoder(Encoder):
         self.edge_pooling = None
 
     def forward(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Encode.
-
-        Parameters
-        ----------
-        x
-            Image, shape ``(N, C, H, W)``; H and W multiples of :attr:`stride`.
-
-        Returns
-        -------
-        list of (Tensor, Tensor)
-            Per stage ``(f_low, f_high)``, both ``(N, d_i, H / 2^i, W / 2^i)`` with H x W the stem's resolution: the
-            edge features after the (first) pooling layer and the output of the last block (f_edge and f_shape of Table
-            14).
+        """Encode, see :meth:`Encoder.forward`. f_low are the edge features after the (first) pooling layer and f_high
+        the output of the last block: f_edge and f_shape of Table 14.
         """
         x = self.stem(x)
         pairs = []

@@ -94,18 +94,8 @@ class FCTEncoder(Encoder):
         self.apply(_init)
 
     def forward(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Encode.
-
-        Parameters
-        ----------
-        x
-            Image, shape ``(N, C, H, W)``; H and W multiples of :attr:`stride`.
-
-        Returns
-        -------
-        list of (Tensor, Tensor)
-            Per stage ``(f_low, f_high)``, both ``(N, d_i, H_i, W_i)``: the features after pooling, which enter the
-            stage's transformer, and the stage's output.
+        """Encode, see :meth:`Encoder.forward`. f_low are the features after pooling, which enter the stage's
+        transformer, and f_high is the stage's output.
         """
         pairs = []
         image, features = x, None

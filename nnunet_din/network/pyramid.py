@@ -113,18 +113,7 @@ class PyramidEncoder(Encoder):
         self.edge_stem = self.edge_pooling = None
 
     def forward(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Encode.
-
-        Parameters
-        ----------
-        x
-            Image, shape ``(N, C, H, W)``; H and W multiples of :attr:`stride`.
-
-        Returns
-        -------
-        list of (Tensor, Tensor)
-            Per stage ``(f_low, f_high)``, both ``(N, d_i, H_i, W_i)``: the edge features and the level of the pyramid.
-        """
+        """Encode, see :meth:`Encoder.forward`. f_low are the edge features, f_high is the level of the pyramid."""
         highs = _maps(self.body, x)
         if self.edge_stem is None:
             return [(None, high) for high in highs]
