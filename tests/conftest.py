@@ -15,6 +15,9 @@ from nnunet_dataset import preprocess, write_fingerprint
 
 DATASET = "Dataset998_TestPhantom"
 
+# Workers of pytest-xdist share the cores; torch is not imported yet, and the commands that tests start inherit it.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 #: nnU-Net's three folders. nnunetv2 2.7 reads the environment once, when it is imported: before any test runs.
 FOLDERS = {name: Path(mkdtemp(prefix=f"nnUNet_{name}_")) for name in ("raw", "preprocessed", "results")}

@@ -67,8 +67,9 @@ def test_patch_covers_the_median_slice(dataset, plans):
 @pytest.mark.parametrize(
     "cls", [*(pytest.param(p, marks=pytest.mark.slow) for p in PLANNERS[:2]), *PLANNERS[2:]], ids=lambda p: p.preset
 )
-@pytest.mark.parametrize("median", [(49.5, 36.0), (216, 256), (1200, 900)])
-@pytest.mark.parametrize("gb", [6, 24, 80])
+@pytest.mark.parametrize(
+    ("median", "gb"), [((49.5, 36.0), 6), ((216, 256), 6), ((216, 256), 24), ((1200, 900), 6), ((1200, 900), 80)]
+)
 def test_patch_and_batch_fit_the_memory(dataset, cls, median, gb, capsys):
     p = planner(dataset, cls, gpu_memory_target_in_gb=gb)
     n_pixels = 1e9
