@@ -30,6 +30,7 @@ CLASSES = {
     "nnUNetTrainerBoundaryLoss": "nnunet_din.trainers.boundary_loss",
     "nnUNetTrainerDIN_nnUNetDA": "nnunet_din.trainers.data_augmentation",
     "nnUNetTrainerDIN_noMirroring": "nnunet_din.trainers.data_augmentation",
+    "nnUNetTrainerDIN_5en4": "nnunet_din.trainers.learning_rate",
     "nnUNetTrainerDIN_pretrained": "nnunet_din.trainers.pretrained",
 }
 

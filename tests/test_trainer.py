@@ -116,6 +116,19 @@ def test_vectors_are_not_decayed(make):
     assert len(decayed["params"]) + len(free["params"]) == len(list(trainer.network.parameters()))
 
 
+def test_five_times_the_learning_rate_comes_with_warm_up_and_decay(make):
+    trainer = make("nnUNetTrainerDIN_5en4", num_epochs=100)
+    trainer.network = torch.nn.Linear(2, 2)
+    optimizer, scheduler = trainer.configure_optimizers()
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+    rates = []
+    for epoch in range(100):
+        scheduler.step(epoch)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == 0 and rates[1] == pytest.approx(1e-4, rel=0.02) and rates[5] == max(rates)
+    assert rates[5] == pytest.approx(5e-4 * 0.95**0.9)
+
+
 @pytest.mark.parametrize(("warmup", "factors"), [(0.0, [1.0] * 10), (0.4, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1])])
 def test_learning_rate_and_boundary_weight_follow_the_iterations(make, warmup, factors):
     trainer = make("nnUNetTrainerDIN_5epochs", num_iterations_per_epoch=2, warmup=warmup)
