@@ -18,6 +18,9 @@ CLASSES = {
     "nnUNetPlannerDINFast": "nnunet_din.planners.din_planners",
     "DINPreprocessor": "nnunet_din.planners.din_preprocessor",
     "nnUNetTrainerDIN": "nnunet_din.trainers.din_trainer",
+    "nnUNetTrainerDIN_paper": "nnunet_din.trainers.paper",
+    "nnUNetTrainerDIN_5en4": "nnunet_din.trainers.paper",
+    "nnUNetTrainerDIN_noDeepSupervision": "nnunet_din.trainers.deep_supervision",
     "nnUNetTrainerDIN_demo": "nnunet_din.trainers.training_length",
     "nnUNetTrainerDIN_smoke": "nnunet_din.trainers.training_length",
     "nnUNetTrainerDIN_1epoch": "nnunet_din.trainers.training_length",
@@ -30,7 +33,6 @@ CLASSES = {
     "nnUNetTrainerBoundaryLoss": "nnunet_din.trainers.boundary_loss",
     "nnUNetTrainerDIN_nnUNetDA": "nnunet_din.trainers.data_augmentation",
     "nnUNetTrainerDIN_noMirroring": "nnunet_din.trainers.data_augmentation",
-    "nnUNetTrainerDIN_5en4": "nnunet_din.trainers.learning_rate",
     "nnUNetTrainerDIN_pretrained": "nnunet_din.trainers.pretrained",
 }
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import literal
-from nnunet_din.losses import DINLoss, MultiScaleBoundaryLoss, SoftDiceLoss
+from nnunet_din.losses import AuxiliaryLoss, DINLoss, MultiScaleBoundaryLoss, SoftDiceLoss
 from nnunet_din.losses.boundary import sobel
 
 
@@ -65,6 +65,25 @@ def test_sobel_of_a_step_edge():
     horizontal, vertical = sobel(x)[0, 0]
     assert not horizontal.any(), "a vertical edge has no response of G_H, at the image border neither"
     assert vertical[:, 2:4].eq(4).all() and not vertical[:, :2].any() and not vertical[:, 4:].any()
+
+
+def test_sobel_is_a_convolution_with_the_printed_kernels():
+    x = torch.rand(2, 3, 7, 5, dtype=torch.float64)
+    g_h = torch.tensor([[-1, -2, -1], [0, 0, 0], [1, 2, 1]], dtype=x.dtype)  # eq. 15
+    kernels = torch.stack((g_h, g_h.T))[:, None]
+    padded = torch.nn.functional.pad(x.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
+    literal = torch.nn.functional.conv2d(padded, kernels).unflatten(0, (2, 3))
+    torch.testing.assert_close(sobel(x), literal)
+
+
+def test_auxiliary_outputs_count_by_their_weight():
+    logits, labels = batch()
+    loss, target = DINLoss(), labels
+    one, other = loss(logits, target), loss(logits.flip(0), target)
+    whole = AuxiliaryLoss(loss, 0.5)([logits, logits.flip(0), logits.flip(0)], [target])
+    torch.testing.assert_close(whole, (one + 0.5 * other + 0.5 * other) / 2)
+    with pytest.raises(ValueError, match="must not be negative"):
+        AuxiliaryLoss(loss, -1)
 
 
 def test_printed_sobel_is_eight_times_normalized():

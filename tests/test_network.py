@@ -339,6 +339,24 @@ def test_deep_supervision_is_refused():
         small(deep_supervision=True)
 
 
+def test_auxiliary_heads_change_nothing_else():
+    network = small()
+    x = torch.randn(2, 2, 24, 16)
+    network.eval()
+    with torch.no_grad():
+        before = network(x)
+        weights = network.state_dict()
+        network.add_auxiliary_heads()
+        after = network(x)
+    assert torch.equal(before, after[0]) and [o.shape for o in after] == [before.shape] * 5
+    own = network.auxiliary_heads.seg_layers[0].weight.clone()
+    network.load_state_dict(weights)
+    assert torch.equal(network.auxiliary_heads.seg_layers[0].weight, own)
+    plain = small()
+    plain.load_state_dict(network.state_dict())
+    assert plain.state_dict().keys() == weights.keys()
+
+
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="Unknown encoder 'resnet5'.*convnext_tiny"):
         small(encoder="resnet5")

@@ -47,12 +47,12 @@ def make(dataset, plans):
 
 
 def batch(trainer, seed=0):
+    """A random batch, its target as nnU-Net's loader gives it: a list with deep supervision."""
     generator = torch.Generator().manual_seed(seed)
     size = trainer.configuration_manager.patch_size
-    return {
-        "data": torch.randn(2, 2, *size, generator=generator),
-        "target": torch.randint(0, 4, (2, 1, *size), generator=generator).float(),
-    }
+    data = torch.randn(2, 2, *size, generator=generator)
+    target = torch.randint(0, 4, (2, 1, *size), generator=generator).float()
+    return {"data": data, "target": [target] if trainer.enable_deep_supervision else target}
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -72,20 +72,61 @@ def test_class_attributes_are_what_the_trainer_uses(make, name):
 
 
 def test_the_papers_hyper_parameters():
-    t = nnUNetTrainerDIN
-    assert (t.initial_lr, t.num_epochs, t.num_iterations_per_epoch, t.enable_deep_supervision) == (
-        1e-4,
-        300,
-        250,
-        False,
-    )
-    assert (t.weight_ce, t.weight_dice, t.weight_boundary) == (0.3, 0.7, 1.0)
+    paper, ours = find_trainer("nnUNetTrainerDIN_paper"), nnUNetTrainerDIN
+    assert (paper.initial_lr, paper.warmup, paper.num_epochs, paper.num_iterations_per_epoch) == (1e-4, 0, 300, 250)
+    assert not paper.enable_deep_supervision
+    assert (paper.weight_ce, paper.weight_dice, paper.weight_boundary) == (0.3, 0.7, 1.0)
+    assert (ours.initial_lr, ours.warmup, ours.weight_decay, ours.num_epochs) == (5e-4, 0.05, 0.05, 300)
     lengths = {n: find_trainer(f"nnUNetTrainerDIN_{n}epochs").num_epochs for n in (5, 50, 100)}
     assert lengths == {5: 5, 50: 50, 100: 100}
 
 
-def test_one_training_step_reaches_every_parameter(make):
+@pytest.mark.parametrize("name", ["nnUNetTrainerDIN_paper", "nnUNetTrainerDIN_noDeepSupervision"])
+def test_trainers_without_auxiliary_outputs_have_the_network_of_prediction(make, name):
+    trainer = make(name)
+    trainer.initialize()
+    assert trainer.network.auxiliary_heads is None
+    assert np.isfinite(trainer.train_step(batch(trainer))["loss"])
+
+
+def test_auxiliary_outputs_are_of_training_only(make, tmp_path):
+    """nnU-Net's prediction builds the network without them and loads the checkpoint: the same segmentation."""
     trainer = make()
+    trainer.initialize()
+    trainer.train_step(batch(trainer))
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    x = batch(trainer)["data"]
+    trainer.network.eval()
+    with torch.no_grad():
+        outputs = trainer.network(x)
+    assert len(outputs) == 5 and len({output.shape for output in outputs}) == 1
+    network = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 4, False)
+    assert network.auxiliary_heads is None
+    network.load_state_dict(torch.load(tmp_path / "checkpoint.pth", weights_only=False)["network_weights"])
+    network.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), outputs[0], rtol=0, atol=0)
+    trainer.set_deep_supervision_enabled(False)
+    assert torch.is_tensor(trainer.network(x))
+
+
+def test_a_training_from_before_the_auxiliary_outputs_goes_on(make, tmp_path):
+    before = make(enable_deep_supervision=False)
+    before.initialize()
+    before.train_step(batch(before))
+    before.save_checkpoint(str(tmp_path / "before.pth"))
+    trainer = make()
+    trainer.load_checkpoint(str(tmp_path / "before.pth"))
+    assert not trainer.enable_deep_supervision and trainer.network.auxiliary_heads is None
+    for each in (before, trainer):
+        each.on_train_epoch_start()
+        each.train_step(batch(each, seed=1))
+    for key, value in before.network.state_dict().items():
+        assert torch.equal(value, trainer.network.state_dict()[key]), key
+
+
+def test_one_training_step_reaches_every_parameter(make):
+    trainer = make(warmup=0.0)
     trainer.initialize()
     trainer.network.train()
     before = {n: p.detach().clone() for n, p in trainer.network.named_parameters()}
@@ -98,10 +139,10 @@ def test_one_training_step_reaches_every_parameter(make):
 
 
 def test_loss_falls_when_one_batch_is_repeated(make):
-    trainer = make(initial_lr=1e-3)
+    trainer = make(initial_lr=1e-3, warmup=0.0)
     trainer.initialize()
     data = batch(trainer)
-    data["target"] = (data["data"][:, :1] > 0.5).float()
+    data["target"] = [(data["data"][:, :1] > 0.5).float()]
     losses = [float(trainer.train_step(data)["loss"]) for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]
 
@@ -111,13 +152,13 @@ def test_vectors_are_not_decayed(make):
     trainer.initialize()
     decayed, free = trainer.optimizer.param_groups
     assert isinstance(trainer.optimizer, torch.optim.AdamW)
-    assert decayed["weight_decay"] == 1e-2 and free["weight_decay"] == 0
+    assert decayed["weight_decay"] == 5e-2 and free["weight_decay"] == 0
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim <= 1 for p in free["params"])
     assert len(decayed["params"]) + len(free["params"]) == len(list(trainer.network.parameters()))
 
 
-def test_five_times_the_learning_rate_comes_with_warm_up_and_decay(make):
-    trainer = make("nnUNetTrainerDIN_5en4", num_epochs=100)
+def test_learning_rate_comes_with_warm_up_and_decay(make):
+    trainer = make(num_epochs=100)
     trainer.network = torch.nn.Linear(2, 2)
     optimizer, scheduler = trainer.configure_optimizers()
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
@@ -131,7 +172,14 @@ def test_five_times_the_learning_rate_comes_with_warm_up_and_decay(make):
 
 @pytest.mark.parametrize(("warmup", "factors"), [(0.0, [1.0] * 10), (0.4, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1])])
 def test_learning_rate_and_boundary_weight_follow_the_iterations(make, warmup, factors):
-    trainer = make("nnUNetTrainerDIN_5epochs", num_iterations_per_epoch=2, warmup=warmup)
+    trainer = make(
+        "nnUNetTrainerDIN_noDeepSupervision",
+        num_epochs=5,
+        num_iterations_per_epoch=2,
+        warmup=warmup,
+        initial_lr=3e-4,
+        boundary_ramp=0.5,
+    )
     trainer.initialize()
     rates, weights, logged = [], [], []
     trainer.network = torch.nn.Conv2d(2, 4, 1)  # the schedule does not depend on the network
@@ -170,7 +218,7 @@ def test_log_says_how_much_memory_a_gpu_needed(make, monkeypatch):
 )
 def test_boundary_loss_variants(make, name, expected):
     trainer = make(name)
-    loss = trainer._build_loss()
+    loss = trainer._build_loss().loss
     assert (loss.weight_boundary, loss.boundary and loss.boundary.normalized) == expected
 
 
@@ -197,15 +245,15 @@ def test_paper_augmentation_is_rotation_and_flips():
     assert spatial.rotation == (-np.pi, np.pi)
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainerDIN_5epochs", "nnUNetTrainerDIN_noMirroring"])
+@pytest.mark.parametrize("name", ["nnUNetTrainerDIN_demo", "nnUNetTrainerDIN_noMirroring"])
 def test_without_mirroring_nothing_is_flipped(make, name):
     trainer = make(name)
     *_, mirror_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     assert mirror_axes is None and trainer.inference_allowed_mirroring_axes is None
 
 
-def test_five_epochs_keep_the_orientation(make):
-    trainer = make("nnUNetTrainerDIN_5epochs")
+def test_the_demo_keeps_the_orientation(make):
+    trainer = make("nnUNetTrainerDIN_demo")
     *_, mirror_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     image = torch.arange(1600.0).reshape(1, 40, 40)
     pipeline = type(trainer).get_training_transforms((40, 40), (-np.pi, np.pi), None, mirror_axes, False)
@@ -275,7 +323,7 @@ def test_training_and_resuming_are_bit_exact(make, dataset, tmp_path):
         trainer.on_epoch_end()
 
     torch.manual_seed(0)
-    straight = make("nnUNetTrainerDIN_5epochs")
+    straight = make("nnUNetTrainerDIN_demo")
     straight.initialize()
     epoch(straight)
     checkpoint = straight.output_folder + "/checkpoint_latest.pth"
@@ -283,7 +331,7 @@ def test_training_and_resuming_are_bit_exact(make, dataset, tmp_path):
     shutil.copy(checkpoint, kept)
     epoch(straight)
 
-    resumed = make("nnUNetTrainerDIN_5epochs")
+    resumed = make("nnUNetTrainerDIN_demo")
     resumed.load_checkpoint(str(kept))
     assert resumed.current_epoch == 1
     epoch(resumed)
@@ -379,7 +427,7 @@ def test_checkpoint_of_another_preset_is_refused(make, tmp_path):
 
 def test_stock_trainers(make, plans, dataset):
     """Plans of DIN train with nnU-Net's trainers without deep supervision; with it, the error says what to use."""
-    with pytest.raises(ValueError, match="single output.*nnUNetTrainerDIN"):
+    with pytest.raises(ValueError, match="no outputs at lower resolutions.*nnUNetTrainerDIN"):
         nnUNetTrainer(copy.deepcopy(plans), "2d", 0, dataset.dataset_json, CPU).initialize()
     cls = find_trainer("nnUNetTrainerNoDeepSupervision")
     trainer = cls(copy.deepcopy(plans), "2d", 0, dataset.dataset_json, CPU)
@@ -474,7 +522,7 @@ def test_boundary_loss_with_nnunets_own_network(dataset, stock_plans):
     output = trainer.network(data["data"])
     scales = [[1.0, 1.0], *trainer._get_deep_supervision_scales()[1:]]
     data["target"] = [
-        torch.nn.functional.interpolate(data["target"], size=o.shape[-2:], mode="nearest") for o in output
+        torch.nn.functional.interpolate(data["target"][0], size=o.shape[-2:], mode="nearest") for o in output
     ]
     assert isinstance(output, (list, tuple)) and len(scales) == len(output)
     own, whole = trainer.loss.loss(output, data["target"]), trainer.loss(output, data["target"])

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
-
 from nnunet_din.network import load_pretrained_encoders
-from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
+from nnunet_din.trainers.din_trainer import bare, nnUNetTrainerDIN
 
 
 class nnUNetTrainerDIN_pretrained(nnUNetTrainerDIN):
@@ -23,8 +20,7 @@ class nnUNetTrainerDIN_pretrained(nnUNetTrainerDIN):
         """As in nnU-Net, then load the encoders' weights and report what was loaded."""
         super().initialize()
         if not self._restoring:
-            network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-            network = network._orig_mod if isinstance(network, OptimizedModule) else network
+            network = bare(self.network)
             source = self.configuration_manager.configuration.get("pretrained_encoder", network.encoders[0].name)
             self.print_to_log_file(load_pretrained_encoders(network, source))
 

@@ -16,36 +16,33 @@ class nnUNetTrainerDIN_smoke(nnUNetTrainerDIN):
     save_every = 1
 
 
-class nnUNetTrainerDIN_5epochs(nnUNetTrainerDIN):
-    """1250 iterations, with what a network needs to get from random weights to a segmentation in so few.
-
-    Images keep their orientation: no rotation, no flips. Invariance to them takes far more iterations than these to
-    learn, and it hides on which side a structure lies.
+class nnUNetTrainerDIN_demo(nnUNetTrainerDIN):
+    """The trainer of ``nnunet-din demo``: 80 iterations on phantoms that all lie the same way, and no validation
+    afterwards.
     """
 
-    initial_lr = 3e-4
     boundary_ramp = 0.5
     p_rotation = 0.0
     mirroring = False
     num_epochs = 5
-    num_val_iterations_per_epoch = 10
+    num_iterations_per_epoch = 16
+    num_val_iterations_per_epoch = 4
     save_every = 1
 
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Leave it out: the demo trains on all cases and is scored on others."""
 
-class nnUNetTrainerDIN_1epoch(nnUNetTrainerDIN_5epochs):
-    """250 iterations, to look at the way from training to the leaderboard."""
+
+class nnUNetTrainerDIN_1epoch(nnUNetTrainerDIN):
+    """250 iterations."""
 
     num_epochs = 1
 
 
-class nnUNetTrainerDIN_demo(nnUNetTrainerDIN_5epochs):
-    """The trainer of ``nnunet-din demo``: 80 iterations, and no validation afterwards."""
+class nnUNetTrainerDIN_5epochs(nnUNetTrainerDIN):
+    """1250 iterations."""
 
-    num_iterations_per_epoch = 16
-    num_val_iterations_per_epoch = 4
-
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Leave it out: the demo trains on all cases and is scored on others."""
+    num_epochs = 5
 
 
 class nnUNetTrainerDIN_50epochs(nnUNetTrainerDIN):

@@ -3,5 +3,6 @@
 from nnunet_din.losses.boundary import MultiScaleBoundaryLoss
 from nnunet_din.losses.compound import DINLoss
 from nnunet_din.losses.dice import SoftDiceLoss
+from nnunet_din.losses.supervision import AuxiliaryLoss
 
-__all__ = ["DINLoss", "MultiScaleBoundaryLoss", "SoftDiceLoss"]
+__all__ = ["AuxiliaryLoss", "DINLoss", "MultiScaleBoundaryLoss", "SoftDiceLoss"]

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: G_H and G_V of eq. 15. The absolute weights of each sum to 8.
-SOBEL = (((-1, -2, -1), (0, 0, 0), (1, 2, 1)), ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)))
-
-
 def sobel(x: Tensor) -> Tensor:
     """Horizontal and vertical Sobel responses (eq. 15) of each channel.
+
+    The kernels are separable, a difference along one axis and a weighted sum along the other; the absolute weights of
+    each sum to 8.
 
     Parameters
     ----------
@@ -25,10 +24,21 @@ def sobel(x: Tensor) -> Tensor:
     Tensor
         Shape ``(N, K, 2, H, W)``.
     """
-    n, k, h, w = x.shape
-    kernel = torch.tensor(SOBEL, dtype=x.dtype, device=x.device)[:, None]
-    padded = F.pad(x.reshape(n * k, 1, h, w), (1, 1, 1, 1), mode="replicate")
-    return F.conv2d(padded, kernel).reshape(n, k, 2, h, w)
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    responses = [_smooth(_difference(padded, axis), across) for axis, across in ((2, 3), (3, 2))]  # G_H, G_V
+    return torch.stack(responses, dim=2)
+
+
+def _difference(x: Tensor, axis: int) -> Tensor:
+    """Weights (-1, 0, 1) along an axis, which loses two pixels."""
+    length = x.shape[axis] - 2
+    return x.narrow(axis, 2, length) - x.narrow(axis, 0, length)
+
+
+def _smooth(x: Tensor, axis: int) -> Tensor:
+    """Weights (1, 2, 1) along an axis, which loses two pixels."""
+    pairs = x.narrow(axis, 0, x.shape[axis] - 1) + x.narrow(axis, 1, x.shape[axis] - 1)
+    return pairs.narrow(axis, 0, pairs.shape[axis] - 1) + pairs.narrow(axis, 1, pairs.shape[axis] - 1)
 
 
 class MultiScaleBoundaryLoss(nn.Module):

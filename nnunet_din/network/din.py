@@ -9,9 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_din.network.auxiliary import AuxiliaryHeads
 from nnunet_din.network.decoder import build_decoder
 from nnunet_din.network.encoder import build_encoder
 from nnunet_din.network.fusion import build_fusion, get_fusion
+
+UPSAMPLING = ("bilinear", "pixel_shuffle")
+#: Beginning of the names of the auxiliary heads' weights.
+AUXILIARY_PREFIX = "auxiliary_heads."
 
 
 class DualInteractionNetwork(nn.Module):
@@ -44,10 +49,21 @@ class DualInteractionNetwork(nn.Module):
         Stages that have a DIFM, and that the decoder sees: 4 in the paper. The smallest resolution is left out first
         (Table 6), and the encoders end where the last DIFM is.
     decoder, decoder_channels
-        Name of the decoder and its width. It decodes at the first stage's resolution; where that is not the image's,
-        the logits are resized.
+        Name of the decoder and its width. It decodes at the first stage's resolution.
+    upsampling
+        How logits come from there to the image's resolution behind a stem of stride 2: "bilinear", or "pixel_shuffle",
+        where the decoder predicts the logits of all four pixels of a feature. What a larger stride of the encoder
+        still lacks is bilinear.
     deep_supervision
-        nnU-Net passes it to every network. DIN has one output, so only False is possible.
+        nnU-Net passes it to every network. DIN has no outputs at lower resolutions, so only False is possible;
+        :meth:`add_auxiliary_heads` is DIN's way.
+
+    Attributes
+    ----------
+    auxiliary_heads : AuxiliaryHeads or None
+        Additional outputs for training, see :meth:`add_auxiliary_heads`.
+    deep_supervision : bool
+        Whether :meth:`forward` gives the auxiliary outputs, too.
 
     Raises
     ------
@@ -70,15 +86,16 @@ class DualInteractionNetwork(nn.Module):
         decoder_channels: int = 768,
         checkpointing: bool = False,
         stem_stride: int = 1,
+        upsampling: str = "bilinear",
         deep_supervision: bool = False,
         **fusion_options,
     ):
         super().__init__()
         if deep_supervision:
             raise ValueError(
-                "DIN has a single output and cannot be trained with deep supervision: use -tr nnUNetTrainerDIN (or "
-                "one of its "
-                "variants), or another trainer without deep supervision such as nnUNetTrainerNoDeepSupervision."
+                "DIN has no outputs at lower resolutions, which this trainer's deep supervision asks for: use "
+                "-tr nnUNetTrainerDIN (or one of its variants), which supervises the fused levels in a way of its "
+                "own, or another trainer without deep supervision such as nnUNetTrainerNoDeepSupervision."
             )
         self.input_channels = input_channels
         self.num_classes = num_classes
@@ -89,6 +106,9 @@ class DualInteractionNetwork(nn.Module):
             raise ValueError(f"inputs must name some of the {versions} versions of the image by number, got {inputs}.")
         if not 1 <= fused_stages <= 4:
             raise ValueError(f"fused_stages must be 1 to 4, got {fused_stages}.")
+        if upsampling not in UPSAMPLING:
+            raise ValueError(f"Unknown upsampling '{upsampling}'. Known: {', '.join(UPSAMPLING)}.")
+        self.subpixels = stem_stride if upsampling == "pixel_shuffle" else 1
         options = {
             "layer_scale": layer_scale,
             "drop_path_rate": drop_path_rate,
@@ -106,12 +126,24 @@ class DualInteractionNetwork(nn.Module):
         if not self.difms[0].needs_edges:
             for each in self.encoders:
                 each.leave_out_edges()
-        self.decoder = build_decoder(decoder, channels, num_classes, decoder_channels)
+        self.decoder = build_decoder(decoder, channels, num_classes * self.subpixels**2, decoder_channels)
+        self.auxiliary_heads: AuxiliaryHeads | None = None
+        self.deep_supervision = False
         # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions): keep
         # them last in memory.
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def add_auxiliary_heads(self) -> None:
+        """Give every fused level a classifier of its own, for training, and switch :attr:`deep_supervision` on.
+
+        The deep levels, which see most of the image, otherwise get their gradient through the last fusion only. The
+        heads are no part of the method: without them the network, its outputs and its other weights are the same, and
+        :meth:`load_state_dict` takes weights with and without them.
+        """
+        self.auxiliary_heads = AuxiliaryHeads(self.encoders[0].channels, self.num_classes)
+        self.deep_supervision = True
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Segment.
 
         Parameters
@@ -122,8 +154,9 @@ class DualInteractionNetwork(nn.Module):
 
         Returns
         -------
-        Tensor
-            Logits, shape ``(N, K, H, W)``.
+        Tensor or list of Tensor
+            Logits, shape ``(N, K, H, W)``. With :attr:`deep_supervision` a list, the logits first and then those of
+            the auxiliary heads, all of the same shape.
 
         Raises
         ------
@@ -137,10 +170,11 @@ class DualInteractionNetwork(nn.Module):
             images = [torch.cat(images, dim=1)]
         streams = [encoder(image) for encoder, image in zip(self.encoders, images, strict=True)]
         fused = [self._checkpoint(difm, *pairs) for difm, *pairs in zip(self.difms, *streams, strict=True)]
-        logits = self.decoder(fused)
-        if logits.shape[-2:] != x.shape[-2:]:
-            logits = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        return logits
+        outputs = [F.pixel_shuffle(self.decoder(fused), self.subpixels)]
+        if self.deep_supervision:
+            outputs += self.auxiliary_heads(fused)
+        outputs = [_resize(logits, x.shape[-2:]) for logits in outputs]
+        return outputs if self.deep_supervision else outputs[0]
 
     def _checkpoint(self, difm: nn.Module, *pairs: tuple[Tensor, Tensor]) -> Tensor:
         if not (self.checkpointing and self.training):
@@ -163,8 +197,15 @@ class DualInteractionNetwork(nn.Module):
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         """As in torch, with one clear error instead of a page of keys where the weights are those of another
         network.
+
+        Auxiliary heads may be missing on either side: they have no part in the segmentation.
         """
         own = self.state_dict()
+        heads = {key: value for key, value in own.items() if key.startswith(AUXILIARY_PREFIX)}
+        given = {key: value for key, value in state_dict.items() if not key.startswith(AUXILIARY_PREFIX)}
+        if heads and all(key in state_dict and state_dict[key].shape == heads[key].shape for key in heads):
+            heads = {key: state_dict[key] for key in heads}
+        state_dict = {**given, **heads}
         differing = [key for key in own if key in state_dict and state_dict[key].shape != own[key].shape]
         if strict:
             differing += sorted(own.keys() ^ state_dict.keys())
@@ -195,6 +236,12 @@ class DualInteractionNetwork(nn.Module):
         # At four images and more, the peak lies where the activations do.
         four, eight = (training_memory(self, (n, self.versions * self.input_channels, *input_size)) for n in (4, 8))
         return (eight - four) // 16
+
+
+def _resize(logits: Tensor, size: Sequence[int]) -> Tensor:
+    if logits.shape[-2:] == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def _shape(state_dict, key: str):

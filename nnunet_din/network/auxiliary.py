@@ -1,0 +1,31 @@
+"""Additional outputs that DIN has in training only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from nnunet_din.network.initialization import init_by_fan_in
+
+
+class AuxiliaryHeads(nn.Module):
+    """A 1 x 1 classifier for each level.
+
+    Parameters
+    ----------
+    in_channels
+        Channels d_i of the levels.
+    num_classes
+        Channels K of the logits.
+    """
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int):
+        super().__init__()
+        # nnU-Net's fine-tuning takes every entry from the pretrained weights but those with this name.
+        self.seg_layers = nn.ModuleList(nn.Conv2d(d, num_classes, kernel_size=1) for d in in_channels)
+        self.apply(init_by_fan_in)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Classify the levels ``(N, d_i, H_i, W_i)``: logits ``(N, K, H_i, W_i)``."""
+        return [layer(x) for layer, x in zip(self.seg_layers, features, strict=True)]
