@@ -131,7 +131,18 @@ class LiteralNetwork(nn.Module):
         fused = [literal_difm(difm, *pair) for difm, pair in zip(self.network.difms, pairs, strict=True)]
         logits = literal_decoder(self.network.decoder)(fused)
         # Of a stem with stride: eq. 14 gives the stem's resolution.
+        logits = subpixels(logits, self.network.subpixels)
         return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def subpixels(logits, r):
+    """(N, K r r, H, W) -> (N, K, r H, r W): channel (k, dy, dx) is pixel (r y + dy, r x + dx) of class k."""
+    n, channels, height, width = logits.shape
+    out = logits.new_empty(n, channels // r**2, r * height, r * width)
+    for dy in range(r):
+        for dx in range(r):
+            out[:, :, dy::r, dx::r] = logits[:, dy * r + dx :: r**2]
+    return out
 
 
 def literal_encoder(encoder, x):

@@ -76,12 +76,16 @@ def test_sobel_is_a_convolution_with_the_printed_kernels():
     torch.testing.assert_close(sobel(x), literal)
 
 
-def test_auxiliary_outputs_count_by_their_weight():
-    logits, labels = batch()
-    loss, target = DINLoss(), labels
-    one, other = loss(logits, target), loss(logits.flip(0), target)
-    whole = AuxiliaryLoss(loss, 0.5)([logits, logits.flip(0), logits.flip(0)], [target])
-    torch.testing.assert_close(whole, (one + 0.5 * other + 0.5 * other) / 2)
+def test_auxiliary_outputs_are_resized_and_count_by_their_weight():
+    logits, labels = batch(dtype=torch.float32)
+    outputs = [logits.requires_grad_(), logits[..., ::2, ::3].detach().requires_grad_()]
+    loss = DINLoss()
+    resized = F.interpolate(outputs[1], size=logits.shape[2:], mode="bilinear", align_corners=False)
+    literal = (loss(logits, labels) + 0.5 * loss(resized, labels)) / 1.5
+    whole = AuxiliaryLoss(loss, 0.5)(outputs, [labels])
+    torch.testing.assert_close(whole, literal)
+    for a, b in zip(torch.autograd.grad(whole, outputs), torch.autograd.grad(literal, outputs), strict=True):
+        torch.testing.assert_close(a, b)
     with pytest.raises(ValueError, match="must not be negative"):
         AuxiliaryLoss(loss, -1)
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class AuxiliaryLoss(nn.Module):
-    """A loss of the segmentation and of the auxiliary outputs, all at the resolution of the target: the weighted mean.
+    """The weighted mean of the loss of the segmentation and those of the auxiliary outputs.
+
+    Auxiliary outputs are resized to the target, which keeps thin structures that a target of their resolution would
+    lose. What lies between their logits and their loss is computed again in the backward pass, so that they take
+    hardly any memory.
 
     Parameters
     ----------
     loss
         Loss of one output, called with (logits, target).
     weight
-        Weight of each auxiliary output; the segmentation has 1.
+        Weight of each auxiliary output, at least 0; the segmentation has 1.
     """
 
     def __init__(self, loss: nn.Module, weight: float = 0.5):
@@ -31,9 +38,9 @@ class AuxiliaryLoss(nn.Module):
         Parameters
         ----------
         outputs
-            Logits, the segmentation first, see :class:`nnunet_din.network.DualInteractionNetwork`.
+            Logits: those of the segmentation, ``(N, K, H, W)``, then the auxiliary ones, ``(N, K, H_i, W_i)``.
         target
-            Of every output; or a sequence that begins with it, as nnU-Net hands it over.
+            Of the segmentation, see :class:`DINLoss`; or a sequence that begins with it, as nnU-Net hands it over.
 
         Returns
         -------
@@ -43,5 +50,17 @@ class AuxiliaryLoss(nn.Module):
         if not isinstance(target, Tensor):
             target = target[0]
         segmentation, *auxiliary = outputs
-        total = self.loss(segmentation, target) + self.weight * sum(self.loss(output, target) for output in auxiliary)
+        total = self.loss(segmentation, target)
+        for logits in auxiliary:
+            total = total + self.weight * checkpoint(
+                self._resized, logits, target, use_reentrant=False, preserve_rng_state=False
+            )
         return total / (1 + self.weight * len(auxiliary))
+
+    def _resized(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits = F.interpolate(_at_least_fp32(logits), size=target.shape[2:], mode="bilinear", align_corners=False)
+        return self.loss(logits, target)
+
+
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -156,7 +156,7 @@ class DualInteractionNetwork(nn.Module):
         -------
         Tensor or list of Tensor
             Logits, shape ``(N, K, H, W)``. With :attr:`deep_supervision` a list, the logits first and then those of
-            the auxiliary heads, all of the same shape.
+            the auxiliary heads, ``(N, K, H_i, W_i)``.
 
         Raises
         ------
@@ -170,11 +170,10 @@ class DualInteractionNetwork(nn.Module):
             images = [torch.cat(images, dim=1)]
         streams = [encoder(image) for encoder, image in zip(self.encoders, images, strict=True)]
         fused = [self._checkpoint(difm, *pairs) for difm, *pairs in zip(self.difms, *streams, strict=True)]
-        outputs = [F.pixel_shuffle(self.decoder(fused), self.subpixels)]
-        if self.deep_supervision:
-            outputs += self.auxiliary_heads(fused)
-        outputs = [_resize(logits, x.shape[-2:]) for logits in outputs]
-        return outputs if self.deep_supervision else outputs[0]
+        logits = F.pixel_shuffle(self.decoder(fused), self.subpixels)
+        if logits.shape[-2:] != x.shape[-2:]:
+            logits = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return [logits, *self.auxiliary_heads(fused)] if self.deep_supervision else logits
 
     def _checkpoint(self, difm: nn.Module, *pairs: tuple[Tensor, Tensor]) -> Tensor:
         if not (self.checkpointing and self.training):
@@ -236,12 +235,6 @@ class DualInteractionNetwork(nn.Module):
         # At four images and more, the peak lies where the activations do.
         four, eight = (training_memory(self, (n, self.versions * self.input_channels, *input_size)) for n in (4, 8))
         return (eight - four) // 16
-
-
-def _resize(logits: Tensor, size: Sequence[int]) -> Tensor:
-    if logits.shape[-2:] == size:
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def _shape(state_dict, key: str):
