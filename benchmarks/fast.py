@@ -23,9 +23,9 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from tqdm import trange
 
+from nnunet_din.cost.accounting import count_multiply_adds, count_parameters
+from nnunet_din.cost.measurement import seconds_of, training_step
 from nnunet_din.network import PRESETS, DualInteractionNetwork
-from nnunet_din.network.accounting import count_multiply_adds, count_parameters
-from nnunet_din.profiling import seconds_of, training_step
 
 
 def nnunet_step(network: torch.nn.Module, x: torch.Tensor, target: torch.Tensor, half: bool) -> Callable[[], None]:

@@ -62,7 +62,7 @@ def main() -> None:
         Path(folder, "dataset.json").write_text(json.dumps(labels))
         seconds = []
         for i in range(args.repeats):
-            command = [sys.executable, "-m", "nnunet_din.cli", "leaderboard", "--pred", f"model={predicted}"]
+            command = [sys.executable, "-m", "nnunet_din.commands.main", "leaderboard", "--pred", f"model={predicted}"]
             command += ["--gt", str(truth), "-o", str(Path(folder, f"out{i}"))]
             begin = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -17,9 +17,9 @@ import torch
 from common import head, write
 from tqdm import tqdm
 
+from nnunet_din.cost.accounting import training_memory
+from nnunet_din.cost.measurement import peak_memory, training_step
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
-from nnunet_din.network.accounting import training_memory
-from nnunet_din.profiling import peak_memory, training_step
 
 CLASSES = 4
 #: (height, width, batch), rounded up to what the network takes; those over ``--limit`` are left out.

@@ -17,12 +17,11 @@ import torch
 from common import head, ratios, write
 from tqdm import trange
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+from nnunet_din.cost.measurement import peak_memory, prediction, seconds_of, training_step
+from nnunet_din.network import PRESETS, DualInteractionNetwork
+from nnunet_din.network.reference import ReferenceNetwork
 
-import literal  # noqa: E402
-from nnunet_din.network import PRESETS, DualInteractionNetwork  # noqa: E402
-from nnunet_din.profiling import peak_memory, prediction, seconds_of, training_step  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 CLASSES = 4
 
@@ -34,7 +33,7 @@ def build(args: argparse.Namespace):
     ours = DualInteractionNetwork(1, CLASSES, **PRESETS[args.preset]).to(device)
     x = torch.randn(args.batch, 2, args.size, args.size, device=device)
     target = torch.randint(0, CLASSES, (args.batch, 1, args.size, args.size), device=device)
-    return {"literal": literal.LiteralNetwork(ours), "ours": ours}, x, target
+    return {"literal": ReferenceNetwork(ours), "ours": ours}, x, target
 
 
 def measure_memory(args: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ import argparse
 
 from common import head, plan, write
 
+from nnunet_din.cost.accounting import training_memory
 from nnunet_din.network import DualInteractionNetwork
-from nnunet_din.network.accounting import training_memory
 from nnunet_din.planners.din_planners import (
     nnUNetPlannerDIN,
     nnUNetPlannerDINAtto,

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
+from nnunet_din.cost.accounting import training_memory
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
-from nnunet_din.network.accounting import training_memory
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class MemoryModel:
 
     @lru_cache  # noqa: B019  (few, and small)
     def bytes(self, batch: int, *patch: int) -> int:
-        """What the network's own accounting says, see :func:`nnunet_din.network.accounting.training_memory`."""
+        """What the network's own accounting says, see :func:`nnunet_din.cost.accounting.training_memory`."""
         with torch.device("meta"):
             network = DualInteractionNetwork(
                 self.input_channels, self.num_classes, **PRESETS[self.preset], checkpointing=self.checkpointing

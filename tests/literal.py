@@ -1,4 +1,7 @@
-"""Slow, literal twins of the fast implementations: written from the definitions, loops and all."""
+"""Slow, literal twins of the fast implementations: written from the definitions, loops and all.
+
+The whole network's is `nnunet_din.network.reference`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,7 @@ import math
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
-
-from nnunet_din.network.difm import Windows
 
 # ---- the logarithmic model on (-1, 1) of Patrascu (arXiv:1502.04499) ----
 
@@ -66,32 +66,7 @@ def fuzzy_enhance(f, m=2, n=2, gamma=1.0, sigma_u=math.sqrt(1 / 3), s_min=1e-2, 
     return enhanced
 
 
-# ---- the network ----
-
-
-def fuse_levels(features, weights, biases, kernel):
-    """Linear layers, bilinear resize, concatenation, 3 x 3 convolution: the decoder's order as printed."""
-    size = features[0].shape[-2:]
-    levels = [
-        F.interpolate(F.conv2d(x, w[:, :, None, None], b), size=size, mode="bilinear", align_corners=False)
-        for x, w, b in zip(features, weights, biases, strict=True)
-    ]
-    return F.conv2d(torch.cat(levels, dim=1), kernel, padding=1)
-
-
-def literal_decoder(decoder):
-    """The same decoder module, computing in the printed order."""
-
-    def forward(features):
-        y = fuse_levels(
-            features,
-            [layer.weight.flatten(1) for layer in decoder.linear],
-            [layer.bias for layer in decoder.linear],
-            decoder.fuse.weight,
-        )
-        return decoder.classifier(F.relu(decoder.norm(y)))
-
-    return forward
+# ---- attention ----
 
 
 def cross_attention(q, keys, values, window_size):
@@ -112,81 +87,6 @@ def cross_attention(q, keys, values, window_size):
                 attention = torch.softmax(q_m @ k_m.T / math.sqrt(q.shape[1]), dim=-1)
                 out[window] = (attention @ v_m + q_m).T.reshape(shape)
     return out
-
-
-class LiteralNetwork(nn.Module):
-    """A DualInteractionNetwork's parameters, computed as the paper prints it and timm writes it, without any saving."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        image, enhanced = x.chunk(2, dim=1)
-        pairs = zip(
-            literal_encoder(self.network.encoders[0], image),
-            literal_encoder(self.network.encoders[1], enhanced),
-            strict=True,
-        )
-        fused = [literal_difm(difm, *pair) for difm, pair in zip(self.network.difms, pairs, strict=True)]
-        logits = literal_decoder(self.network.decoder)(fused)
-        # Of a stem with stride: eq. 14 gives the stem's resolution.
-        logits = subpixels(logits, self.network.subpixels)
-        return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def subpixels(logits, r):
-    """(N, K r r, H, W) -> (N, K, r H, r W): channel (k, dy, dx) is pixel (r y + dy, r x + dx) of class k."""
-    n, channels, height, width = logits.shape
-    out = logits.new_empty(n, channels // r**2, r * height, r * width)
-    for dy in range(r):
-        for dx in range(r):
-            out[:, :, dy::r, dx::r] = logits[:, dy * r + dx :: r**2]
-    return out
-
-
-def literal_encoder(encoder, x):
-    x = encoder.stem(x)
-    pairs = []
-    for i, stage in enumerate(encoder.stages):
-        f_low = encoder.edge_pooling[i - 1](x) if i else x
-        x = stage.downsample(x)
-        for block in stage.blocks:
-            x = literal_block(block, x)
-        pairs.append((f_low, x))
-    return pairs
-
-
-def literal_block(block, x):
-    """As in timm: depthwise convolution, LayerNorm, two linear layers, layer scale, shortcut."""
-    y = block.conv_dw(x)
-    if isinstance(block.mlp.fc1, nn.Conv2d):
-        y = block.mlp(block.norm(y))
-    else:
-        y = block.mlp(block.norm(y.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-    if block.gamma is not None:
-        y = y * block.gamma[:, None, None]
-    return x + block.drop_path(y)
-
-
-def literal_difm(difm, image, enhanced):
-    f_i = difm.merging[0].conv(torch.cat(image, dim=1))
-    f_e = difm.merging[1].conv(torch.cat(enhanced, dim=1))
-    windows = Windows(*f_i.shape[-2:], difm.attention.window_size)
-    q_i, k_i, v_i = (windows.cut(t) for t in difm.attention.project[0](f_i).chunk(3, dim=1))
-    q_e, k_e, v_e = (windows.cut(t) for t in difm.attention.project[1](f_e).chunk(3, dim=1))
-    hidden = windows.key_mask(f_i.device)
-    hidden = None if hidden is None else ~hidden[:, 0].repeat(len(f_i), 1, 1)
-    total = 0.0
-    for q, k, v, ffn in ((q_i, k_e, v_e, difm.ffn[0]), (q_e, k_i, v_i, difm.ffn[1])):
-        scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-        if hidden is not None:
-            scores = scores.masked_fill(hidden, -math.inf)
-        f = windows.join(torch.softmax(scores, dim=-1) @ v + q)
-        f1, f2 = ffn.expand(ffn.norm(f)).chunk(2, dim=1)
-        f = ffn.project(F.gelu(f1) * f2) + f
-        total = total + torch.sigmoid(f.mean(dim=1, keepdim=True)) * f
-    return total
 
 
 # ---- the loss ----

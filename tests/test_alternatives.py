@@ -9,9 +9,9 @@ import json
 import pytest
 import torch
 
-from nnunet_din.configure import PAPER_TABLES, network_arguments
 from nnunet_din.losses import DINLoss
 from nnunet_din.network import FUSIONS, DualInteractionNetwork, DualInteractiveFusionModule, InputFusion, build_fusion
+from nnunet_din.nnunet.configurations import PAPER_TABLES, network_arguments
 
 
 def alternatives():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_din import doctor
-from nnunet_din.cli import main
+from nnunet_din.commands import doctor
+from nnunet_din.commands.main import main
 from nnunet_din.enhancement import enhance_slices
 from nnunet_din.plugin import CLASSES
 

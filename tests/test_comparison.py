@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nnunet_din.enhancement import enhance_slices
-from nnunet_din.evaluation.comparison import crop_window, difference_boxes, disagreement, make_row, mean_dice
+from nnunet_din.evaluation.metrics import mean_dice
+from nnunet_din.plotting.selection import crop_window, difference_boxes, disagreement, make_row
 
 
 def truth_volume(shape=(4, 32, 40)):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_din.cli import main
-from nnunet_din.configure import PAPER_TABLES, network_arguments
+from nnunet_din.commands.main import main
 from nnunet_din.enhancement.zero_dce import DCENet
-from nnunet_din.train_zero_dce import weights_file
+from nnunet_din.nnunet.configurations import PAPER_TABLES, network_arguments
+from nnunet_din.nnunet.folders import weights_file
 from nnunet_din.trainers.din_trainer import check_plans
 
 
@@ -84,7 +84,7 @@ def test_paper_tables(path, zero_dce_weights):
 def test_paper_tables_again_adds_what_is_missing(path, zero_dce_weights, capsys, monkeypatch):
     """Zero-DCE's configuration waits for its weights; what is there is left, unless it is another one."""
     some = {name: PAPER_TABLES[name] for name in ("2d_concat", "2d_zero_dce")}
-    monkeypatch.setattr("nnunet_din.configure.PAPER_TABLES", some)
+    monkeypatch.setattr("nnunet_din.commands.configure.PAPER_TABLES", some)
     zero_dce_weights.rename(zero_dce_weights.with_suffix(".away"))
     assert configure("--paper-tables") == 0
     assert "NOTE: 2d_zero_dce needs the weights of Zero-DCE: `nnunet-din train-zero-dce" in capsys.readouterr().out

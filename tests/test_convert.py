@@ -12,10 +12,11 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from nnunet_din.cli import main
-from nnunet_din.data import DATASETS, acdc, isic18, raw_dataset, synapse
+from nnunet_din.commands.main import main
+from nnunet_din.data import raw_dataset
+from nnunet_din.data.converters import DATASETS, acdc, isic18, synapse
+from nnunet_din.data.converters.splits import split_80_10_10
 from nnunet_din.data.raw_dataset import Case
-from nnunet_din.data.splits import split_80_10_10
 
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 DIRECTION = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)

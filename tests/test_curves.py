@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunet_din import curves
-from nnunet_din.cli import main
-from nnunet_din.curves import read_training
+from nnunet_din.commands import curves
+from nnunet_din.commands.main import main
+from nnunet_din.nnunet.training_log import read_training
 
 
 def epoch_lines(number, loss=1.0, dice="[np.float32(0.5), 0.7]", rate=0.0001, seconds=36.0):

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_din import demo
+from nnunet_din.commands import demo
 from nnunet_din.data import write_dataset
+from nnunet_din.nnunet import commandline
+from nnunet_din.nnunet.labels import label_names
 
 COMMANDS = ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_evaluate_folder")
 
@@ -69,7 +71,7 @@ def stand_ins(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(scripts / "python"))
     for name in ("nnUNet_def_n_proc", "nnUNet_n_proc_DA", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(demo, "_POLL", 0.02)
+    monkeypatch.setattr(commandline, "_POLL", 0.02)
     return lambda: [json.loads(line) for line in record.read_text().splitlines()]
 
 
@@ -146,12 +148,12 @@ def test_cpu_starts_few_workers_and_the_users_values_win(tmp_path, monkeypatch):
     """Fails if the demo on a CPU starts nnU-Net's default of 12 workers, overrides the user, or limits a GPU run."""
     for name in ("nnUNet_def_n_proc", "nnUNet_n_proc_DA", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
-    cpu = demo.child_environment(tmp_path, "cpu")
+    cpu = commandline.child_environment(tmp_path, "cpu")
     assert (cpu["nnUNet_def_n_proc"], cpu["nnUNet_n_proc_DA"], cpu["OMP_WAIT_POLICY"]) == ("1", "0", "PASSIVE")
     assert cpu["nnUNet_raw"] == str(tmp_path / "nnUNet_raw")
-    assert "nnUNet_n_proc_DA" not in demo.child_environment(tmp_path, "cuda")
+    assert "nnUNet_n_proc_DA" not in commandline.child_environment(tmp_path, "cuda")
     monkeypatch.setenv("nnUNet_n_proc_DA", "6")
-    assert demo.child_environment(tmp_path, "cpu")["nnUNet_n_proc_DA"] == "6"
+    assert commandline.child_environment(tmp_path, "cpu")["nnUNet_n_proc_DA"] == "6"
 
 
 def test_phantom_from_start_to_end(tmp_path, stand_ins, small_phantom, capsys):
@@ -237,8 +239,8 @@ def test_command_beside_python_comes_before_the_path(tmp_path, stand_ins, monkey
         (elsewhere / name).write_text("#!/bin/sh\n")
         (elsewhere / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(elsewhere))
-    assert demo.find_command("nnUNetv2_train") == str(tmp_path / "bin" / "nnUNetv2_train")
-    assert demo.find_command("nnUNetv2_other") == str(elsewhere / "nnUNetv2_other")
+    assert commandline.find_command("nnUNetv2_train") == str(tmp_path / "bin" / "nnUNetv2_train")
+    assert commandline.find_command("nnUNetv2_other") == str(elsewhere / "nnUNetv2_other")
 
 
 def test_interrupt_stops_the_command(tmp_path, stand_ins):
@@ -246,12 +248,12 @@ def test_interrupt_stops_the_command(tmp_path, stand_ins):
     script = tmp_path / "bin" / "nnUNetv2_train"
     script.write_text("#!/bin/sh\necho $$\nexec sleep 60\n")
 
-    class Interrupting(demo._Progress):
+    class Interrupting(commandline.Progress):
         def read(self, line):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        demo.run_step(["nnUNetv2_train"], tmp_path / "train.log", dict(os.environ), Interrupting())
+        commandline.run_step(["nnUNetv2_train"], tmp_path / "train.log", dict(os.environ), Interrupting())
     pid = int((tmp_path / "train.log").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -373,7 +375,7 @@ def test_negative_seed_is_refused(tmp_path, capsys):
 def test_epochs_are_read_from_the_trainers_lines(tmp_path):
     """Fails if nnU-Net's lines are read wrongly: the number of epochs, or the Dice without missing structures."""
     (tmp_path / "debug.json").write_text('{"num_epochs": "3"}')
-    progress = demo._EpochProgress(tmp_path / "debug.json")
+    progress = commandline.EpochProgress(tmp_path / "debug.json")
     lines = """\
         2024-05-05 10:00:00.123456: Epoch 0
         2024-05-05 10:00:00.123456: Current learning rate: 0.001
@@ -389,7 +391,7 @@ def test_progress_counts_new_files_only(tmp_path):
     """Fails if the bar is full at once in a folder that holds the files of an earlier run."""
     (tmp_path / "old.pkl").touch()
     os.utime(tmp_path / "old.pkl", (1, 1))
-    progress = demo._FileProgress(2, tmp_path, "*.pkl")
+    progress = commandline.FileProgress(2, tmp_path, "*.pkl")
     assert progress.count() == 0
     (tmp_path / "new.pkl").touch()
     os.utime(tmp_path / "new.pkl", (progress.start + 1, progress.start + 1))
@@ -409,7 +411,7 @@ def test_regions_are_named_in_table_and_picture(tmp_path):
     dice, dice_of_case = demo._read_summary(tmp_path / "summary.json", labels)
     assert dice == {"whole": 0.9, "core": 0.6}
     assert dice_of_case == {"a.nii.gz": 0.8}
-    assert demo._label_names({"labels": labels, "regions_class_order": [1, 2]}) == {1: "whole", 2: "core"}
+    assert label_names({"labels": labels, "regions_class_order": [1, 2]}) == {1: "whole", 2: "core"}
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_din.network.accounting import count_parameters
-from nnunet_din.network.decoder import DECODERS, build_decoder
-from nnunet_din.network.emcad import (
+from nnunet_din.cost.accounting import count_parameters
+from nnunet_din.network.decoders import DECODERS, build_decoder
+from nnunet_din.network.decoders.emcad import (
     AttentionGate,
     ChannelAttention,
     EMCADHead,

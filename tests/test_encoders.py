@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nnunet_din.network.accounting import training_memory
-from nnunet_din.network.encoder import build_encoder, input_stride, known_encoders
-from nnunet_din.network.fct import ConvolutionalAttention, FCTEncoder, attend
-from nnunet_din.network.pyramid import PyramidEncoder
+from nnunet_din.cost.accounting import training_memory
+from nnunet_din.network.encoders import build_encoder, input_stride, known_encoders
+from nnunet_din.network.encoders.fct import ConvolutionalAttention, FCTEncoder, attend
+from nnunet_din.network.encoders.pyramid import PyramidEncoder
 
 #: Name -> (stride, resolution of the image by that of the first stage, widths)
 ENCODERS = {

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_din import figure
-from nnunet_din.cli import main
+from nnunet_din.commands import figure
+from nnunet_din.commands.main import main
 from nnunet_din.enhancement import enhance_slices
-from nnunet_din.evaluation.comparison import mean_dice
+from nnunet_din.evaluation.metrics import mean_dice
 
 LABELS = {"background": 0, "RV": 1, "LV": 2}
 

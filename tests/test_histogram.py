@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from skimage.exposure import equalize_adapthist
 
-from nnunet_din.cli import main
+from nnunet_din.commands.main import main
 from nnunet_din.enhancement import adaptive_histogram_equalize, enhance_slices, histogram_equalize
 
 BOTH = pytest.mark.parametrize("method", [histogram_equalize, adaptive_histogram_equalize])

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-from nnunet_din.cli import main
-from nnunet_din.evaluation.discovery import find_models
+from nnunet_din.commands.main import main
+from nnunet_din.nnunet.models import find_models
 
 DATASET = "Dataset995_TestLeaderboard"
 STOCK, DIN = "nnUNetTrainer__nnUNetPlans__2d", "nnUNetTrainerDIN__nnUNetDINAttoPlans__2d"

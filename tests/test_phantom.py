@@ -23,7 +23,7 @@ def cases():
 def test_import_is_light():
     """Fails if the module loads a heavy library: the command line, which imports it, would start slowly."""
     code = (
-        "import sys, nnunet_din.data, nnunet_din.demo, nnunet_din.visualization; "
+        "import sys, nnunet_din.data, nnunet_din.commands.demo, nnunet_din.plotting.panel; "
         "print([name for name in ('torch', 'nnunetv2', 'matplotlib', 'SimpleITK') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,15 +13,9 @@ import pytest
 from matplotlib.colors import same_color
 from matplotlib.patches import PathPatch
 
-from nnunet_din.evaluation.plots import (
-    MOST_DOTS,
-    dice_against_cost,
-    metric_by_structure,
-    rank_stability,
-    save_both,
-    short_names,
-)
-from nnunet_din.visualization import LABEL_COLORS
+from nnunet_din.nnunet.models import short_names
+from nnunet_din.plotting.scores import MOST_DOTS, dice_against_cost, metric_by_structure, rank_stability
+from nnunet_din.plotting.style import LABEL_COLORS, save_both
 
 DIN = "nnUNetTrainerDIN_5epochs__nnUNetDINAttoPlans__2d"
 UNET = "nnUNetTrainer_5epochs__nnUNetPlans__2d"
@@ -473,7 +467,8 @@ def test_pdf_holds_text_as_text(tmp_path):
 def test_drawing_needs_neither_pyplot_nor_a_display(tmp_path):
     """Fails if pyplot is loaded, or matplotlib is when the command line only imports the module."""
     code = (
-        "import sys; from nnunet_din.evaluation.plots import rank_stability, save_both; "
+        "import sys; from nnunet_din.plotting.scores import rank_stability; "
+        "from nnunet_din.plotting.style import save_both; "
         "assert not {'matplotlib', 'pandas'} & set(sys.modules); import pandas; "
         "save_both(rank_stability(pandas.DataFrame({'A': [1, 2], 'B': [2, 1]})), sys.argv[1]); "
         "assert 'matplotlib.pyplot' not in sys.modules"

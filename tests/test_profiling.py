@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_din.cli import main
-from nnunet_din.configure import PAPER_TABLES, derive
+from nnunet_din.commands.main import main
+from nnunet_din.cost.accounting import training_memory
+from nnunet_din.cost.measurement import peak_memory, training_step
 from nnunet_din.network import PRESETS, DualInteractionNetwork
-from nnunet_din.network.accounting import training_memory
-from nnunet_din.profiling import peak_memory, training_step
+from nnunet_din.nnunet.configurations import PAPER_TABLES, derive
 
 
 def test_counts_of_the_papers_network(capsys):
@@ -68,7 +68,7 @@ def test_configurations_of_other_encoders_and_versions(dataset, plans, tmp_path,
 
 
 def test_table_of_the_papers_configurations(capsys, monkeypatch):
-    monkeypatch.setattr("nnunet_din.profile.PAPER_TABLES", {"2d_concat": PAPER_TABLES["2d_concat"]})
+    monkeypatch.setattr("nnunet_din.commands.profile.PAPER_TABLES", {"2d_concat": PAPER_TABLES["2d_concat"]})
     assert main(["profile", "--all", "--preset", "base", "--size", "224", "224"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert rows[2].startswith("| `2d` | 323.16 |") and rows[3].startswith("| `2d_concat` |") and len(rows) == 4

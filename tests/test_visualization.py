@@ -11,17 +11,11 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
-from nnunet_din.visualization import (
-    LABEL_COLORS,
-    LINES,
-    label_color,
-    label_names,
-    largest_slice,
-    panel,
-    save_figure,
-    side_by_side,
-    training_curves,
-)
+from nnunet_din.nnunet.labels import label_names
+from nnunet_din.plotting.curves import LINES, training_curves
+from nnunet_din.plotting.panel import panel, side_by_side
+from nnunet_din.plotting.selection import largest_slice
+from nnunet_din.plotting.style import LABEL_COLORS, label_color, save_figure
 
 
 @pytest.fixture
@@ -340,7 +334,8 @@ def test_saving_makes_the_folder_and_a_png(row, tmp_path):
 def test_drawing_needs_neither_pyplot_nor_a_display(tmp_path):
     """Fails if pyplot is loaded: it opens a display, keeps every figure in memory and changes the caller's backend."""
     code = (
-        "import sys, numpy as np; from nnunet_din.visualization import save_figure, side_by_side; "
+        "import sys, numpy as np; from nnunet_din.plotting.panel import side_by_side; "
+        "from nnunet_din.plotting.style import save_figure; "
         "assert 'matplotlib' not in sys.modules; "
         "save_figure(side_by_side(np.eye(4), np.eye(4)), sys.argv[1]); assert 'matplotlib.pyplot' not in sys.modules"
     )

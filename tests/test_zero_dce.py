@@ -10,10 +10,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunet_din import train_zero_dce
-from nnunet_din.cli import main
+from nnunet_din.commands.main import main
 from nnunet_din.data import write_dataset
 from nnunet_din.enhancement import enhance_slices, to_unit_interval
+from nnunet_din.enhancement.intensity import INTENSITIES
 from nnunet_din.enhancement.zero_dce import (
     DCENet,
     apply_curves,
@@ -26,6 +26,8 @@ from nnunet_din.enhancement.zero_dce import (
     zero_dce_loss,
     zero_dce_parameters,
 )
+from nnunet_din.nnunet import slices as slices_module
+from nnunet_din.nnunet.slices import training_slices
 
 
 def save(path, channels=1, std=0.1, seed=0):
@@ -367,7 +369,7 @@ def test_slices_along_the_largest_spacing(folders):
     volume = sitk.GetImageFromArray(data)
     volume.SetSpacing((9.0, 1.0, 1.0))  # x, y, z
     sitk.WriteImage(volume, str(file))
-    found, color = train_zero_dce.training_slices(raw, size=16)
+    found, color = training_slices(raw, size=16)
     of_case = [image for image in found if image.shape == (1, 20, 24)]
     assert not color and len(of_case) == 5 and len(found) == 8
     expected = to_unit_interval(data)
@@ -377,10 +379,10 @@ def test_slices_along_the_largest_spacing(folders):
 
 def test_large_slices_are_cut_and_many_are_sampled(folders, monkeypatch):
     """Fails if a large data set does not fit into memory, or one case takes the place of the others."""
-    monkeypatch.setattr(train_zero_dce, "_MOST_SLICES", 4)
-    found, _ = train_zero_dce.training_slices(folders / "raw" / NAME, size=8)
+    monkeypatch.setattr(slices_module, "_MOST_SLICES", 4)
+    found, _ = training_slices(folders / "raw" / NAME, size=8)
     assert [image.shape for image in found] == [(1, 16, 16)] * 4
-    with_case = [train_zero_dce.training_slices(folders / "raw" / NAME, size=8, seed=seed)[0] for seed in (0, 0, 1)]
+    with_case = [training_slices(folders / "raw" / NAME, size=8, seed=seed)[0] for seed in (0, 0, 1)]
     assert all(np.array_equal(a, b) for a, b in zip(found, with_case[0], strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(with_case[1], with_case[2], strict=True))
 
@@ -395,7 +397,7 @@ def test_colours_stay_together(folders):
     sitk.WriteImage(sitk.GetImageFromArray(picture[..., 0] % 2), str(raw / "labelsTr" / "a.png"))
     description = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "spot": 1}}
     (raw / "dataset.json").write_text(json.dumps({**description, "numTraining": 1, "file_ending": ".png"}))
-    (image,), color = train_zero_dce.training_slices(raw, size=16)
+    (image,), color = training_slices(raw, size=16)
     assert color and image.shape == (3, 20, 24)
     np.testing.assert_allclose(image, to_unit_interval(np.moveaxis(picture, -1, 0).astype(np.float32)), atol=1e-6)
 
@@ -405,7 +407,7 @@ def test_intensities_are_those_of_the_planners():
     from nnunet_din.planners.din_planners import nnUNetPlannerDIN
 
     planned = nnUNetPlannerDIN.enhancement
-    assert {key: planned[key] for key in ("percentiles", "limit")} == train_zero_dce.INTENSITIES
+    assert {key: planned[key] for key in ("percentiles", "limit")} == INTENSITIES
 
 
 @pytest.mark.parametrize(

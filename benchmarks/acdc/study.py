@@ -34,9 +34,9 @@ import pandas as pd
 import torch
 from torch.optim.swa_utils import update_bn
 
-from nnunet_din.curves import read_training
-from nnunet_din.evaluation.discovery import dataset_name, nnunet_folder
 from nnunet_din.evaluation.report import markdown_table
+from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
+from nnunet_din.nnunet.training_log import read_training
 
 FOLD = 5
 #: Steps that are not timed, and steps that are, when minutes are turned into iterations.

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_din.data.files import write_text
+
 __all__ = ["Case", "Conversion", "Found", "RawDataset", "Split", "convert", "locate", "pair_files", "plan_conversion"]
 
 _NAMED = 5  # problems that a message names
@@ -345,9 +347,7 @@ def convert(conversion: Conversion) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
     for path, content in conversion.json_files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _write_case(dataset: RawDataset, folder: Path, case: Case, part: str) -> None:

@@ -57,3 +57,7 @@ def to_unit_interval(
         return np.zeros_like(data)
     scale = 2 * limit / (high - low)
     return np.clip((data - data.dtype.type(low)) * data.dtype.type(scale) - data.dtype.type(limit), -limit, limit)
+
+
+#: The planners' mapping of intensities to (-1, 1).
+INTENSITIES = {"percentiles": [0.5, 99.5], "limit": 0.99}

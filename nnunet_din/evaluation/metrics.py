@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -133,3 +133,35 @@ def _batch(mask: np.ndarray):
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(mask))[None, None]
+
+
+def mean_dice(
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    structures: Mapping[str, Sequence[int]] | None = None,
+    ignore: int | None = None,
+) -> float:
+    """Mean Dice over the structures that the truth has.
+
+    Parameters
+    ----------
+    prediction, truth
+        Integer label maps of the same shape.
+    structures
+        Values that make up each structure; None or empty: every value of the truth above 0 is one.
+    ignore
+        Value of voxels of the truth that do not count.
+
+    Returns
+    -------
+    float
+        0 to 1; a structure that is not predicted counts as 0. NaN if the truth has no structure.
+    """
+    valid = truth != ignore if ignore is not None else np.ones(truth.shape, bool)
+    values = [(int(v),) for v in np.unique(truth) if v > 0 and v != ignore] if not structures else structures.values()
+    scores = []
+    for labels in values:
+        true, predicted = np.isin(truth, labels) & valid, np.isin(prediction, labels) & valid
+        if true.any():
+            scores.append(2 * (true & predicted).sum() / (true.sum() + predicted.sum()))
+    return float(np.mean(scores)) if scores else float("nan")

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_din.evaluation.discovery import Labels, ScoredCase
+from nnunet_din.evaluation.collection import ScoredCase
 from nnunet_din.evaluation.metrics import merit_metrics, structure_metrics
+from nnunet_din.nnunet.labels import Labels
 
 if TYPE_CHECKING:
     from pandas import DataFrame

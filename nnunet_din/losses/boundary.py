@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+
 def sobel(x: Tensor) -> Tensor:
     """Horizontal and vertical Sobel responses (eq. 15) of each channel.
 

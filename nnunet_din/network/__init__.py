@@ -1,16 +1,15 @@
 """The Dual Interaction Network and its parts."""
 
-from nnunet_din.network.convnext import ConvNeXtEncoder
-from nnunet_din.network.decoder import DECODERS, SegFormerHead, build_decoder
-from nnunet_din.network.difm import DualInteractiveFusionModule
+from nnunet_din.network.decoders import DECODERS, EMCADHead, SegFormerHead, build_decoder
 from nnunet_din.network.din import DualInteractionNetwork
-from nnunet_din.network.emcad import EMCADHead
-from nnunet_din.network.encoder import build_encoder, input_stride, known_encoders
-from nnunet_din.network.fct import FCTEncoder
+from nnunet_din.network.encoders import build_encoder, input_stride, known_encoders
+from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
+from nnunet_din.network.encoders.fct import FCTEncoder
+from nnunet_din.network.encoders.pretrained import LoadReport, load_pretrained_encoders
+from nnunet_din.network.encoders.pyramid import PyramidEncoder
 from nnunet_din.network.fusion import FUSIONS, ConcatenationFusion, InputFusion, build_fusion
+from nnunet_din.network.fusion.difm import DualInteractiveFusionModule
 from nnunet_din.network.presets import PRESETS
-from nnunet_din.network.pretrained import LoadReport, load_pretrained_encoders
-from nnunet_din.network.pyramid import PyramidEncoder
 
 __all__ = [
     "DECODERS",

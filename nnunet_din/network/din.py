@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_din.network.auxiliary import AuxiliaryHeads
-from nnunet_din.network.decoder import build_decoder
-from nnunet_din.network.encoder import build_encoder
+from nnunet_din.network.decoders import build_decoder
+from nnunet_din.network.encoders import build_encoder
 from nnunet_din.network.fusion import build_fusion, get_fusion
 
 UPSAMPLING = ("bilinear", "pixel_shuffle")
@@ -218,23 +218,6 @@ class DualInteractionNetwork(nn.Module):
                 "and classes that it was trained with."
             )
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-    def compute_conv_feature_map_size(self, input_size) -> int:
-        """Elements in fp32 that a training step holds at its peak for each image, beyond what does not grow with the
-        batch: nnU-Net's hook for memory planning.
-
-        Counted on the meta device, so nothing is computed or allocated.
-
-        Parameters
-        ----------
-        input_size
-            Height and width of the patch, multiples of the encoder's stride.
-        """
-        from nnunet_din.network.accounting import training_memory
-
-        # At four images and more, the peak lies where the activations do.
-        four, eight = (training_memory(self, (n, self.versions * self.input_channels, *input_size)) for n in (4, 8))
-        return (eight - four) // 16
 
 
 def _shape(state_dict, key: str):

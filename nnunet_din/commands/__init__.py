@@ -1,0 +1,1 @@
+"""The command ``nnunet-din``: one file a sub-command."""

@@ -1,0 +1,151 @@
+"""Arguments that several sub-commands have in common, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_din.nnunet.folders import dataset_name
+from nnunet_din.nnunet.models import Model, choose_models, find_models, short_names
+
+__all__ = [
+    "PICTURES",
+    "add_picture",
+    "add_trained_models",
+    "check_output",
+    "chosen_models",
+    "fold_folders",
+    "named_folders",
+    "named_path",
+]
+
+#: Endings of the names of pictures that can be written.
+PICTURES = (".png", ".pdf", ".svg")
+
+
+def add_trained_models(group) -> None:
+    """Add ``-d``, ``--models`` and ``-f``, which choose from what nnU-Net has trained, to a parser or group."""
+    group.add_argument("-d", dest="dataset", metavar="ID", help="number or name of the data set")
+    group.add_argument(
+        "--models",
+        nargs="+",
+        metavar="[NAME=]TRAINER__PLANS__CONFIGURATION",
+        help="models to take, in this order and under these names (default: all)",
+    )
+    group.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="folds to take (default: all numbered ones)")
+
+
+def add_picture(parser, default: str) -> None:
+    """Add ``-o``, the picture to write."""
+    parser.add_argument(
+        "-o",
+        dest="output",
+        type=Path,
+        default=Path(default),
+        metavar="FILE",
+        help=f"picture to write, {', '.join(PICTURES[:-1])} or {PICTURES[-1]} (default: %(default)s)",
+    )
+
+
+def named_path(text: str, option: str) -> tuple[str, Path]:
+    """The name and the path in ``NAME=FOLDER``.
+
+    Raises
+    ------
+    ValueError
+        If one of them is missing; the message names the option that the text was given to.
+    """
+    name, _, path = text.partition("=")
+    if not (name and path):
+        raise ValueError(f"{option} takes NAME=FOLDER, got '{text}'.")
+    return name, Path(path)
+
+
+def named_folders(texts: Sequence[str], option: str) -> dict[str, Path]:
+    """Folders of several models, each given as ``NAME=FOLDER``.
+
+    Raises
+    ------
+    ValueError
+        If a name or a folder is missing, or a name is there twice; the message names the option.
+    """
+    folders: dict[str, Path] = {}
+    for name, folder in (named_path(text, option) for text in texts):
+        if name in folders:
+            raise ValueError(f"{option} names two folders {name}.")
+        folders[name] = folder
+    return folders
+
+
+def check_output(path: Path) -> None:
+    """Refuse a picture's name before anything is computed for it.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is none of :data:`PICTURES`.
+    """
+    if path.suffix.lower() not in PICTURES:
+        raise ValueError(f"{path}: the name of the picture must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}.")
+
+
+def chosen_models(dataset: str, chosen: Sequence[str] | None, short: bool = True) -> dict[str, Model]:
+    """Trained models of a data set by the name to show.
+
+    Parameters
+    ----------
+    dataset
+        Number or name.
+    chosen
+        ``TRAINER__PLANS__CONFIGURATION`` or ``NAME=TRAINER__PLANS__CONFIGURATION``; None: all models.
+    short
+        Whether models without a name get a short one, in place of their folder's.
+
+    Returns
+    -------
+    dict of str to nnunet_din.nnunet.models.Model
+        In the given order, else in alphabetical order.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such data set or model, or two models have the same name.
+    """
+    aliases = {}
+    for text in chosen or ():
+        alias, _, name = text.rpartition("=")
+        aliases[name] = alias
+    models = choose_models(find_models(dataset), list(aliases))
+    if not models:
+        raise FileNotFoundError(f"nnU-Net has trained no model on {dataset_name(dataset)} yet.")
+    shown = short_names(model.name for model in models) if short else {}
+    named = {aliases.get(model.name) or shown.get(model.name, model.name): model for model in models}
+    if len(named) < len(models):
+        raise ValueError(
+            "Two models have the same name: give each its own with --models NAME=TRAINER__PLANS__CONFIGURATION."
+        )
+    return named
+
+
+def fold_folders(model: Model, folds: Sequence[str] | None) -> dict[str, Path]:
+    """Folders of a model's folds.
+
+    Parameters
+    ----------
+    model
+        The model.
+    folds
+        Numbers of folds, or "all"; None: all numbered folds.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the model has no such fold.
+    """
+    if folds is None:
+        return dict(model.folds)
+    folders = {fold: model.folder / f"fold_{fold}" for fold in folds}
+    for fold, folder in folders.items():
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{model.name} has no fold {fold}: there is no folder {folder}.")
+    return folders

@@ -1,0 +1,98 @@
+"""``nnunet-din configure``: add configurations to the plans of a data set, by nnU-Net's own ``inherits_from``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from nnunet_din.data.files import read_json, write_text
+from nnunet_din.nnunet.configurations import PAPER_TABLES, derive
+from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
+
+
+def add_parser(subparsers) -> None:
+    """Add the sub-command."""
+    parser = subparsers.add_parser(
+        "configure",
+        help="add configurations with another network or enhancement to the plans",
+        description="Add a configuration that inherits from another one and differs in arguments of the network or in "
+        "the enhancement. Where only the network differs, the preprocessed data are shared; another enhancement gets "
+        "data of its own (nnUNetv2_preprocess).",
+    )
+    parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="number or name of the data set")
+    parser.add_argument("-p", dest="plans", default="nnUNetDINPlans", help="name of the plans (default: %(default)s)")
+    parser.add_argument("--from", dest="base", default="2d", help="configuration to inherit from (default: 2d)")
+    parser.add_argument("--name", help="name of the new configuration")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="arguments of the network, for example fusion=concat inputs=[0]; values are JSON or words",
+    )
+    parser.add_argument(
+        "--enhancement",
+        nargs="+",
+        metavar="METHOD",
+        help="enhancements in place of the inherited ones; several give the network as many more streams",
+    )
+    parser.add_argument("--paper-tables", action="store_true", help="add the configurations of the paper's tables")
+    parser.add_argument("--dry-run", action="store_true", help="print the configurations, write nothing")
+    parser.add_argument("--force", action="store_true", help="replace configurations of the same name")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Add the configurations."""
+    if args.paper_tables == bool(args.name):
+        raise ValueError("Give either --name with what is different, or --paper-tables.")
+    if args.paper_tables and (args.set or args.enhancement):
+        raise ValueError("--set and --enhancement go with --name, not with --paper-tables.")
+    path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.dataset) / f"{args.plans}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: plan with a DIN planner first, or name the plans with -p.")
+    plans = read_json(path)
+    wanted = PAPER_TABLES if args.paper_tables else {args.name: (_values(args.set), args.enhancement)}
+    added, notes = {}, []
+    for name, (network, methods) in wanted.items():
+        if args.paper_tables and "zero_dce" in (methods or ()) and not weights_file(args.dataset).is_file():
+            notes.append(
+                f"NOTE: {name} needs the weights of Zero-DCE: `nnunet-din train-zero-dce -d {args.dataset}`, then this "
+                "command again."
+            )
+            continue
+        configuration = derive(plans, args.base, name, network, methods)
+        there = plans["configurations"].get(name)
+        if there == configuration:
+            notes.append(f"{name} is there already.")
+            continue
+        if there is not None and not args.force:
+            raise ValueError(f"{path} has a configuration '{name}' already: choose another name, or --force.")
+        added[name] = configuration
+    print(json.dumps(added, indent=2))
+    for note in notes:
+        print(note)
+    if args.dry_run or not added:
+        return 0
+    plans["configurations"].update(added)
+    write_text(path, json.dumps(plans, indent=4) + "\n")
+    print(f"Wrote {path}")
+    for name, configuration in added.items():
+        if "data_identifier" in configuration:
+            print(f"Next: nnUNetv2_preprocess -d {args.dataset} -plans_name {args.plans} -c {name}")
+        print(f"Train: nnUNetv2_train {args.dataset} {name} 0 -tr nnUNetTrainerDIN -p {args.plans}")
+    return 0
+
+
+def _values(texts: Sequence[str]) -> dict:
+    values = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ValueError(f"--set takes KEY=VALUE, got '{text}'.")
+        try:
+            values[key] = json.loads(value)
+        except ValueError:
+            values[key] = value
+    return values

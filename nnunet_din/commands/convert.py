@@ -1,0 +1,65 @@
+"""``nnunet-din convert``: from the data as they were downloaded to a raw nnU-Net data set with the published split."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nnunet_din.data.converters import DATASETS
+from nnunet_din.data.raw_dataset import convert, plan_conversion
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers) -> None:
+    """Add the sub-command."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="make a raw nnU-Net data set of a downloaded public one",
+        description="Make the raw nnU-Net data set DatasetXXX_Name of an archive as it was downloaded and unpacked, "
+        "with the split of the paper in splits_final.json. A run that was interrupted goes on where it stopped.",
+    )
+    parser.add_argument("dataset", choices=tuple(DATASETS), help="which data set it is")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of the unpacked archive; it is only read")
+    parser.add_argument(
+        "-o", type=Path, dest="folder", metavar="FOLDER", help="where to make DatasetXXX_Name (default: $nnUNet_raw)"
+    )
+    parser.add_argument(
+        "-d",
+        type=int,
+        dest="number",
+        metavar="ID",
+        help="number of the data set (default: "
+        + ", ".join(f"{name} {dataset.number}" for name, dataset in DATASETS.items())
+        + ")",
+    )
+    parser.add_argument(
+        "--allow-incomplete", action="store_true", help="convert what is there where a part of the archive is missing"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert one data set."""
+    conversion = plan_conversion(
+        DATASETS[args.dataset],
+        args.source,
+        parent=args.folder,
+        number=args.number,
+        allow_incomplete=args.allow_incomplete,
+    )
+    for note in conversion.notes:
+        print(f"NOTE: {note}.")
+    convert(conversion)
+    cases = f"{len(conversion.training)} training and {len(conversion.test)} test cases"
+    if conversion.missing or conversion.json_files:
+        print(f"Wrote {conversion.folder}: {cases}, {len(conversion.missing)} of them in this run.")
+        for path in conversion.json_files:
+            print(f"Wrote {path}")
+    else:
+        print(f"{conversion.folder} is complete: {cases}. Nothing was changed.")
+    print(
+        f"Next: nnUNetv2_plan_and_preprocess -d {conversion.number} -pl nnUNetPlannerDIN -c 2d "
+        "--verify_dataset_integrity"
+    )
+    return 0

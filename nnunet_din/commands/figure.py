@@ -1,0 +1,326 @@
+"""``nnunet-din figure``: panels that compare the predictions of several models, case by case."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_din.commands.arguments import (
+    add_picture,
+    add_trained_models,
+    check_output,
+    chosen_models,
+    fold_folders,
+    named_folders,
+)
+from nnunet_din.data.files import read_json
+from nnunet_din.data.images import read_image, read_label_map
+from nnunet_din.enhancement.entry import enhancements_of
+from nnunet_din.evaluation.metrics import mean_dice
+from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
+from nnunet_din.nnunet.labels import label_names, read_labels
+from nnunet_din.plotting.panel import panel
+from nnunet_din.plotting.selection import make_row
+from nnunet_din.plotting.style import save_figure
+
+__all__ = ["Case", "Comparison", "add_parser", "run"]
+
+_DPI = 300
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case and its files.
+
+    Attributes
+    ----------
+    name : str
+        As nnU-Net calls it.
+    image : pathlib.Path
+        The channel to show.
+    truth : pathlib.Path or None
+        Label map.
+    predictions : dict of str to pathlib.Path
+        Label map of each model.
+    """
+
+    name: str
+    image: Path
+    truth: Path | None
+    predictions: Mapping[str, Path]
+
+
+@dataclass
+class Comparison:
+    """What is compared.
+
+    Attributes
+    ----------
+    cases : list of Case
+        Those to choose from, in alphabetical order.
+    structures : dict of str to tuple of int
+        Values in the label maps that make up each structure; empty: every value of the truth is one.
+    ignore : int or None
+        Value of voxels of the truth that do not count.
+    names : dict of int to str
+        Names of the values for the legend.
+    enhancement : dict
+        Keyword arguments of :func:`nnunet_din.enhancement.enhance_slices`.
+    """
+
+    cases: list[Case]
+    structures: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore: int | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+    enhancement: Mapping = field(default_factory=dict)
+
+
+def add_parser(subparsers) -> None:
+    """Add the sub-command."""
+    parser = subparsers.add_parser(
+        "figure",
+        help="draw cases with the predictions of several models side by side",
+        description="One case a row: image, enhanced image, the prediction of each model, and the ground truth. Yellow "
+        "boxes mark where the models differ most from each other, or where one model differs from the truth. The "
+        "enhancement is applied to the image as it is stored; training applies it after nnU-Net's normalization and "
+        "resampling.",
+    )
+    source = parser.add_argument_group("folders of images and predictions")
+    source.add_argument("--images", type=Path, metavar="FOLDER", help="images, called CASE_0000.nii.gz and so on")
+    source.add_argument("--gt", type=Path, metavar="FOLDER", help="true label maps; without them there is no Dice")
+    source.add_argument(
+        "--pred", nargs="+", action="extend", default=[], metavar="NAME=FOLDER", help="predictions of each model"
+    )
+    source.add_argument("--dataset-json", type=Path, metavar="FILE", help="names the labels (default: looked for)")
+    source.add_argument("--plans", type=Path, metavar="FILE", help="plans of a DIN planner, for their enhancement")
+    trained = parser.add_argument_group("or models that nnU-Net has trained, with their validation predictions")
+    add_trained_models(trained)
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="default: best, median and worst Dice of model 1")
+    parser.add_argument("--channel", type=int, default=0, metavar="N", help="channel to show (default: %(default)s)")
+    parser.add_argument(
+        "--axis",
+        type=int,
+        choices=(0, 1, 2),
+        help="slice axis in the order z, y, x (default: the one of largest spacing)",
+    )
+    parser.add_argument(
+        "--slice", type=int, metavar="K", help="slice, counted from 0 (default: the one where the models differ most)"
+    )
+    parser.add_argument("--style", choices=("filled", "contour"), default="filled", help="default: %(default)s")
+    parser.add_argument("--boxes", type=int, default=1, metavar="N", help="boxes a case (default: %(default)s)")
+    parser.add_argument("--no-crop", action="store_true", help="show the whole slice, not only where structures are")
+    add_picture(parser, "figure.png")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw the figure."""
+    check_output(args.output)
+    if args.boxes < 0:
+        raise ValueError(f"--boxes must be 0 or more, not {args.boxes}.")
+    if (args.dataset is None) == (not args.pred):
+        raise ValueError("Give either -d with the number of a data set, or --images and --pred NAME=FOLDER.")
+    comparison = _from_folders(args) if args.pred else _from_results(args)
+    rows = []
+    for case, remark in _choose_cases(comparison, args.cases):
+        rows.append(_row(case, remark, comparison, args))
+        print(rows[-1]["name"])
+    save_figure(panel(rows, comparison.names, args.style), args.output, dpi=_DPI)
+    print(f"Wrote {args.output}")
+    return 0
+
+
+def _from_folders(args: argparse.Namespace) -> Comparison:
+    """What the folders on the command line hold; the cases are those that the first model has predicted."""
+    if args.images is None:
+        raise ValueError("--images FOLDER is missing: the images that were predicted.")
+    if args.folds or args.models:
+        raise ValueError("--models and -f go with -d, not with --pred.")
+    folders = named_folders(args.pred, "--pred")
+    for folder in (args.images, *([args.gt] if args.gt else []), *folders.values()):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is not a folder.")
+    ending = _file_ending(args.images, args.channel)
+    first = next(iter(folders.values()))
+    names = args.cases or sorted(path.name[: -len(ending)] for path in first.glob(f"*{ending}"))
+    if not names:
+        raise FileNotFoundError(f"{first} holds no predictions called *{ending}.")
+    cases = [
+        Case(
+            name,
+            args.images / f"{name}_{args.channel:04d}{ending}",
+            args.gt / f"{name}{ending}" if args.gt else None,
+            {model: folder / f"{name}{ending}" for model, folder in folders.items()},
+        )
+        for name in names
+    ]
+    for case in cases:
+        for model, path in case.predictions.items():
+            if not path.is_file():
+                raise FileNotFoundError(f"{model} has no prediction of the case {case.name}: {path} does not exist.")
+        for what, path in (("image", case.image), ("ground truth", case.truth)):
+            if path is not None and not path.is_file():
+                raise FileNotFoundError(f"The case {case.name} has no {what}: {path} does not exist.")
+    places = [*folders.values(), *([args.gt.parent] if args.gt else []), args.images.parent]
+    description = args.dataset_json or next((p for p in (f / "dataset.json" for f in places) if p.is_file()), None)
+    enhancement = _enhancement(args.plans, "2d") if args.plans else {}
+    if args.plans and enhancement is None:
+        raise ValueError(f"{args.plans} has no `enhancement`: these plans were not made by a DIN planner.")
+    return _described(cases, description, enhancement)
+
+
+def _from_results(args: argparse.Namespace) -> Comparison:
+    """What nnU-Net's folders hold; the cases are those that all models have predicted."""
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    if args.images or args.gt or args.dataset_json or args.plans:
+        raise ValueError("With -d the images, labels and plans are nnU-Net's: leave out --images, --gt and their like.")
+    raw = nnunet_folder("nnUNet_raw") / dataset_name(args.dataset)
+    description = raw / "dataset.json"
+    ending = read_json(description)["file_ending"]
+    predictions: dict[str, dict[str, Path]] = {}
+    enhancement: dict | None = None
+    for name, model in chosen_models(args.dataset, args.models).items():
+        folders = [folder / "validation" for folder in fold_folders(model, args.folds).values()]
+        found = {path.name[: -len(ending)]: path for folder in folders for path in sorted(folder.glob(f"*{ending}"))}
+        if not found and args.models:
+            where = ", ".join(map(str, folders)) or model.folder
+            raise FileNotFoundError(
+                f"{model.name} has no validation predictions in {where}: nnUNetv2_train writes them."
+            )
+        if not found:
+            print(f"Left out: {model.name}, which has no validation predictions.")
+            continue
+        predictions[name] = found
+        enhancement = enhancement or _enhancement(model.folder / "plans.json", model.name.split("__")[-1])
+    if not predictions:
+        raise FileNotFoundError("No model has validation predictions: nnUNetv2_train writes them at its end.")
+    common = sorted(set.intersection(*map(set, predictions.values())))
+    for case in args.cases or ():
+        for model, found in predictions.items():
+            if case not in found:
+                raise FileNotFoundError(f"{model} has no validation prediction of the case {case}.")
+    if not common:
+        raise ValueError(f"No case was predicted by all of {', '.join(predictions)}: choose other folds or models.")
+    files = get_filenames_of_train_images_and_targets(str(raw), read_json(description))
+    cases = []
+    for name in args.cases or common:
+        if name not in files:
+            raise FileNotFoundError(f"The case {name} was predicted and is not in {raw} any more.")
+        images = files[name]["images"]
+        if not 0 <= args.channel < len(images):
+            raise ValueError(
+                f"--channel {args.channel}: the case {name} has {len(images)} image files, counted from 0."
+            )
+        chosen = {model: found[name] for model, found in predictions.items()}
+        cases.append(Case(name, Path(images[args.channel]), Path(files[name]["label"]), chosen))
+    return _described(cases, description, enhancement or {})
+
+
+def _described(cases: list[Case], description: Path | None, enhancement: Mapping) -> Comparison:
+    if description is None:
+        return Comparison(cases, enhancement=enhancement)
+    labels = read_labels(description)
+    return Comparison(cases, labels.structures, labels.ignore, label_names(read_json(description)), enhancement)
+
+
+def _enhancement(plans: Path, configuration: str) -> dict | None:
+    """What the plans say about the enhancement; None if they are not a DIN planner's."""
+    configurations = read_json(plans).get("configurations", {})
+    while configuration in configurations:
+        if "enhancement" in configurations[configuration]:
+            entries = enhancements_of(configurations[configuration])
+            return entries[0] if entries else None
+        configuration = configurations[configuration].get("inherits_from")
+    return None
+
+
+def _file_ending(images: Path, channel: int) -> str:
+    mark = f"_{channel:04d}."
+    for path in sorted(images.iterdir()):
+        if mark in path.name and not path.name.startswith("."):
+            return path.name[path.name.rindex(mark) + len(mark) - 1 :]
+    raise FileNotFoundError(
+        f"{images} holds no image called CASE_{channel:04d}.nii.gz, CASE_{channel:04d}.png or alike."
+    )
+
+
+def _choose_cases(comparison: Comparison, chosen: Sequence[str] | None) -> list[tuple[Case, str]]:
+    """Cases to draw, each with a remark."""
+    cases = comparison.cases
+    if chosen:
+        return [(case, "") for case in cases]
+    if cases[0].truth is None:
+        return [(case, "") for case in cases[:3]]
+    dice = {case.name: next(iter(_dice_of_models(case, comparison, first_only=True).values())) for case in cases}
+    ranked = sorted((case for case in cases if not np.isnan(dice[case.name])), key=lambda case: -dice[case.name])
+    if not ranked:
+        return [(case, "") for case in cases[:3]]
+    # Where two of these are the same case, the later word holds.
+    words = {ranked[len(ranked) // 2].name: "median", ranked[-1].name: "worst", ranked[0].name: "best"}
+    return [(case, f"{words[case.name]} of {len(ranked)}") for case in ranked if case.name in words]
+
+
+def _dice_of_models(case: Case, comparison: Comparison, first_only: bool = False) -> dict[str, float]:
+    """Mean Dice of each model, or of the first one."""
+    truth = read_label_map(case.truth)
+    dice = {}
+    for model, path in list(case.predictions.items())[: 1 if first_only else None]:
+        prediction = read_label_map(path)
+        _check_shape(path, prediction, case.truth, truth)
+        dice[model] = mean_dice(prediction, truth, comparison.structures, comparison.ignore)
+    return dice
+
+
+def _row(case: Case, remark: str, comparison: Comparison, args: argparse.Namespace) -> dict:
+    """The row of a case: reads its files, slices them, and writes the title."""
+    image = read_image(case.image)
+    axis = image.slice_axis if image.flat or args.axis is None else args.axis
+    height, width = (size for number, size in enumerate(image.spacing) if number != axis)
+    shape = image.array.shape[:3]
+    if args.slice is not None and not 0 <= args.slice < shape[axis]:
+        raise ValueError(f"--slice {args.slice}: the case {case.name} has {shape[axis]} slices, counted from 0.")
+    maps = {}
+    for model, path in {**case.predictions, None: case.truth}.items():
+        if path is not None:
+            maps[model] = read_label_map(path)
+            _check_shape(path, maps[model], case.image, image.channels()[0])
+            maps[model] = _slices(maps[model], axis)
+    truth = maps.pop(None, None)
+    try:
+        row = make_row(
+            np.stack([_slices(channel, axis) for channel in image.channels()]),
+            maps,
+            truth,
+            color=image.color,
+            aspect=height / width,
+            index=args.slice,
+            ignore=comparison.ignore,
+            boxes=args.boxes,
+            crop=not args.no_crop,
+            enhancement=comparison.enhancement,
+        )
+    except ValueError as error:
+        raise ValueError(f"{case.image}: {error}") from error
+    title = case.name if image.flat else f"{case.name}, slice {row['index']}"
+    title += f" ({remark})" if remark else ""
+    if truth is not None:
+        dice = _dice_of_models(case, comparison)
+        # Names may hold commas.
+        title += ": Dice " + "; ".join(f"{name} {value:.3f}" for name, value in dice.items())
+    return {**row, "name": title}
+
+
+def _slices(volume: np.ndarray, axis: int) -> np.ndarray:
+    """Shape (Z, Y, X) -> slices along an axis; where z runs along the rows it points upwards."""
+    slices = np.moveaxis(volume, axis, 0)
+    return slices if axis == 0 else slices[:, ::-1]
+
+
+def _check_shape(path: Path, array: np.ndarray, other_path: Path, other: np.ndarray) -> None:
+    if array.shape != other.shape:
+        raise ValueError(f"{path} has shape {array.shape} and {other_path} has {other.shape}: they must be the same.")

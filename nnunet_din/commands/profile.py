@@ -1,0 +1,165 @@
+"""``nnunet-din profile``: what a network costs, counted and measured on this device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from nnunet_din.data.files import read_json
+from nnunet_din.nnunet.configurations import PAPER_TABLES, network_arguments
+
+_NETWORK = ".DualInteractionNetwork"
+
+
+def add_parser(subparsers) -> None:
+    """Add the sub-command."""
+    parser = subparsers.add_parser(
+        "profile",
+        help="what a network costs, counted and measured",
+        description="Parameters and multiply-adds by part, time and memory of a forward pass and of a training step "
+        "on this device. For a preset, or for a configuration of a plans file; or all of them in one table.",
+    )
+    parser.add_argument("plans", nargs="?", type=Path, metavar="PLANS.json", help="plans file of a DIN planner")
+    parser.add_argument("configuration", nargs="?", default="2d", help="its configuration (default: 2d)")
+    parser.add_argument("--preset", help="base, tiny, atto or fast, instead of plans (default: base)")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="a table in Markdown, counted, of every DIN configuration of the plans, or of the paper's tables at the "
+        "size of the preset",
+    )
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="default: the plans' patch, or 224 224")
+    parser.add_argument("--batch", type=int, help="images a step (default: the plans' batch size, or 1)")
+    parser.add_argument("--channels", type=int, default=1, help="channels of the original image (default: 1)")
+    parser.add_argument("--classes", type=int, default=4, help="classes (default: 4)")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each kind (default: 3)")
+    parser.add_argument("--device", help="default: cuda if there is one, or cpu")
+    parser.add_argument("--count-only", action="store_true", help="measure nothing")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report."""
+    from nnunet_din.cost.measurement import count, expected_memory, measure
+
+    if args.repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, got {args.repeats}.")
+    if args.all:
+        if args.json:
+            raise ValueError("--all prints a table in Markdown: leave out --json, or profile one configuration.")
+        print(_all(args))
+        return 0
+    kwargs, size, batch = _what_to_profile(args)
+    shape = (batch, kwargs.get("versions", 2) * args.channels, *size)
+    report = {
+        "network": kwargs,
+        "input_shape": list(shape),
+        "parts": count(kwargs, args.channels, args.classes, size),
+        "expected_training_memory_bytes": expected_memory(kwargs, args.channels, args.classes, shape),
+    }
+    if not args.count_only:
+        import torch
+
+        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        report["measured"] = measure(kwargs, args.classes, shape, device, args.repeats)
+    print(json.dumps(report, indent=2) if args.json else _table(report))
+    return 0
+
+
+def _all(args: argparse.Namespace) -> str:
+    """Parameters and multiply-adds of every configuration, as a table in Markdown."""
+    import pandas as pd
+
+    from nnunet_din.cost.measurement import count
+    from nnunet_din.evaluation.report import markdown_table
+
+    if args.plans is None:
+        base = _preset(args.preset)
+        networks = {name: (network_arguments(base, *what), [224, 224]) for name, what in PAPER_TABLES.items()}
+        networks = {"2d": (base, [224, 224]), **networks}
+    else:
+        manager = _read_plans(args)
+        networks = {}
+        for name in manager.available_configurations:
+            configuration = manager.get_configuration(name)
+            if configuration.network_arch_class_name.endswith(_NETWORK):
+                networks[name] = (configuration.network_arch_init_kwargs, list(configuration.patch_size))
+        if not networks:
+            raise ValueError(f"{args.plans} has no DIN configuration: use plans made with -pl nnUNetPlannerDIN.")
+    rows = []
+    for name, (kwargs, size) in networks.items():
+        size = args.size or size
+        total = count(kwargs, args.channels, args.classes, size)["total"]
+        rows.append(
+            {
+                "configuration": f"`{name}`",
+                "parameters (M)": f"{total['parameters'] / 1e6:.2f}",
+                "multiply-adds (G)": f"{total['multiply_adds'] / 1e9:.1f}",
+                "as printed (G)": f"{total['literal_multiply_adds'] / 1e9:.1f}",
+                "image": f"{size[0]} x {size[1]}",
+            }
+        )
+    return "\n".join(markdown_table(pd.DataFrame(rows)))
+
+
+def _preset(name: str | None) -> dict:
+    from nnunet_din.network import PRESETS
+
+    if name is not None and name not in PRESETS:
+        raise ValueError(f"Unknown preset '{name}'. Known presets: {', '.join(PRESETS)}.")
+    return dict(PRESETS[name or "base"])
+
+
+def _read_plans(args: argparse.Namespace):
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    if args.preset:
+        raise ValueError("Give a plans file or --preset, not both.")
+    return PlansManager(read_json(args.plans))
+
+
+def _what_to_profile(args: argparse.Namespace) -> tuple[dict, list[int], int]:
+    """Keyword arguments of the network, size, batch."""
+    if args.plans is None:
+        return _preset(args.preset), args.size or [224, 224], args.batch or 1
+    manager = _read_plans(args)
+    if args.configuration not in manager.plans["configurations"]:
+        raise ValueError(
+            f"{args.plans} has no configuration '{args.configuration}'. It has: "
+            f"{', '.join(manager.plans['configurations'])}."
+        )
+    configuration = manager.get_configuration(args.configuration)
+    if not configuration.network_arch_class_name.endswith(_NETWORK):
+        raise ValueError(
+            f"Configuration '{args.configuration}' of {args.plans} holds a {configuration.network_arch_class_name}, "
+            "not a DualInteractionNetwork: use plans made with -pl nnUNetPlannerDIN."
+        )
+    return (
+        configuration.network_arch_init_kwargs,
+        args.size or list(configuration.patch_size),
+        args.batch or configuration.batch_size,
+    )
+
+
+def _table(report: dict) -> str:
+    n, _, h, w = report["input_shape"]
+    lines = [f"{'part':<10} {'parameters':>12} {'multiply-adds':>14} {'as printed':>12}   (one image of {h} x {w})"]
+    for part, row in report["parts"].items():
+        numbers = (row["parameters"] / 1e6, row["multiply_adds"] / 1e9, row["literal_multiply_adds"] / 1e9)
+        lines.append("{:<10} {:>10.2f} M {:>12.1f} G {:>10.1f} G".format(part, *numbers))
+    expected = report["expected_training_memory_bytes"]
+    lines.append(
+        f"expected memory of a training step, batch {n}: {expected['fp32'] / 1e9:.2f} GB in fp32, "
+        f"{expected['half'] / 1e9:.2f} GB in half precision"
+    )
+    if "measured" in report:
+        lines.append(f"\n{'batch of ' + str(n):<24} {'seconds':>9} {'spread':>16} {'images/s':>9} {'peak memory':>12}")
+        for name, row in report["measured"].items():
+            low, high = row["seconds_spread"]
+            lines.append(
+                f"{name:<24} {row['seconds']:>9.3f} {low:>7.3f} to {high:<5.3f} {row['images_per_second']:>9.2f} "
+                f"{row['peak_memory_bytes'] / 1e9:>9.2f} GB"
+            )
+    return "\n".join(lines)

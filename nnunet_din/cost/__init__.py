@@ -1,0 +1,1 @@
+"""What networks cost: counted, measured, and as trained models' logs say."""

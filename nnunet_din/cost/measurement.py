@@ -1,0 +1,144 @@
+"""What a network costs, counted and measured on this device."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from nnunet_din.cost.accounting import count_parameters, multiply_adds_by_part, training_memory
+from nnunet_din.losses import DINLoss
+from nnunet_din.network import DualInteractionNetwork
+
+#: Direct children of the network -> name in the report.
+PARTS = {"encoders": "encoders", "difms": "DIFMs", "decoder": "decoder"}
+
+
+def count(kwargs: dict, channels: int, classes: int, size: Sequence[int]) -> dict[str, dict[str, int]]:
+    """Parameters and multiply-adds of one image by part of the network; ``literal`` as the paper prints the decoder."""
+    with torch.device("meta"):
+        network = DualInteractionNetwork(channels, classes, **kwargs)
+    decoded: list[Sequence[int]] = []
+    network.decoder.register_forward_pre_hook(lambda _, levels: decoded.append(levels[0][0].shape[-2:]))
+    multiply_adds = multiply_adds_by_part(network, (1, network.versions * channels, *size))
+    parts: dict[str, dict[str, int]] = {}
+    for child, part in PARTS.items():
+        module = getattr(network, child)
+        row = parts.setdefault(part, {"parameters": 0, "multiply_adds": 0, "literal_multiply_adds": 0})
+        row["parameters"] += count_parameters(module)
+        row["multiply_adds"] += multiply_adds[child]
+        literal = getattr(module, "literal_multiply_adds", None)
+        row["literal_multiply_adds"] += literal(decoded[0]) if literal else multiply_adds[child]
+    parts["total"] = {key: sum(row[key] for row in parts.values()) for key in parts["decoder"]}
+    return parts
+
+
+def measure(
+    kwargs: dict, classes: int, shape: Sequence[int], device: torch.device, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Seconds, images a second, and peak memory of a forward pass and of a training step, with and without
+    checkpointing; in bf16 autocast on a GPU that has it, else in fp32.
+    """
+    torch.manual_seed(0)
+    x = torch.randn(*shape, device=device)
+    target = torch.randint(0, classes, (shape[0], 1, *shape[2:]), device=device)
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    report = {}
+    with tqdm(total=3 * (repeats + 2), desc="measuring", leave=False) as progress:
+        for checkpointing in (False, True):
+            network = DualInteractionNetwork(
+                shape[1] // kwargs.get("versions", 2), classes, **{**kwargs, "checkpointing": checkpointing}
+            ).to(device)
+            cases = {
+                "training, checkpointing" if checkpointing else "training": training_step(network, x, target, half)
+            }
+            if not checkpointing:
+                cases = {"prediction": prediction(network, x, half), **cases}
+            for name, step in cases.items():
+                step()  # warm-up
+                progress.update()
+                seconds = []
+                for _ in range(repeats):
+                    seconds.append(seconds_of(step, device))
+                    progress.update()
+                median = statistics.median(seconds)
+                report[name] = {
+                    "seconds": median,
+                    "seconds_spread": [min(seconds), max(seconds)],
+                    "images_per_second": shape[0] / median,
+                    "peak_memory_bytes": peak_memory(step, network, device),
+                }
+                progress.update()
+    return report
+
+
+def prediction(network: nn.Module, x: torch.Tensor, half: bool = False) -> Callable[[], None]:
+    """One forward pass in evaluation mode."""
+
+    def step() -> None:
+        network.eval()
+        with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            network(x)
+
+    return step
+
+
+def training_step(network: nn.Module, x: torch.Tensor, target: torch.Tensor, half: bool = False) -> Callable[[], None]:
+    """Forward pass, loss, backward pass, AdamW."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=x.device.type in ("cuda", "cpu"))
+    loss = DINLoss()
+
+    def step() -> None:
+        network.train()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            output = network(x)
+        loss(output, target).backward()
+        optimizer.step()
+
+    return step
+
+
+def seconds_of(step: Callable[[], None], device: torch.device) -> float:
+    """Wall-clock seconds of one call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def peak_memory(step: Callable[[], None], network: nn.Module, device: torch.device) -> int:
+    """Bytes that torch's allocator holds at the peak of one call, weights and optimizer included."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device)
+    # The CPU's allocator keeps no count of its own: follow what the call allocates and frees. What was there before:
+    # the weights, and AdamW's moments if the call trains. The gradients of the step before go now: the profiler does
+    # not see the end of what it has not seen the beginning of.
+    held = sum(p.nbytes for p in network.parameters())
+    held += 2 * sum(p.nbytes for p in network.parameters() if p.grad is not None)
+    network.zero_grad(set_to_none=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    now = peak = 0
+    # The profiler's public tables give sums by operation, not the order of events.
+    events = (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return held + peak
+
+
+def expected_memory(kwargs: dict, channels: int, classes: int, shape: Sequence[int]) -> dict[str, int]:
+    """Bytes of a training step, counted, in fp32 and in half precision."""
+    with torch.device("meta"):
+        network = DualInteractionNetwork(channels, classes, **kwargs)
+    return {"fp32": training_memory(network, shape), "half": training_memory(network, shape, half_precision=True)}

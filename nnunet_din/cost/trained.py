@@ -1,0 +1,66 @@
+"""What a trained model costs: counted from its plans, and as its training log says."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+
+from nnunet_din.data.files import read_json
+from nnunet_din.nnunet.models import Model
+from nnunet_din.nnunet.training_log import read_costs
+
+#: Cost -> whether it is shown as a whole number, and what it is.
+COSTS = {
+    "parameters": "trainable values",
+    "multiply_adds": "multiply-adds of one forward pass of one patch",
+    "seconds_per_epoch": "median over the epochs of all folds, from the training logs",
+    "peak_memory_gb": "largest GPU memory that torch held in training, from the logs of DIN trainers",
+}
+
+
+def cost_of(model: Model) -> dict[str, float]:
+    """The costs of a model, see :data:`COSTS`; NaN where unknown."""
+    parameters, multiply_adds = count(model.folder)
+    seconds: list[float] = []
+    memory: list[float] = []
+    for folder in model.folds.values():
+        for found, of_fold in zip((seconds, memory), read_costs(folder), strict=True):
+            found += of_fold
+    return {
+        "parameters": parameters,
+        "multiply_adds": multiply_adds,
+        "seconds_per_epoch": statistics.median(seconds) if seconds else math.nan,
+        "peak_memory_gb": max(memory, default=math.nan),
+    }
+
+
+def count(model_folder: Path) -> tuple[float, float]:
+    """Parameters, and multiply-adds of one patch, of the network in a model's plans; NaN where it cannot be built."""
+    import torch
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_din.cost.accounting import count_multiply_adds, count_parameters
+    from nnunet_din.network import DualInteractionNetwork
+
+    try:
+        dataset_json = read_json(model_folder / "dataset.json")
+        manager = PlansManager(str(model_folder / "plans.json"))
+        configuration = manager.get_configuration(model_folder.name.split("__")[2])
+        channels = determine_num_input_channels(manager, configuration, dataset_json)
+        with torch.device("meta"):
+            network = get_network_from_plans(
+                configuration.network_arch_class_name,
+                configuration.network_arch_init_kwargs,
+                configuration.network_arch_init_kwargs_req_import,
+                channels,
+                manager.get_label_manager(dataset_json).num_segmentation_heads,
+                deep_supervision=False,
+            )
+        taken = network.versions * channels if isinstance(network, DualInteractionNetwork) else channels
+        return count_parameters(network), count_multiply_adds(network, (1, taken, *configuration.patch_size))
+    except Exception as error:  # whatever a network of somebody else's raises: the leaderboard goes on without it
+        print(f"NOTE: the network of {model_folder.name} cannot be counted: {error}")
+        return math.nan, math.nan

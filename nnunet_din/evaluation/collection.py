@@ -1,0 +1,134 @@
+"""What there is to score: the validation predictions of trained models, and folders of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunet_din.nnunet.folders import truth_folder, validation_cases
+from nnunet_din.nnunet.labels import Labels
+from nnunet_din.nnunet.models import Model
+
+#: Fold of predictions that come from a folder and not from cross-validation.
+NO_FOLD = "-"
+
+
+@dataclass(frozen=True)
+class ScoredCase:
+    """A prediction and its truth.
+
+    Attributes
+    ----------
+    model, fold, case : str
+        Where it belongs. ``fold`` is :data:`NO_FOLD` for predictions that are not from cross-validation.
+    prediction, truth : pathlib.Path
+        Label maps.
+    """
+
+    model: str
+    fold: str
+    case: str
+    prediction: Path
+    truth: Path
+
+
+@dataclass
+class Collection:
+    """What was found and what is missing.
+
+    Attributes
+    ----------
+    cases : list of ScoredCase
+        To be scored.
+    missing : list of str
+        A sentence for each fold or case that is not there.
+    models : dict of str to Model
+        The trained models among the names; folders of predictions have none.
+    """
+
+    cases: list[ScoredCase] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    models: dict[str, Model] = field(default_factory=dict)
+
+
+def collect_cross_validation(
+    dataset: str | int, labels: Labels, models: Mapping[str, Model], folds: Sequence[str] | None = None
+) -> Collection:
+    """The cross-validation predictions of a data set's models.
+
+    Parameters
+    ----------
+    dataset
+        Number or name.
+    labels
+        Its structures.
+    models
+        Those to take, by the name to show.
+    folds
+        Folds that every model should have; None: those that any of them has begun.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If there is no such data set, or no label map for a predicted case.
+    """
+    truth = truth_folder(dataset)
+    collection = Collection(models=dict(models))
+    expected_cases = validation_cases(dataset)
+    every_fold = list(folds or sorted({fold for model in models.values() for fold in model.folds}, key=int))
+    for name, model in models.items():
+        for fold in every_fold:
+            validation = model.folds[fold] / "validation" if fold in model.folds else None
+            predicted = _label_maps(validation, labels.file_ending) if validation and validation.is_dir() else {}
+            if not predicted:
+                reason = "was not trained" if fold not in model.folds else "has no validation predictions yet"
+                collection.missing.append(f"{name}: fold {fold} {reason}")
+                continue
+            absent = sorted(set(expected_cases.get(fold, ())) - set(predicted))
+            collection.missing += [f"{name}: fold {fold} has no prediction of {case}" for case in absent]
+            for case, path in predicted.items():
+                collection.cases.append(ScoredCase(name, fold, case, path, truth / path.name))
+    _check_truth(collection)
+    return collection
+
+
+def collect_predictions(folders: Mapping[str, Path], truth: Path, file_ending: str) -> Collection:
+    """The predictions in folders, one a model, for the label maps in the folder ``truth``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder does not exist or holds no label maps.
+    """
+    collection = Collection()
+    for folder in (truth, *folders.values()):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is not a folder.")
+    true_maps = _label_maps(truth, file_ending)
+    if not true_maps:
+        raise FileNotFoundError(f"{truth} holds no label maps called *{file_ending}.")
+    for name, folder in folders.items():
+        predicted = _label_maps(folder, file_ending)
+        if not predicted:
+            raise FileNotFoundError(f"{folder} holds no label maps called *{file_ending}.")
+        for case, path in true_maps.items():
+            if case in predicted:
+                collection.cases.append(ScoredCase(name, NO_FOLD, case, predicted[case], path))
+            else:
+                collection.missing.append(f"{name}: no prediction of {case}")
+        without_truth = sorted(set(predicted) - set(true_maps))
+        collection.missing += [f"{name}: {case} is predicted and has no truth" for case in without_truth]
+    return collection
+
+
+def _label_maps(folder: Path, file_ending: str) -> dict[str, Path]:
+    """Case -> file, in alphabetical order."""
+    paths = sorted(path for path in folder.glob(f"*{file_ending}") if not path.name.startswith("."))
+    return {path.name[: -len(file_ending)]: path for path in paths}
+
+
+def _check_truth(collection: Collection) -> None:
+    for case in collection.cases:
+        if not case.truth.is_file():
+            raise FileNotFoundError(f"{case.truth} does not exist, and {case.prediction} is a prediction of that case.")

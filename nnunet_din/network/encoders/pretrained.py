@@ -1,0 +1,167 @@
+"""Pretrained weights for the twin encoders, ConvNeXt's or those of any timm model with a feature pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import load_state_dict as load_state_dict_file
+from torch import Tensor, nn
+
+from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
+from nnunet_din.network.encoders.pyramid import PyramidEncoder
+
+
+@dataclass
+class LoadReport:
+    """What became of each entry.
+
+    Attributes
+    ----------
+    source
+        Name or path the weights came from.
+    loaded
+        Encoder entries that were set.
+    not_in_file
+        Encoder entries that keep their random weights because the source has none (the edge pooling always).
+    mismatched
+        Entries of both whose shapes differ: ``name: shape in the source, shape in the encoder`` (the stem always).
+    not_used
+        Entries of the source that the encoder does not have (the classifier always).
+    """
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    not_in_file: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    not_used: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"Pretrained encoder weights from {self.source}: {len(self.loaded)} entries loaded into both encoders."
+        ]
+        for title, entries in (
+            ("shape differs, random weights kept", self.mismatched),
+            ("not in the source, random weights kept", self.not_in_file),
+            ("in the source, not used", self.not_used),
+        ):
+            if entries:
+                lines.append(f"  {title}: {'; '.join(entries)}")
+        return "\n".join(lines)
+
+
+def load_pretrained_encoders(network: nn.Module, source: str | Path) -> LoadReport:
+    """Load pretrained weights into both encoders of a :class:`DualInteractionNetwork`.
+
+    Parameters
+    ----------
+    network
+        The network; changed in place.
+    source
+        A timm model name, with or without tag (``convnext_tiny.fb_in22k``), fetched by timm, or a file with a state
+        dict of such a model (``.pth``, ``.safetensors``; timm's or the original authors' key names), classifier
+        included where the encoder is no ConvNeXt.
+
+    Returns
+    -------
+    LoadReport
+        What was loaded and what was not; print it.
+
+    Raises
+    ------
+    ValueError
+        If there are no pretrained weights for the encoder, if the source is neither a file nor a model known to timm,
+        or if it does not fit the encoder.
+    """
+    encoder = network.encoders[0]
+    if type(encoder) not in READERS:
+        raise ValueError(f"There are no pretrained weights for encoder '{encoder.name}': use -tr nnUNetTrainerDIN.")
+    reader, essential = READERS[type(encoder)]
+    weights = reader(source, encoder)
+    own = encoder.state_dict()
+    report = LoadReport(str(source))
+    fitting: dict[str, Tensor] = {}
+    for key, value in own.items():
+        if key not in weights:
+            report.not_in_file.append(key)
+        elif weights[key].shape != value.shape:
+            report.mismatched.append(f"{key}: {tuple(weights[key].shape)}, {tuple(value.shape)}")
+        else:
+            fitting[key] = weights[key]
+            report.loaded.append(key)
+    report.not_used = sorted(weights.keys() - own.keys())
+    # The stem's LayerNorm and a bias or two fit many networks by chance: without the blocks, nothing was pretrained.
+    if not all(key in fitting for key in own if essential in key):
+        raise _does_not_fit(source, encoder.name, f"{len(fitting)} of {len(own)} entries agree in name and shape")
+    for each in network.encoders:
+        each.load_state_dict(fitting, strict=False)
+    return report
+
+
+def _read_convnext(source: str | Path, encoder: ConvNeXtEncoder) -> dict[str, Tensor]:
+    """State dict with timm's key names, on the CPU."""
+    encoder_name = encoder.name
+    # The full classifier's names are needed to recognise the file; nothing of this model is kept.
+    with torch.device("cpu"):
+        reference = timm.create_model(encoder_name)
+    if Path(source).is_file():
+        from timm.models.convnext import checkpoint_filter_fn
+
+        try:
+            return checkpoint_filter_fn(load_state_dict_file(str(source), device="cpu"), reference)
+        except KeyError as error:  # an entry of a foreign file that timm's renaming cannot place
+            raise _does_not_fit(source, encoder_name, f"unexpected entry {error}") from error
+    _check_name(source, encoder_name)
+    return timm.create_model(str(source), pretrained=True).state_dict()
+
+
+def _read_pyramid(source: str | Path, encoder: PyramidEncoder) -> dict[str, Tensor]:
+    """State dict with the encoder's key names, the first convolution adapted to its channels as timm does it."""
+    name, options = encoder.name, {}
+    if Path(source).is_file():
+        options["pretrained_cfg_overlay"] = {"file": str(source)}
+    else:
+        _check_name(source, name)
+        name = str(source)
+        if name.partition(".")[0] != encoder.name:
+            raise _does_not_fit(source, encoder.name, "they are another model's")
+    with torch.device("cpu"):
+        if options:
+            # Strict, as timm is not where it leaves the classifier out.
+            try:
+                timm.create_model(name, pretrained=True, **options)
+            except (RuntimeError, KeyError) as error:
+                raise _does_not_fit(source, encoder.name, str(error).splitlines()[0]) from error
+        body = timm.create_model(
+            name, pretrained=True, features_only=True, out_indices=encoder.levels, **encoder.options, **options
+        )
+    return {f"body.{key}": value for key, value in body.state_dict().items()}
+
+
+def _check_name(source: str | Path, encoder_name: str) -> None:
+    if str(source).partition(".")[0] not in timm.list_models():
+        raise ValueError(
+            f"Pretrained weights '{source}': no such file, and timm knows no model of that name. timm has for "
+            f"{encoder_name}: {_known(encoder_name)}."
+        )
+
+
+def _does_not_fit(source: str | Path, encoder_name: str, reason: str) -> ValueError:
+    return ValueError(
+        f"The weights in {source} do not fit the encoder {encoder_name}: {reason}. Use weights of {encoder_name}, by "
+        f"timm name (known: {_known(encoder_name)}) or as a file."
+    )
+
+
+def _known(encoder_name: str) -> str:
+    return ", ".join(timm.list_pretrained(encoder_name + "*")) or "none"
+
+
+#: Class of the encoder -> its reader, and a part of the names of the entries that a source must have.
+READERS: dict[type[nn.Module], tuple[Callable[..., dict[str, Tensor]], str]] = {
+    ConvNeXtEncoder: (_read_convnext, ".blocks."),
+    PyramidEncoder: (_read_pyramid, "body."),
+}

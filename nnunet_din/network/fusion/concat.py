@@ -1,0 +1,40 @@
+"""Fusions that the paper compares DIFM with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_din.network.fusion.difm import DualInteractiveFusionModule
+from nnunet_din.network.initialization import init_by_fan_in
+
+
+class ConcatenationFusion(nn.Module):
+    """Concatenate the high-level features of all streams and reduce them by a 3 x 3 convolution: layer fusion without
+    DIFM, the paper's baseline (Table 3, first row) and Ours_concat (Table 5).
+
+    Parameters
+    ----------
+    dim
+        Channels d of the inputs and of the output.
+    streams
+        Number of streams.
+    """
+
+    needs_edges = False
+
+    def __init__(self, dim: int, streams: int = 2):
+        super().__init__()
+        self.conv = nn.Conv2d(streams * dim, dim, kernel_size=3, padding=1)
+        self.apply(init_by_fan_in)
+
+    def forward(self, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+        """Fuse ``(f_low, f_high)`` of every stream, each ``(N, d, H, W)``, to ``(N, d, H, W)``."""
+        return self.conv(torch.cat([f_high for _, f_high in pairs], dim=1))
+
+
+class InputFusion(DualInteractiveFusionModule):
+    """DIFM with self-attention behind one encoder, which reads all versions of the image concatenated (Ours_IF)."""
+
+    #: One encoder reads the concatenated inputs, in place of one encoder an input.
+    one_encoder = True

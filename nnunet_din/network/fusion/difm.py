@@ -1,0 +1,117 @@
+"""Dual interactive fusion module (DIN paper, section 3.1, Fig. 2b-d)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnunet_din.network.fusion.attention import CrossAttention
+from nnunet_din.network.initialization import init_by_fan_in
+from nnunet_din.network.ops import normalize, pixelwise, pointwise, recompute
+
+
+class FeatureMerging(nn.Module):
+    """Merge low- and high-level features of one image by a convolution (eq. 1): 2d -> d channels."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(2 * dim, dim, kernel_size=3, padding=1)
+
+    def forward(self, f_low: Tensor, f_high: Tensor) -> Tensor:
+        """Shapes ``(N, d, H, W)``, ``(N, d, H, W)`` -> ``(N, d, H, W)``."""
+        return recompute(self._merge, f_low, f_high)
+
+    def _merge(self, f_low: Tensor, f_high: Tensor) -> Tensor:
+        return self.conv(torch.cat((f_low, f_high), dim=1))
+
+
+class GatedFeedForward(nn.Module):
+    """Gated feed-forward network (eqs. 4 and 5).
+
+    Parameters
+    ----------
+    dim
+        Channels d.
+    expansion
+        Each of the two chunks has ``expansion * d`` channels.
+    """
+
+    def __init__(self, dim: int, expansion: int = 2):
+        super().__init__()
+        self.norm = LayerNorm2d(dim)
+        self.expand = nn.Conv2d(dim, 2 * expansion * dim, kernel_size=1)
+        self.project = nn.Conv2d(expansion * dim, dim, kernel_size=3, padding=1)
+
+    def forward(self, f: Tensor) -> Tensor:
+        """Shape ``(N, d, H, W)`` -> same."""
+        return pixelwise((self._expand, self._gate), f, self.expand.out_channels, then=self.project) + f  # eq. 5
+
+    def _expand(self, f: Tensor) -> Tensor:
+        """Pixels ``(M, d)`` -> f1 and f2 side by side, ``(M, 2 expansion d)``."""
+        return pointwise(normalize(f, self.norm), self.expand)
+
+    @staticmethod
+    def _gate(f12: Tensor) -> Tensor:
+        f1, f2 = f12.chunk(2, dim=-1)  # eq. 4
+        return F.gelu(f1) * f2
+
+
+def global_spatial_attention(f: Tensor) -> Tensor:
+    """Gate each pixel by the sigmoid of its mean over channels (eq. 6); shape ``(N, d, H, W)`` -> same."""
+    return torch.sigmoid(f.mean(dim=1, keepdim=True)) * f
+
+
+class DualInteractiveFusionModule(nn.Module):
+    """Fuse the features of the original and the enhanced image at one scale; or those of any number of streams.
+
+    It asks nothing of the encoders but the pairs (f_low, f_high) and their width.
+
+    Parameters
+    ----------
+    dim
+        Channels d of the inputs and of the output.
+    streams
+        Number of streams: 2 in the paper. With 1, attention is self-attention.
+    feature_merging
+        Merge f_low and f_high (eq. 1); without it, f_high alone counts.
+    spatial_attention
+        Gate by global spatial attention (eq. 6).
+    queries, window_size, num_heads
+        See :class:`CrossAttention`.
+    ffn_expansion
+        See :class:`GatedFeedForward`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        streams: int = 2,
+        feature_merging: bool = True,
+        spatial_attention: bool = True,
+        queries: Sequence[int] | None = None,
+        window_size: int = 7,
+        num_heads: int = 1,
+        ffn_expansion: int = 2,
+    ):
+        super().__init__()
+        self.needs_edges = feature_merging
+        self.spatial_attention = spatial_attention
+        self.merging = nn.ModuleList(FeatureMerging(dim) for _ in range(streams)) if feature_merging else None
+        self.attention = CrossAttention(dim, streams, queries, window_size, num_heads)
+        self.ffn = nn.ModuleList(GatedFeedForward(dim, ffn_expansion) for _ in self.attention.queries)
+        self.apply(init_by_fan_in)
+
+    def forward(self, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+        """Fuse ``(f_low, f_high)`` of every stream, each ``(N, d, H, W)``, to F_IE + F_EI, ``(N, d, H, W)``."""
+        if self.merging is None:
+            streams = [f_high for _, f_high in pairs]
+        else:
+            streams = [merge(*pair) for merge, pair in zip(self.merging, pairs, strict=True)]
+        results = [ffn(f) for ffn, f in zip(self.ffn, self.attention(streams), strict=True)]
+        if self.spatial_attention:
+            results = [global_spatial_attention(f) for f in results]
+        return sum(results[1:], start=results[0])

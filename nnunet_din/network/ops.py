@@ -1,0 +1,103 @@
+"""Operations that the parts of the network share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+#: Elements of the largest intermediate result of a slice (:func:`in_slices`): 8 MB in fp32, which a CPU's cache holds.
+SLICE_ELEMENTS = 1 << 21
+
+
+def pointwise(x: Tensor, layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """Apply a 1 x 1 convolution or linear layer along the last axis: ``(..., d_in)`` -> ``(..., d_out)``."""
+    return F.linear(x, layer.weight.flatten(1), layer.bias)
+
+
+def normalize(x: Tensor, layer: nn.LayerNorm) -> Tensor:
+    """Apply a LayerNorm, of timm's two-dimensional kind as well, along the last axis of ``(..., d)``."""
+    return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+
+
+def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Call ``function(*inputs)`` and keep only ``inputs`` for the backward pass, which computes the rest again.
+
+    Meant for cheap operations followed by one convolution or matrix product: torch stops computing again as soon as it
+    has the product's inputs, so that the product itself is not repeated. ``function`` must not draw random numbers and
+    must not change anything outside itself.
+    """
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def pixelwise(
+    functions: Sequence[Callable[[Tensor], Tensor]],
+    f: Tensor,
+    width: int,
+    then: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Apply ``functions`` one after another to every pixel of a map, and ``then`` to the map that results.
+
+    For the backward pass only the input of each function is kept; ``then`` belongs to the last one. Without gradients
+    a CPU computes the pixels in slices, see :func:`in_slices`.
+
+    Parameters
+    ----------
+    functions
+        Of pixels, ``(M, d_in)`` -> ``(M, d_out)``, see :func:`recompute`.
+    f
+        Map, ``(N, d, H, W)``.
+    width
+        The largest number of channels in between.
+    then
+        Of a map, ``(N, d_out, H, W)``; None: nothing.
+    """
+    n, _, h, w = f.shape
+    pixels = f.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def as_map(x: Tensor) -> Tensor:
+        x = x.view(n, h, w, -1).permute(0, 3, 1, 2)
+        return x if then is None else then(x)
+
+    def all_functions(x: Tensor) -> Tensor:
+        return reduce(lambda y, function: function(y), functions, x)
+
+    *first, last = functions
+    if torch.is_grad_enabled():
+        for function in first:
+            pixels = recompute(function, pixels)
+        return recompute(lambda x: as_map(last(x)), pixels)
+    return as_map(in_slices(all_functions, pixels, dim=0, width=width))
+
+
+def in_slices(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor, dim: int, width: int
+) -> Tensor | tuple[Tensor, ...]:
+    """Call ``function(*inputs)``, on a CPU without gradients in slices along ``dim``.
+
+    What lies between the operations of ``function`` then stays in the cache and in memory that is already there: to
+    fetch fresh pages from the system takes a CPU about as long as the arithmetic of a 1 x 1 convolution.
+
+    Parameters
+    ----------
+    function
+        Treats the entries along ``dim`` independently of each other; each of its results has as many.
+    inputs
+        Of equal length along ``dim``.
+    width
+        Elements of the largest intermediate result for each entry along ``dim``.
+    """
+    whole = inputs[0].shape[dim] * width
+    if torch.is_grad_enabled() or inputs[0].device.type != "cpu" or whole <= 2 * SLICE_ELEMENTS:
+        return function(*inputs)
+    slices = (x.split(max(1, SLICE_ELEMENTS // width), dim) for x in inputs)
+    results = [function(*parts) for parts in zip(*slices, strict=True)]
+    if isinstance(results[0], Tensor):
+        return torch.cat(results, dim)
+    return tuple(torch.cat(parts, dim) for parts in zip(*results, strict=True))

@@ -1,0 +1,137 @@
+"""The paper's network written as it is printed, without any saving: to read, and to test the fast parts against.
+
+:class:`ReferenceNetwork` computes the function of a :class:`nnunet_din.network.DualInteractionNetwork` with two images,
+ConvNeXt, DIFM and the SegFormer head, from that network's own parameters. Where the two differ in more than rounding,
+the other one is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnunet_din.network.din import DualInteractionNetwork
+from nnunet_din.network.fusion.attention import Windows
+
+
+class ReferenceNetwork(nn.Module):
+    """A :class:`DualInteractionNetwork`'s parameters, in the order of the paper (Fig. 2).
+
+    Parameters
+    ----------
+    network
+        The network; its parameters are shared, not copied.
+    """
+
+    def __init__(self, network: DualInteractionNetwork):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Original and enhanced image, ``(N, 2C, H, W)`` -> logits ``(N, K, H, W)``."""
+        image, enhanced = x.chunk(2, dim=1)
+        pairs_i, pairs_e = (
+            encode(encoder, version) for encoder, version in zip(self.network.encoders, (image, enhanced), strict=True)
+        )
+        fused = [
+            fuse(difm, pair_i, pair_e)
+            for difm, pair_i, pair_e in zip(self.network.difms, pairs_i, pairs_e, strict=True)
+        ]
+        # Behind a stem with stride, eq. 14 gives the logits at the stem's resolution.
+        logits = shuffle_pixels(decode(self.network.decoder, fused), self.network.subpixels)
+        return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def encode(encoder: nn.Module, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """f_low and f_high of every stage: the edge and the shape features of Table 14."""
+    x = encoder.stem(x)
+    pairs = []
+    for i, stage in enumerate(encoder.stages):
+        f_low = encoder.edge_pooling[i - 1](x) if i else x
+        x = stage.downsample(x)
+        for block in stage.blocks:
+            x = convnext_block(block, x)
+        pairs.append((f_low, x))
+    return pairs
+
+
+def convnext_block(block: nn.Module, x: Tensor) -> Tensor:
+    """ConvNeXt's block: depthwise convolution, LayerNorm, two linear layers, layer scale, shortcut."""
+    y = block.conv_dw(x)
+    if isinstance(block.mlp.fc1, nn.Conv2d):
+        y = block.mlp(block.norm(y))
+    else:
+        y = block.mlp(block.norm(y.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+    if block.gamma is not None:
+        y = y * block.gamma[:, None, None]
+    return x + block.drop_path(y)
+
+
+def fuse(difm: nn.Module, image: tuple[Tensor, Tensor], enhanced: tuple[Tensor, Tensor]) -> Tensor:
+    """DIFM (Fig. 2b) of the pairs (f_low, f_high) of both images."""
+    f_i = difm.merging[0].conv(torch.cat(image, dim=1))  # eq. 1
+    f_e = difm.merging[1].conv(torch.cat(enhanced, dim=1))
+    q_i, k_i, v_i = difm.attention.project[0](f_i).chunk(3, dim=1)
+    q_e, k_e, v_e = difm.attention.project[1](f_e).chunk(3, dim=1)
+    windows = Windows(*f_i.shape[-2:], difm.attention.window_size)
+    f_ie = attend(q_i, k_e, v_e, windows) + q_i  # eq. 3
+    f_ei = attend(q_e, k_i, v_i, windows) + q_e
+    return spatial_gate(feed_forward(difm.ffn[0], f_ie)) + spatial_gate(feed_forward(difm.ffn[1], f_ei))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
+    """Attention of one head in windows (eq. 2), maps ``(N, d, H, W)``."""
+    q, k, v = (windows.cut(t) for t in (q, k, v))  # (N * windows, L, d)
+    scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
+    is_pixel = windows.key_mask(q.device)  # and not padding
+    if is_pixel is not None:
+        repeats = len(scores) // len(is_pixel)
+        scores = scores.masked_fill(~is_pixel[:, 0].repeat(repeats, 1, 1), -math.inf)
+    return windows.join(torch.softmax(scores, dim=-1) @ v)
+
+
+def feed_forward(ffn: nn.Module, f: Tensor) -> Tensor:
+    """Gated feed-forward network (eqs. 4 and 5)."""
+    f1, f2 = ffn.expand(ffn.norm(f)).chunk(2, dim=1)
+    return ffn.project(F.gelu(f1) * f2) + f
+
+
+def spatial_gate(f: Tensor) -> Tensor:
+    """Global spatial attention (eq. 6)."""
+    return torch.sigmoid(f.mean(dim=1, keepdim=True)) * f
+
+
+def decode(decoder: nn.Module, features: Sequence[Tensor]) -> Tensor:
+    """SegFormer's MLP head (eq. 14)."""
+    weights = [layer.weight.flatten(1) for layer in decoder.linear]
+    biases = [layer.bias for layer in decoder.linear]
+    y = fuse_levels(features, weights, biases, decoder.fuse.weight)
+    return decoder.classifier(F.relu(decoder.norm(y)))
+
+
+def fuse_levels(
+    features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], kernel: Tensor
+) -> Tensor:
+    """Linear layers, bilinear resize, concatenation, 3 x 3 convolution; shapes as in
+    :func:`nnunet_din.network.decoders.segformer.fuse_levels`.
+    """
+    size = features[0].shape[-2:]
+    levels = [
+        F.interpolate(F.conv2d(x, w[:, :, None, None], b), size=size, mode="bilinear", align_corners=False)
+        for x, w, b in zip(features, weights, biases, strict=True)
+    ]
+    return F.conv2d(torch.cat(levels, dim=1), kernel, padding=1)
+
+
+def shuffle_pixels(logits: Tensor, r: int) -> Tensor:
+    """``(N, K r r, H, W)`` -> ``(N, K, r H, r W)``: channel (k, dy, dx) holds the pixels (r y + dy, r x + dx) of k."""
+    n, channels, height, width = logits.shape
+    out = logits.new_empty(n, channels // r**2, r * height, r * width)
+    for dy in range(r):
+        for dx in range(r):
+            out[:, :, dy::r, dx::r] = logits[:, dy * r + dx :: r**2]
+    return out

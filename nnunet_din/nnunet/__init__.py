@@ -1,0 +1,1 @@
+"""The one reader of what nnU-Net writes: folders, models, logs, plans."""

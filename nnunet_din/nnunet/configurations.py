@@ -1,0 +1,147 @@
+"""Configurations of the plans: those of the paper's tables, and new ones that inherit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+from nnunet_din.enhancement.entry import enhancements_of
+from nnunet_din.enhancement.intensity import INTENSITIES
+from nnunet_din.nnunet.folders import weights_file
+
+#: SwinUNet's encoder.
+_SWIN = "swin_tiny_patch4_window7_224"
+#: The paper's tables: name of the configuration -> (arguments of the network, enhancements by name or None for those of
+#: the configuration it is made from).
+PAPER_TABLES: dict[str, tuple[dict, list[str] | None]] = {
+    # Table 3, parts of DIFM; without L_bnd: -tr nnUNetTrainerDIN_noBoundaryLoss
+    "2d_attention": ({"feature_merging": False, "spatial_attention": False}, None),
+    "2d_attention_merging": ({"spatial_attention": False}, None),
+    "2d_attention_spatial": ({"feature_merging": False}, None),
+    # Tables 4, 9 and 10, inputs
+    "2d_only_I": ({"inputs": [0]}, None),
+    "2d_only_E": ({"inputs": [1]}, None),
+    "2d_I_I": ({"inputs": [0, 0]}, None),
+    "2d_he": ({}, ["he"]),
+    "2d_clahe": ({}, ["clahe"]),
+    "2d_zero_dce": ({}, ["zero_dce"]),
+    # Tables 3 and 5, fusion
+    "2d_input_concat": ({"fusion": "input"}, None),
+    "2d_concat": ({"fusion": "concat"}, None),
+    # Table 5, the same with other encoders
+    "2d_swin_only_I": ({"encoder": _SWIN, "inputs": [0]}, None),
+    "2d_swin_input_concat": ({"encoder": _SWIN, "fusion": "input"}, None),
+    "2d_swin_concat": ({"encoder": _SWIN, "fusion": "concat"}, None),
+    "2d_swin": ({"encoder": _SWIN}, None),
+    "2d_fct_only_I": ({"encoder": "fct", "inputs": [0]}, None),
+    "2d_fct_input_concat": ({"encoder": "fct", "fusion": "input"}, None),
+    "2d_fct_concat": ({"encoder": "fct", "fusion": "concat"}, None),
+    "2d_fct": ({"encoder": "fct"}, None),
+    # Table 6, number of DIFMs
+    "2d_1_difm": ({"fused_stages": 1}, None),
+    "2d_2_difms": ({"fused_stages": 2}, None),
+    "2d_3_difms": ({"fused_stages": 3}, None),
+    # Table 7, direction
+    "2d_only_IE": ({"queries": [0]}, None),
+    "2d_only_EI": ({"queries": [1]}, None),
+    # Tables 11 and 12, decoder
+    "2d_emcad": ({"decoder": "emcad"}, None),
+    # Beyond the paper: several enhanced versions at once
+    "2d_fuzzy_clahe": ({}, ["fuzzy", "clahe"]),
+}
+
+
+def derive(plans: Mapping, base: str, name: str, network: Mapping, methods: Sequence[str] | None = None) -> dict:
+    """A configuration that inherits from ``base`` and differs from it.
+
+    Parameters
+    ----------
+    plans
+        Plans of a DIN planner; not changed.
+    base, name
+        Configuration to inherit from; name of the new one.
+    network
+        Arguments of :class:`nnunet_din.network.DualInteractionNetwork` to set.
+    methods
+        Names of the enhancements; None: the inherited ones.
+
+    Returns
+    -------
+    dict
+        The new configuration, checked by building its network without computing anything.
+
+    Raises
+    ------
+    ValueError
+        If there is no such configuration, it is not one of DIN's, or the network cannot be built or takes another
+        patch.
+    """
+    import torch
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_din.network import DualInteractionNetwork, input_stride
+
+    if base not in plans["configurations"]:
+        raise ValueError(f"The plans have no configuration '{base}'. They have: {', '.join(plans['configurations'])}.")
+    inherited = PlansManager(copy.deepcopy(dict(plans))).get_configuration(base).configuration
+    enhancements = enhancements_of(inherited)
+    if not enhancements:
+        raise ValueError(f"Configuration '{base}' is not one of a DIN planner: it has no `enhancement`.")
+    configuration: dict = {"inherits_from": base}
+    if methods is not None:
+        enhancements = [_enhancement(method, enhancements, plans["dataset_name"]) for method in methods]
+        configuration |= {
+            "data_identifier": f"{plans['plans_name']}_{name}",
+            "enhancement": enhancements if len(enhancements) > 1 else enhancements[0],
+        }
+    architecture = copy.deepcopy(inherited["architecture"])
+    arguments = network_arguments(architecture["arch_kwargs"], network, enhancements)
+    configuration["architecture"] = {**architecture, "arch_kwargs": arguments}
+    try:
+        with torch.device("meta"):
+            DualInteractionNetwork(1, 2, **arguments)
+    except TypeError as error:
+        raise ValueError(f"The network of '{name}' cannot be built: {error}.") from error
+    stride = input_stride(**arguments)
+    if any(edge % stride for edge in inherited["patch_size"]):
+        # The data stay as they are: patches are padded.
+        configuration["patch_size"] = [-(-edge // stride) * stride for edge in inherited["patch_size"]]
+    return configuration
+
+
+def network_arguments(inherited: Mapping, network: Mapping, enhancements: Sequence | None = None) -> dict:
+    """Arguments of the network of a configuration that inherits from another one.
+
+    Parameters
+    ----------
+    inherited, network
+        Arguments of the other one's network, and those to set.
+    enhancements
+        Of the configuration, one for each enhanced version; None: the inherited number of them.
+    """
+    from nnunet_din.network.encoders import has_layer_scale
+
+    arguments = {**inherited, **network}
+    if "encoder" in network and "layer_scale" not in network and not has_layer_scale(network["encoder"]):
+        arguments.pop("layer_scale", None)
+    if enhancements is not None:
+        arguments.pop("versions", None)
+        if len(enhancements) != 1:
+            arguments["versions"] = 1 + len(enhancements)
+    return arguments
+
+
+def _enhancement(method: str, inherited: Sequence[Mapping], dataset: str) -> dict:
+    """The inherited enhancement of that name, or the method's own defaults with the inherited intensities."""
+    from nnunet_din.enhancement import get_enhancement
+
+    get_enhancement(method)
+    for entry in inherited:
+        if entry["method"] == method:
+            return dict(entry)
+    shared = {key: inherited[0].get(key, value) for key, value in INTENSITIES.items()}
+    if method == "zero_dce":
+        from nnunet_din.enhancement.zero_dce import zero_dce_parameters
+
+        shared |= zero_dce_parameters(weights_file(dataset))
+    return {"method": method, **shared, "color": inherited[0].get("color", False)}

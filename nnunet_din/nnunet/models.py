@@ -1,0 +1,88 @@
+"""Trained models in nnU-Net's results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model in nnU-Net's results.
+
+    Attributes
+    ----------
+    name : str
+        ``TRAINER__PLANS__CONFIGURATION``, the name of its folder.
+    folder : pathlib.Path
+        Holds ``plans.json``, ``dataset.json`` and the folds.
+    folds : dict of str to pathlib.Path
+        Folders of the folds of cross-validation that were begun, by their number. A training on all cases is none.
+    """
+
+    name: str
+    folder: Path
+    folds: Mapping[str, Path]
+
+
+def find_models(dataset: str | int) -> list[Model]:
+    """Every trained model of a data set, in alphabetical order.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the data set is unknown.
+    """
+    models = []
+    for folder in sorted((nnunet_folder("nnUNet_results") / dataset_name(dataset)).glob("*__*__*")):
+        if not (folder / "plans.json").is_file():
+            continue
+        folds = {path.name.removeprefix("fold_"): path for path in folder.glob("fold_*") if path.is_dir()}
+        folds = {fold: folds[fold] for fold in sorted((f for f in folds if f.isdecimal()), key=int)}
+        models.append(Model(folder.name, folder, folds))
+    return models
+
+
+def choose_models(models: Sequence[Model], names: Sequence[str] | None) -> list[Model]:
+    """The models with the given names, in the given order; all of them without names.
+
+    Raises
+    ------
+    ValueError
+        If a name is not among them; the message lists those that are.
+    """
+    if not names:
+        return list(models)
+    known = {model.name: model for model in models}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"No trained model is called {name}. There are: {', '.join(known) or 'none'}.")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """Names of models without what all of them have in common.
+
+    Of names of the form ``TRAINER__PLANS__CONFIGURATION`` only the parts that differ are kept, joined by a comma; other
+    names, and the only one of that form, stay as they are.
+
+    Parameters
+    ----------
+    models : iterable of str
+        Names, repeated or not.
+
+    Returns
+    -------
+    dict of str to str
+        Short name of each model, in the given order; no two are the same.
+    """
+    models = list(dict.fromkeys(models))
+    parts = {model: model.split("__") for model in models if len(model.split("__")) == 3}
+    if len(parts) < 2:
+        return {model: model for model in models}
+    differing = [place for place in range(3) if len({name[place] for name in parts.values()}) > 1]
+    short = {m: ", ".join(parts[m][place] for place in differing) if m in parts else m for m in models}
+    return short if len(set(short.values())) == len(models) else {model: model for model in models}

@@ -1,0 +1,96 @@
+"""Slices of a raw data set's training images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_din.data.files import read_json
+from nnunet_din.enhancement import to_unit_interval
+from nnunet_din.enhancement.intensity import INTENSITIES
+
+_MOST_SLICES = 2500  # about as many images as the paper fits to
+_WINDOW = 2  # sizes of a crop: of larger slices only a part is kept
+
+
+def training_slices(raw: Path, size: int = 128, seed: int = 0) -> tuple[list[np.ndarray], bool]:
+    """Slices of a raw data set's training images, as the enhancement sees them but for normalization and resampling.
+
+    At most 2500 slices, as many of each case where possible; of slices larger than twice the size of a crop, a random
+    part.
+
+    Parameters
+    ----------
+    raw
+        Folder of the data set.
+    size
+        Size of the crops to be fitted to, in pixels.
+    seed
+        Of the choice.
+
+    Returns
+    -------
+    slices : list of numpy.ndarray
+        In (-1, 1), float32, shape ``(3, H, W)`` in colour and else ``(1, H, W)``.
+    color : bool
+        Whether the channels of the data set are the colours of natural images.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are no training images.
+    ValueError
+        If an image cannot be read or has values that are not finite.
+    """
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+    from tqdm import tqdm
+
+    if not (raw / "dataset.json").is_file():
+        raise FileNotFoundError(f"{raw / 'dataset.json'} does not exist: the raw data set is needed.")
+    description = read_json(raw / "dataset.json")
+    cases = []
+    if (raw / "imagesTr").is_dir() or "dataset" in description:
+        cases = [case["images"] for case in get_filenames_of_train_images_and_targets(str(raw), description).values()]
+    if not cases:
+        raise FileNotFoundError(f"{raw / 'imagesTr'} holds no training images.")
+    reader = determine_reader_writer_from_dataset_json(description, cases[0][0], verbose=False)
+    # As the planners decide.
+    channels = description.get("channel_names", description.get("modality", ()))
+    color = len(channels) == 3 and reader.__name__ == "NaturalImage2DIO"
+
+    rng = np.random.default_rng(seed)
+    share = math.ceil(_MOST_SLICES / len(cases))
+    slices: list[np.ndarray] = []
+    for files in tqdm([cases[i] for i in rng.permutation(len(cases))], desc="reading", unit="case", disable=None):
+        try:
+            data, properties = reader().read_images(files)
+        except Exception as error:  # readers raise what they please
+            raise ValueError(f"{files[0]} cannot be read as an image: {error}") from error
+        try:
+            of_case = list(_slices(data, int(np.argmax(properties["spacing"])), color))
+        except ValueError as error:
+            raise ValueError(f"{files[0]}: {error}") from error
+        chosen = rng.permutation(len(of_case))[: min(share, _MOST_SLICES - len(slices))]
+        slices += [_window(of_case[i], _WINDOW * size, rng) for i in chosen]
+        if len(slices) == _MOST_SLICES:
+            break
+    return slices, color
+
+
+def _slices(data: np.ndarray, axis: int, color: bool) -> Iterator[np.ndarray]:
+    """Volume ``(C, Z, Y, X)`` -> slices along an axis, ``(C, H, W)``; without colours, each channel on its own."""
+    data = np.moveaxis(data, axis + 1, 1)
+    for channels in [slice(None)] if color else [slice(c, c + 1) for c in range(len(data))]:
+        f = to_unit_interval(data[channels], **INTENSITIES).astype(np.float32, copy=False)
+        # A slice without contrast teaches nothing.
+        yield from (f[:, z] for z in range(f.shape[1]) if np.ptp(f[:, z]) > 0)
+
+
+def _window(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """A random part of an image ``(C, H, W)`` that is not larger than a square, copied."""
+    top, left = (rng.integers(max(s - side, 0) + 1) for s in image.shape[1:])
+    return image[:, top : top + side, left : left + side].copy()

@@ -1,0 +1,162 @@
+"""What nnU-Net notes about a training: the one reader of its text logs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+_NUMBER = r"(-?(?:\d+\.?\d*(?:e[+-]?\d+)?|inf)|nan)"
+#: What a line of the text log can say -> its pattern. An epoch begins with "epoch" and ends with "seconds".
+_PATTERNS = {
+    "epoch": re.compile(r"\bEpoch (\d+)\s*$"),
+    "learning_rate": re.compile(rf"Current learning rate: {_NUMBER}"),
+    "train_loss": re.compile(rf"\btrain_loss {_NUMBER}"),
+    "val_loss": re.compile(rf"\bval_loss {_NUMBER}"),
+    "mean_dice": re.compile(r"Pseudo dice \[(.*)\]"),
+    "seconds": re.compile(rf"Epoch time: {_NUMBER} s"),
+    "peak_memory_gb": re.compile(rf"Peak GPU memory: {_NUMBER} GB"),
+}
+
+
+def read_line(line: str) -> tuple[str, float] | None:
+    """What a line of nnU-Net's text log, or of what it prints, says about the training.
+
+    Returns
+    -------
+    tuple of str and float, or None
+        One of `epoch` (its number, at its beginning), `learning_rate`, `train_loss`, `val_loss`, `mean_dice` (over the
+        structures, 0 to 1, NaN if no patch showed any), `seconds` (of an epoch, at its end) and `peak_memory_gb`, with
+        its value. None: nothing of these.
+    """
+    for key, pattern in _PATTERNS.items():
+        if match := pattern.search(line):
+            return key, _mean_of_structures(match[1]) if key == "mean_dice" else float(match[1])
+    return None
+
+
+def _mean_of_structures(text: str) -> float:
+    # A value is printed as 0.81, np.float32(0.81) or nan for a structure that no patch showed.
+    texts = re.sub(r"np\.float\d+\(|\)", "", text).split(",")
+    dice = np.array([float(text) for text in texts if text.strip()])
+    return float(np.nanmean(dice)) if np.isfinite(dice).any() else np.nan
+
+
+def read_costs(folder: Path) -> tuple[list[float], list[float]]:
+    """Seconds of every epoch, and every note of the peak GPU memory in GB, in the text logs of a fold."""
+    found: dict[str, list[float]] = {"seconds": [], "peak_memory_gb": []}
+    for log in sorted(folder.glob("training_log_*.txt")):
+        with log.open(encoding="utf-8", errors="replace") as lines:
+            for key, value in filter(None, map(read_line, lines)):
+                if key in found:
+                    found[key].append(value)
+    return found["seconds"], found["peak_memory_gb"]
+
+
+def read_training(folder: Path) -> dict[str, np.ndarray]:
+    """What nnU-Net has noted about the training of a fold.
+
+    The text logs are read, because they are complete at every moment. A resumed training has several; the epochs of a
+    later one replace those of earlier ones from its first epoch on. The text has only five digits of the learning
+    rate; the exact values are taken from a checkpoint where they agree with it. Without text logs everything comes
+    from a checkpoint.
+
+    Parameters
+    ----------
+    folder
+        Folder of a fold with `training_log_*.txt` or checkpoints.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        The finished epochs: `epoch`, `hours` (sum of the durations until the end of the epoch), `train_loss`,
+        `val_loss`, `mean_dice` (mean foreground Dice on random patches, 0 to 1), `dice` (its moving average with weight
+        0.1 for the new value, as nnU-Net's; an epoch without a value does not change it), and `learning_rate`. NaN: not
+        known.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist, or neither a log nor a checkpoint in it holds a finished epoch.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder.")
+    logs = sorted(folder.glob("training_log_*.txt"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
+    epochs: dict[int, dict[str, float]] = {}
+    for log in logs:
+        with log.open(encoding="utf-8", errors="replace") as lines:
+            _read_log(lines, epochs)
+    exact = _read_checkpoint(folder)
+    if not epochs:
+        epochs = exact
+    if not epochs:
+        raise FileNotFoundError(
+            f"{folder} holds no finished epoch: neither in a training_log_*.txt nor in a checkpoint of nnU-Net."
+        )
+    for epoch, values in exact.items():
+        logged = epochs.get(epoch, {}).get("learning_rate", np.nan)
+        if abs(values["learning_rate"] - logged) <= 0.51e-5:
+            epochs[epoch]["learning_rate"] = values["learning_rate"]
+    keys = ("train_loss", "val_loss", "mean_dice", "learning_rate", "seconds")
+    order = sorted(epochs)
+    training = {key: np.array([epochs[epoch].get(key, np.nan) for epoch in order]) for key in keys}
+    training["epoch"] = np.array(order)
+    training["hours"] = np.nancumsum(training.pop("seconds")) / 3600
+    training["dice"] = _moving_average(training["mean_dice"])
+    return training
+
+
+def _read_log(lines: Iterable[str], epochs: dict[int, dict[str, float]]) -> None:
+    """Add the finished epochs of a log to those of earlier logs; what it repeats, and what came after that, goes."""
+    number, values = None, {}
+    for key, value in filter(None, map(read_line, lines)):
+        if key == "epoch":
+            number, values = int(value), {}
+        elif key == "seconds":
+            if number is not None:
+                for later in [epoch for epoch in epochs if epoch >= number]:
+                    del epochs[later]
+                epochs[number] = {**values, "seconds": value}
+                number = None
+        else:
+            values[key] = value
+
+
+def _read_checkpoint(folder: Path) -> dict[int, dict[str, float]]:
+    """The epochs that the newest checkpoint knows; empty without one."""
+    path = max(
+        (folder / n for n in CHECKPOINTS if (folder / n).is_file()), key=lambda p: p.stat().st_mtime, default=None
+    )
+    if path is None:
+        return {}
+    import torch
+
+    try:
+        # Mapped into memory, of which the weights are never read. nnU-Net's checkpoints hold numpy's numbers.
+        logging = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["logging"]
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint of nnU-Net: {error}") from error
+    columns = {
+        "learning_rate": logging["lrs"],
+        "train_loss": logging["train_losses"],
+        "val_loss": logging["val_losses"],
+        "mean_dice": logging["mean_fg_dice"],
+        "start": logging["epoch_start_timestamps"],
+        "end": logging["epoch_end_timestamps"],
+    }
+    rows = [dict(zip(columns, map(float, row), strict=True)) for row in zip(*columns.values(), strict=False)]
+    return {epoch: {**row, "seconds": row["end"] - row["start"]} for epoch, row in enumerate(rows)}
+
+
+def _moving_average(values: np.ndarray) -> np.ndarray:
+    average, averages = np.nan, []
+    for value in values:
+        if np.isnan(average):
+            average = value
+        elif not np.isnan(value):
+            average = 0.9 * average + 0.1 * value
+        averages.append(average)
+    return np.array(averages)

@@ -1,0 +1,1 @@
+"""Pictures of cases, trainings and scores: arrays in, matplotlib figures out."""
