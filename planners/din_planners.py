@@ -15,6 +15,14 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunet_din.cost.accounting import training_memory
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
 
+#: Preset -> its planner, the largest network first.
+PLANNER_OF_PRESET = {
+    "base": "nnUNetPlannerDIN",
+    "tiny": "nnUNetPlannerDINTiny",
+    "atto": "nnUNetPlannerDINAtto",
+    "fast": "nnUNetPlannerDINFast",
+}
+
 
 @dataclass(frozen=True)
 class MemoryModel:
@@ -150,13 +158,24 @@ class nnUNetPlannerDIN(ExperimentPlanner):
                 break
             aim -= used - budget  # beyond the counted points, the choice is made by a line that is a little low
         if used > budget:
-            print(
-                f"WARNING: {self.gpu_memory_gb:g} GB hold fewer than {self.UNet_min_batch_size} patches of {patch} "
-                f"with DIN {self.preset} (about {self.memory_overhead * used / 1e9:.2g} GB needed). Raise "
-                "-gpu_memory_target, or plan a smaller network with -pl nnUNetPlannerDINTiny, nnUNetPlannerDINAtto or "
-                "nnUNetPlannerDINFast."
-            )
+            # Computing everything twice would not make it fit either.
+            checkpointing = False
+            used = self._memory_model(checkpointing).bytes(batch, *patch)
+        if used > budget:
+            print(self._too_large(patch, self.memory_overhead * used / 1e9))
         return patch, batch, checkpointing
+
+    def _too_large(self, patch: list[int], needed_gb: float) -> str:
+        """The warning that the memory does not suffice: what is needed, and which planners need less."""
+        presets = list(PLANNER_OF_PRESET)
+        smaller = [PLANNER_OF_PRESET[preset] for preset in presets[presets.index(self.preset) + 1 :]]
+        do = "Raise -gpu_memory_target"
+        if smaller:
+            do += f", or plan a smaller network with -pl {' or '.join(smaller)}"
+        return (
+            f"WARNING: {self.gpu_memory_gb:g} GB hold fewer than {self.UNet_min_batch_size} patches of {patch} with "
+            f"DIN {self.preset}, which need {math.ceil(100 * needed_gb) / 100:.2f} GB by our count. {do}."
+        )
 
     def _choose(self, median: np.ndarray, budget: float) -> tuple[list[int], int, bool]:
         """Patch, number of them that fit into ``budget`` bytes, checkpointing."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nnunet_din.enhancement import enhance_slices
-from nnunet_din.evaluation.metrics import mean_dice
+from nnunet_din.evaluation.metrics import mean_dice, structure_metrics
 from nnunet_din.plotting.selection import crop_window, difference_boxes, disagreement, make_row
 
 
@@ -26,13 +26,17 @@ def test_dice_of_a_missing_structure_is_zero():
     assert mean_dice(prediction, truth) == pytest.approx(0.5)
 
 
-def test_dice_counts_structures_of_the_truth_only():
-    """Fails if a structure that the truth does not have changes the mean, or an empty truth is perfect."""
+def test_dice_counts_false_alarms_as_the_leaderboard_does():
+    """Fails if a structure that the truth does not have costs nothing, or one that neither has counts."""
     truth = np.where(truth_volume() == 2, 0, truth_volume())
     prediction = truth.copy()
     prediction[0, :3, :3] = 2
-    assert mean_dice(prediction, truth) == 1
-    assert np.isnan(mean_dice(prediction, np.zeros_like(truth)))
+    assert mean_dice(prediction, truth) == 0.5
+    assert mean_dice(truth, truth, {"a": (1,), "b": (2,)}) == 1
+    assert mean_dice(prediction, np.zeros_like(truth)) == 0
+    assert np.isnan(mean_dice(np.zeros_like(truth), np.zeros_like(truth)))
+    of_structures = [structure_metrics(prediction == v, truth == v, (1, 1, 1), 2.0)["Dice"] for v in (1, 2)]
+    assert mean_dice(prediction, truth) == np.mean(of_structures)
 
 
 def test_dice_knows_regions_and_ignored_voxels():
@@ -154,8 +158,10 @@ def test_row_enhances_as_the_whole_volume_is_enhanced():
     """Fails if the picture shows another enhanced image than `nnunet-din enhance` writes."""
     truth, image = truth_volume(), np.random.default_rng(0).gamma(4, 50, (1, 4, 32, 40)).astype(np.float32)
     image[0, 3] *= 3
-    row = make_row(image, {"a": truth}, index=3, crop=False, enhancement={"m": 1, "n": 1})
-    np.testing.assert_allclose(row["enhanced"], enhance_slices(image, m=1, n=1)[0, 3])
+    row = make_row(image, {"a": truth}, index=3, crop=False)
+    np.testing.assert_allclose(row["enhanced"], enhance_slices(image)[0, 3])
+    row = make_row(image, {"a": truth}, index=3, crop=False, enhanced=-image)
+    np.testing.assert_allclose(row["enhanced"], -image[0, 3])
 
 
 def test_row_takes_ignored_voxels_for_no_difference():

@@ -122,7 +122,9 @@ def test_nothing_is_written_in_a_dry_run_or_over_what_is_there(path, capsys):
     ("arguments", "message"),
     [
         (["--name", "x", "--set", "fusion=sum"], "Unknown fusion 'sum'"),
-        (["--name", "x", "--set", "depth=3"], "no option depth with fusion 'difm'"),
+        (["--name", "x", "--set", "depth=3"], "The network has no option 'depth'. Its own options: encoder, "),
+        (["--name", "x", "--set", "fusoin=concat"], "no option 'fusoin'; did you mean 'fusion'? Its own options: "),
+        (["--name", "x", "--set", "num_head=2"], "did you mean 'num_heads'?"),
         (["--name", "x", "--set", "fusion"], "--set takes KEY=VALUE"),
         (["--name", "x", "--from", "2d_y"], "no configuration '2d_y'"),
         (["--name", "x", "--from", "3d_fullres"], "is not one of a DIN planner"),
@@ -140,4 +142,4 @@ def test_what_is_refused(path, capsys, arguments, message):
 
 def test_plans_that_are_not_there(dataset, capsys):
     assert main(["configure", "-d", "998", "-p", "noPlans", "--name", "x"]) == 1
-    assert "noPlans.json does not exist: plan with a DIN planner first" in capsys.readouterr().err
+    assert "noPlans.json does not exist. Name one of these with -p: nnUNetDINAttoPlans" in capsys.readouterr().err

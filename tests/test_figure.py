@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,15 @@ def shifted(label, by):
     return np.roll(label, by, axis=-1)
 
 
+def planned():
+    """Plans of a DIN planner, for pixels of 1 mm and an enhancement that is not the default."""
+    plans = json.loads((Path(__file__).parent / "fixtures" / "plans_44a6472.json").read_text())
+    configuration = plans["configurations"]["2d"]
+    configuration["spacing"] = [1.0, 1.0]
+    configuration["enhancement"] |= {"m": 0, "n": 0}
+    return plans
+
+
 @pytest.fixture
 def folders(tmp_path):
     """Four cases. Model A is better from case to case, model B is wrong by one pixel in slice 2 and by five in 3."""
@@ -50,7 +60,9 @@ def folders(tmp_path):
         other = truth.copy()
         other[2], other[3] = shifted(truth[2], 1), shifted(truth[3], 5)
         write(other, tmp_path / "b" / f"{name}.nii.gz", (1, 1, 5))
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": LABELS, "file_ending": ".nii.gz"}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"labels": LABELS, "file_ending": ".nii.gz", "channel_names": {"0": "MR"}})
+    )
     return tmp_path
 
 
@@ -146,11 +158,11 @@ def test_without_truth_there_is_no_dice(folders, drawn):
 
 def test_plans_give_the_enhancement(folders, drawn):
     """Fails if the enhanced image is not the one that the network was trained on."""
-    plans = {"configurations": {"2d": {"enhancement": {"method": "fuzzy", "m": 0, "n": 0, "color": False}}}}
-    (folders / "plans.json").write_text(json.dumps(plans))
+    (folders / "plans.json").write_text(json.dumps(planned()))
     main(arguments(folders, "--cases", "case0", "--slice", "1", "--no-crop", "--plans", str(folders / "plans.json")))
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(folders / "images" / "case0_0000.nii.gz")))
-    np.testing.assert_allclose(drawn[0][0][0]["enhanced"], enhance_slices(image[None], m=0, n=0)[0, 1])
+    # nnU-Net's normalization is no change for the enhancement, and the spacing is the plans'.
+    np.testing.assert_allclose(drawn[0][0][0]["enhanced"], enhance_slices(image[None], m=0, n=0)[0, 1], atol=1e-4)
 
 
 def test_color_images(tmp_path, drawn):
@@ -216,9 +228,9 @@ def results(folders, monkeypatch):
     shutil.copytree(folders / "images", raw / "imagesTr")
     shutil.copytree(folders / "gt", raw / "labelsTr")
     shutil.copy(folders / "dataset.json", raw)
-    enhancement = {"method": "fuzzy", "m": 0, "n": 0, "color": False}
+    base = planned()["configurations"]["2d"]
     models = {
-        DIN: ("a", {0: (0, 1), 1: (2,)}, {"2d": {"inherits_from": "base"}, "base": {"enhancement": enhancement}}),
+        DIN: ("a", {0: (0, 1), 1: (2,)}, {"2d": {"inherits_from": "base"}, "base": base}),
         UNET: ("b", {0: (0, 1), 1: (3,)}, {"2d": {}}),
         "nnUNetTrainer_new__nnUNetPlans__2d": ("b", {0: ()}, {"2d": {}}),
     }
@@ -228,7 +240,7 @@ def results(folders, monkeypatch):
             (model / f"fold_{fold}" / "validation").mkdir(parents=True)
             for case in cases:
                 shutil.copy(folders / source / f"case{case}.nii.gz", model / f"fold_{fold}" / "validation")
-        (model / "plans.json").write_text(json.dumps({"configurations": configurations}))
+        (model / "plans.json").write_text(json.dumps({**planned(), "configurations": configurations}))
         shutil.copy(folders / "dataset.json", model)
     return folders
 
@@ -250,14 +262,14 @@ def test_chosen_models_and_folds(results, drawn):
     (((row,), _, _),) = drawn
     assert row["name"].startswith("case2") and list(row["predictions"]) == ["Ours"]
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(results / "images" / "case2_0000.nii.gz")))
-    np.testing.assert_allclose(row["enhanced"], enhance_slices(image[None], m=0, n=0)[0, 1])
+    np.testing.assert_allclose(row["enhanced"], enhance_slices(image[None], m=0, n=0)[0, 1], atol=1e-4)
 
 
 def test_regions_are_named_and_scored_as_nnunet_does(results, drawn):
     """Fails if the legend takes a region's first value for its colour, or Dice is that of the values."""
     description = {"labels": {"background": 0, "whole": [1, 2], "inner": 2}, "regions_class_order": [1, 2]}
     target = results / "raw" / "Dataset027_Test" / "dataset.json"
-    target.write_text(json.dumps({**description, "file_ending": ".nii.gz"}))
+    target.write_text(json.dumps({**description, "file_ending": ".nii.gz", "channel_names": {"0": "MR"}}))
     assert main(["figure", "-d", "27", "--models", DIN, "--cases", "case0", "-o", str(results / "figure.png")]) == 0
     (((row,), names, _),) = drawn
     assert names == {1: "whole", 2: "inner"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -87,9 +88,24 @@ def test_patch_and_batch_fit_the_memory(dataset, cls, median, gb, capsys):
     if not warned:
         assert more > gb * 1e9, "more patches would have fitted"
     covers = all(edge >= m for edge, m in zip(patch, median, strict=True))
-    assert checkpointing or covers, "the patch shrinks only with checkpointing on"
+    assert checkpointing or covers or warned, "the patch shrinks only with checkpointing on"
+    assert not (checkpointing and warned), "checkpointing that does not make it fit is time lost"
     if covers and checkpointing:
         assert without > gb * 1e9, "two patches would have fitted without checkpointing"
+
+
+@pytest.mark.parametrize("cls", PLANNERS[2:], ids=lambda p: p.preset)
+def test_warning_tells_figures_apart_and_names_smaller_networks_only(dataset, cls, capsys):
+    """A target that is a little too small: what is needed is more than what is there, in the figures that are shown."""
+    p = planner(dataset, cls, gpu_memory_target_in_gb=1.0)
+    least = p.memory_overhead * p._memory_model(True).bytes(2, 48, 48) / 1e9
+    p = planner(dataset, cls, gpu_memory_target_in_gb=least - 0.001)
+    assert p._patch_and_batch_size((48, 48), 1e9) == ([48, 48], 2, False)
+    warning = capsys.readouterr().out
+    there, need = (float(x) for x in re.findall(r"([\d.]+) GB", warning))
+    assert need > there
+    named = re.findall(r"nnUNetPlannerDIN\w*", warning)
+    assert named == {"atto": ["nnUNetPlannerDINFast"], "fast": []}[cls.preset]
 
 
 def test_batch_is_at_most_five_percent_of_the_data(dataset):

@@ -299,9 +299,10 @@ def device_name(run: dict) -> str:
     """The GPU's name, or the processor's."""
     if run["device"] == "cuda":
         return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    info = Path("/proc/cpuinfo")  # Linux; elsewhere Python knows the name
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def commit() -> str:

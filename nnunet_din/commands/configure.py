@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--set and --enhancement go with --name, not with --paper-tables.")
     path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.dataset) / f"{args.plans}.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: plan with a DIN planner first, or name the plans with -p.")
+        there = sorted(p.stem for p in path.parent.glob("*Plans.json"))
+        do = f"Name one of these with -p: {', '.join(there)}." if there else "Plan with -pl nnUNetPlannerDIN first."
+        raise FileNotFoundError(f"{path} does not exist. {do}")
     plans = read_json(path)
     wanted = PAPER_TABLES if args.paper_tables else {args.name: (_values(args.set), args.enhancement)}
     added, notes = {}, []

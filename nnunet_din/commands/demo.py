@@ -369,27 +369,30 @@ def _draw(
     picture: Path,
 ) -> Path:
     """Draw the cases of highest, median and lowest Dice, each by the slice that shows most."""
-    from nnunet_din.enhancement import enhance_slices
+    from nnunet_din.nnunet.network_input import channel_files, enhanced_on_image_grid
     from nnunet_din.plotting.panel import panel
     from nnunet_din.plotting.selection import largest_slice
     from nnunet_din.plotting.style import save_figure
 
     plans = read_json(predictions / "plans.json")
-    parameters = {**plans["configurations"][CONFIGURATION].get("enhancement", {}), "color": False}
     ranked = sorted(dice_of_case, key=lambda name: -np.nan_to_num(dice_of_case[name]))
     places = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
     chosen = {ranked[place]: word for word, place in reversed(places.items())}
     rows = []
     for name, word in reversed(chosen.items()):
         case = name[: -len(ending)]
-        image = _read_volume(raw / f"images{part}" / f"{case}_0000{ending}").astype(np.float32)
+        first = raw / f"images{part}" / f"{case}_0000{ending}"
+        image = _read_volume(first)
+        files = channel_files(first, len(list(first.parent.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))), ending)
+        enhanced = enhanced_on_image_grid(files, plans, CONFIGURATION, dataset_json)[0]
         truth = _read_volume(raw / f"labels{part}" / name).astype(int)
         index = largest_slice(truth)
         rows.append(
             {
                 "name": f"{case}: {word} of {len(ranked)}, Dice {dice_of_case[name]:.2f}",
                 "image": image[index],
-                "enhanced": enhance_slices(image[None, index : index + 1], **parameters)[0, 0],
+                # The first channel, or the mean of the colours of one image, as above.
+                "enhanced": (enhanced.mean(axis=0) if len(files) < len(enhanced) else enhanced[0])[index],
                 "prediction": _read_volume(predictions / name)[index].astype(int),
                 "truth": truth[index],
             }

@@ -1,4 +1,4 @@
-"""``nnunet-din enhance``: the enhanced version of an image, as the network sees it, for looking at."""
+"""``nnunet-din enhance``: the enhanced version of an image, for looking at."""
 
 from __future__ import annotations
 
@@ -7,44 +7,118 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_din.data.files import read_json
 from nnunet_din.data.images import read_image, write_image
 from nnunet_din.enhancement import ENHANCEMENTS, enhance_slices
+from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
+from nnunet_din.nnunet.network_input import channel_files, enhanced_on_image_grid
 
 
 def add_parser(subparsers) -> None:
     """Add the sub-command."""
-    parser = subparsers.add_parser(
+    command = subparsers.add_parser(
         "enhance",
         help="write the enhanced version of an image",
-        description="Enhance an image slice by slice with the planners' default parameters. The result is in (-1, 1).",
+        description="Enhance an image slice by slice. With a data set or plans (-d, -p), it is the enhanced image that "
+        "the network gets: after nnU-Net's cropping, normalization and resampling, with the plans' parameters, brought "
+        "back to the grid of the image. Without, the image is enhanced as it is stored, with the planners' default "
+        "parameters. The result is in (-1, 1).",
     )
-    parser.add_argument(
+    command.add_argument(
         "input", type=Path, metavar="IN", help="image or volume that SimpleITK reads, for example case_0000.nii.gz"
     )
-    parser.add_argument("output", type=Path, metavar="OUT", help="file to write, for example enhanced.nii.gz")
-    parser.add_argument("--method", default="fuzzy", choices=sorted(ENHANCEMENTS))
-    parser.add_argument(
+    command.add_argument("output", type=Path, metavar="OUT", help="file to write, for example enhanced.nii.gz")
+    plans = command.add_argument_group("as the network of these plans sees it")
+    plans.add_argument("-d", dest="dataset", metavar="ID", help="number or name of the data set")
+    plans.add_argument("-p", dest="plans", metavar="PLANS", help="name of its plans (default: nnUNetDINPlans)")
+    plans.add_argument("-c", dest="configuration", metavar="NAME", help="configuration of the plans (default: 2d)")
+    stored = command.add_argument_group("as it is stored")
+    stored.add_argument("--method", choices=sorted(ENHANCEMENTS), help="default: fuzzy")
+    stored.add_argument(
         "--weights", type=Path, metavar="FILE", help="weights of zero_dce, as `nnunet-din train-zero-dce` writes them"
     )
-    parser.add_argument(
+    stored.add_argument(
         "--axis",
         type=int,
         choices=(0, 1, 2),
         help="slice axis in the order z, y, x (default: the one of largest spacing)",
     )
-    parser.add_argument(
+    command.add_argument(
         "--png", action="store_true", help="also write a picture of original and enhanced image beside OUT"
     )
-    parser.set_defaults(run=run)
+    command.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Enhance one file."""
-    picture = enhance_file(
-        args.input, args.output, method=args.method, axis=args.axis, png=args.png, weights=args.weights
-    )
-    print(f"Wrote {args.output}" + (f" and {picture}" if picture else ""))
+    if args.dataset is None:
+        if args.plans or args.configuration:
+            raise ValueError("-p and -c go with -d, the data set.")
+        method = args.method or "fuzzy"
+        picture = enhance_file(args.input, args.output, method, axis=args.axis, png=args.png, weights=args.weights)
+        pictures = [picture] if picture else []
+        written = [args.output]
+    else:
+        if args.method or args.weights or args.axis is not None:
+            raise ValueError("--method, --weights and --axis are the plans' to say: leave them out with -d.")
+        written, pictures = enhance_as_planned(
+            args.input, args.output, args.dataset, args.plans or "nnUNetDINPlans", args.configuration or "2d", args.png
+        )
+    print("Wrote " + ", ".join(map(str, [*written, *pictures])))
     return 0
+
+
+def enhance_as_planned(
+    source: Path, target: Path, dataset: str, plans_name: str, configuration: str, png: bool = False
+) -> tuple[list[Path], list[Path]]:
+    """Write what the network gets of a case, on the grid of its image.
+
+    Parameters
+    ----------
+    source
+        First channel of the case, ``CASE_0000.nii.gz``; the others lie beside it.
+    target
+        File to write. With several channels or enhancements each has a file of its own, their numbers in its name.
+    dataset, plans_name, configuration
+        Data set, and a configuration of its plans.
+    png
+        Also write pictures of the middle slices.
+
+    Returns
+    -------
+    list of Path, list of Path
+        The images and the pictures.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If data set, plans or files are missing or do not fit each other.
+    """
+    folder = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset)
+    plans, description = read_json(folder / f"{plans_name}.json"), read_json(folder / "dataset.json")
+    if configuration not in plans["configurations"]:
+        raise ValueError(
+            f"{plans_name} has no configuration '{configuration}'. It has: {', '.join(plans['configurations'])}."
+        )
+    names = description.get("channel_names", description.get("modality", ("",)))
+    files = channel_files(source, len(names), description["file_ending"])
+    image = read_image(source)
+    enhanced = enhanced_on_image_grid(files, plans, configuration, description)
+    written, pictures = [], []
+    several = enhanced.shape[0] * (1 if image.color else enhanced.shape[1]) > 1
+    for e, version in enumerate(enhanced):
+        for c, channel in enumerate([version] if image.color else version[:, None]):
+            path = target
+            if several:
+                stem, ending = _split(target)
+                path = target.with_name(f"{stem}_{e}_{c:04d}{ending}")
+            write_image(path, np.moveaxis(channel, 0, -1) if image.color else channel[0], like=image)
+            written.append(path)
+            if png:
+                original = image if image.color else read_image(files[c])
+                axis = image.slice_axis
+                pictures.append(_picture(path, *(np.moveaxis(a, axis + 1, 1) for a in (original.channels(), channel))))
+    return written, pictures
 
 
 def enhance_file(
@@ -95,15 +169,23 @@ def enhance_file(
         raise ValueError(f"{source}: {error}") from error
     out = np.moveaxis(enhanced, 1, axis + 1)
     write_image(target, np.moveaxis(out, 0, -1) if image.color else out[0], like=image)
-    if not png:
-        return None
+    return _picture(target, slices, enhanced) if png else None
+
+
+def _picture(target: Path, slices: np.ndarray, enhanced: np.ndarray) -> Path:
+    """Draw the middle one of slices ``(C, Z, H, W)`` beside its enhanced version, in a PNG named like ``target``."""
     from nnunet_din.plotting.panel import side_by_side
     from nnunet_din.plotting.style import save_figure
 
     middle = slices.shape[1] // 2
-    picture = target.with_name(f"{target.name.removesuffix(target.suffix).removesuffix('.nii')}.png")
-    save_figure(side_by_side(_displayed(slices[:, middle]), _displayed(enhanced[:, middle])), picture)
-    return picture
+    picture = target.with_name(f"{_split(target)[0]}.png")
+    return save_figure(side_by_side(_displayed(slices[:, middle]), _displayed(enhanced[:, middle])), picture)
+
+
+def _split(path: Path) -> tuple[str, str]:
+    """Name and ending of an image; .nii.gz is one ending, and a name may have points in it."""
+    ending = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    return path.name.removesuffix(ending), ending
 
 
 def _weights_of(method: str, weights: Path | None) -> dict[str, str]:

@@ -19,10 +19,11 @@ from nnunet_din.commands.arguments import (
 )
 from nnunet_din.data.files import read_json
 from nnunet_din.data.images import read_image, read_label_map
-from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.evaluation.metrics import mean_dice
+from nnunet_din.nnunet.configurations import has_enhancement
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.labels import label_names, read_labels
+from nnunet_din.nnunet.network_input import channel_files, enhanced_on_image_grid
 from nnunet_din.plotting.panel import panel
 from nnunet_din.plotting.selection import make_row
 from nnunet_din.plotting.style import save_figure
@@ -54,6 +55,25 @@ class Case:
     predictions: Mapping[str, Path]
 
 
+@dataclass(frozen=True)
+class Planned:
+    """What the network of a DIN model gets.
+
+    Attributes
+    ----------
+    plans : dict
+        Plans of a DIN planner.
+    configuration : str
+        One of their configurations, with an enhancement.
+    dataset_json : dict
+        Content of the data set's file.
+    """
+
+    plans: Mapping
+    configuration: str
+    dataset_json: Mapping
+
+
 @dataclass
 class Comparison:
     """What is compared.
@@ -68,15 +88,15 @@ class Comparison:
         Value of voxels of the truth that do not count.
     names : dict of int to str
         Names of the values for the legend.
-    enhancement : dict
-        Keyword arguments of :func:`nnunet_din.enhancement.enhance_slices`.
+    planned : Planned or None
+        Whose network's input is shown; None: images are enhanced as they are stored.
     """
 
     cases: list[Case]
     structures: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ignore: int | None = None
     names: Mapping[int, str] = field(default_factory=dict)
-    enhancement: Mapping = field(default_factory=dict)
+    planned: Planned | None = None
 
 
 def add_parser(subparsers) -> None:
@@ -85,9 +105,9 @@ def add_parser(subparsers) -> None:
         "figure",
         help="draw cases with the predictions of several models side by side",
         description="One case a row: image, enhanced image, the prediction of each model, and the ground truth. Yellow "
-        "boxes mark where the models differ most from each other, or where one model differs from the truth. The "
-        "enhancement is applied to the image as it is stored; training applies it after nnU-Net's normalization and "
-        "resampling.",
+        "boxes mark where the models differ most from each other, or where one model differs from the truth. With -d "
+        "or --plans the enhanced image is the one that the network gets, brought back to the grid of the image; "
+        "without, the image is enhanced as it is stored.",
     )
     source = parser.add_argument_group("folders of images and predictions")
     source.add_argument("--images", type=Path, metavar="FOLDER", help="images, called CASE_0000.nii.gz and so on")
@@ -167,10 +187,12 @@ def _from_folders(args: argparse.Namespace) -> Comparison:
                 raise FileNotFoundError(f"The case {case.name} has no {what}: {path} does not exist.")
     places = [*folders.values(), *([args.gt.parent] if args.gt else []), args.images.parent]
     description = args.dataset_json or next((p for p in (f / "dataset.json" for f in places) if p.is_file()), None)
-    enhancement = _enhancement(args.plans, "2d") if args.plans else {}
-    if args.plans and enhancement is None:
-        raise ValueError(f"{args.plans} has no `enhancement`: these plans were not made by a DIN planner.")
-    return _described(cases, description, enhancement)
+    planned = None
+    if args.plans:
+        planned = _planned(args.plans, "2d", description)
+        if planned is None:
+            raise ValueError(f"{args.plans} has no `enhancement`: these plans were not made by a DIN planner.")
+    return _described(cases, description, planned)
 
 
 def _from_results(args: argparse.Namespace) -> Comparison:
@@ -183,7 +205,7 @@ def _from_results(args: argparse.Namespace) -> Comparison:
     description = raw / "dataset.json"
     ending = read_json(description)["file_ending"]
     predictions: dict[str, dict[str, Path]] = {}
-    enhancement: dict | None = None
+    planned: Planned | None = None
     for name, model in chosen_models(args.dataset, args.models).items():
         folders = [folder / "validation" for folder in fold_folders(model, args.folds).values()]
         found = {path.name[: -len(ending)]: path for folder in folders for path in sorted(folder.glob(f"*{ending}"))}
@@ -196,7 +218,7 @@ def _from_results(args: argparse.Namespace) -> Comparison:
             print(f"Left out: {model.name}, which has no validation predictions.")
             continue
         predictions[name] = found
-        enhancement = enhancement or _enhancement(model.folder / "plans.json", model.name.split("__")[-1])
+        planned = planned or _planned(model.folder / "plans.json", model.name.split("__")[-1], description)
     if not predictions:
         raise FileNotFoundError("No model has validation predictions: nnUNetv2_train writes them at its end.")
     common = sorted(set.intersection(*map(set, predictions.values())))
@@ -218,25 +240,24 @@ def _from_results(args: argparse.Namespace) -> Comparison:
             )
         chosen = {model: found[name] for model, found in predictions.items()}
         cases.append(Case(name, Path(images[args.channel]), Path(files[name]["label"]), chosen))
-    return _described(cases, description, enhancement or {})
+    return _described(cases, description, planned)
 
 
-def _described(cases: list[Case], description: Path | None, enhancement: Mapping) -> Comparison:
+def _described(cases: list[Case], description: Path | None, planned: Planned | None) -> Comparison:
     if description is None:
-        return Comparison(cases, enhancement=enhancement)
+        return Comparison(cases)
     labels = read_labels(description)
-    return Comparison(cases, labels.structures, labels.ignore, label_names(read_json(description)), enhancement)
+    return Comparison(cases, labels.structures, labels.ignore, label_names(read_json(description)), planned)
 
 
-def _enhancement(plans: Path, configuration: str) -> dict | None:
-    """What the plans say about the enhancement; None if they are not a DIN planner's."""
-    configurations = read_json(plans).get("configurations", {})
-    while configuration in configurations:
-        if "enhancement" in configurations[configuration]:
-            entries = enhancements_of(configurations[configuration])
-            return entries[0] if entries else None
-        configuration = configurations[configuration].get("inherits_from")
-    return None
+def _planned(plans: Path, configuration: str, description: Path | None) -> Planned | None:
+    """What the plans say about the network's input; None if they are not a DIN planner's."""
+    content = read_json(plans)
+    if not has_enhancement(content, configuration):
+        return None
+    if description is None:
+        raise FileNotFoundError(f"{plans} belongs to a data set whose dataset.json is needed: --dataset-json FILE.")
+    return Planned(content, configuration, read_json(description))
 
 
 def _file_ending(images: Path, channel: int) -> str:
@@ -302,7 +323,7 @@ def _row(case: Case, remark: str, comparison: Comparison, args: argparse.Namespa
             ignore=comparison.ignore,
             boxes=args.boxes,
             crop=not args.no_crop,
-            enhancement=comparison.enhancement,
+            enhanced=_enhanced(case, comparison.planned, axis),
         )
     except ValueError as error:
         raise ValueError(f"{case.image}: {error}") from error
@@ -313,6 +334,21 @@ def _row(case: Case, remark: str, comparison: Comparison, args: argparse.Namespa
         # Names may hold commas.
         title += ": Dice " + "; ".join(f"{name} {value:.3f}" for name, value in dice.items())
     return {**row, "name": title}
+
+
+def _enhanced(case: Case, planned: Planned | None, axis: int) -> np.ndarray | None:
+    """The first enhancement that the network gets, of the channel shown or of all colours: slices ``(C, Z, H, W)``."""
+    if planned is None:
+        return None
+    names = planned.dataset_json.get("channel_names", planned.dataset_json.get("modality", ("",)))
+    ending = planned.dataset_json["file_ending"]
+    shown = int(case.image.name.removesuffix(ending)[-4:])
+    first = case.image.with_name(f"{case.image.name.removesuffix(ending)[:-4]}0000{ending}")
+    color = read_image(case.image).color
+    files = channel_files(first, 1 if color else len(names), ending)
+    enhanced = enhanced_on_image_grid(files, planned.plans, planned.configuration, planned.dataset_json)[0]
+    chosen = enhanced if color else enhanced[shown : shown + 1]
+    return np.stack([_slices(channel, axis) for channel in chosen])
 
 
 def _slices(volume: np.ndarray, axis: int) -> np.ndarray:

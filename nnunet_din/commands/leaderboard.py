@@ -135,6 +135,9 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("Say what to score: -d ID, or --pred NAME=FOLDER --gt FOLDER.")
     if args.pred and (args.models or args.folds):
         raise ValueError("--models and -f choose cross-validation predictions: leave them out with --pred.")
+    for folder in (args.gt, *named_folders(args.pred, "--pred").values()) if args.pred else ():
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is not a folder.")
     if args.resamples < 100:
         raise ValueError(f"--resamples must be at least 100, got {args.resamples}.")
 

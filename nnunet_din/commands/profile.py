@@ -8,6 +8,8 @@ from pathlib import Path
 
 from nnunet_din.data.files import read_json
 from nnunet_din.nnunet.configurations import PAPER_TABLES, network_arguments
+from nnunet_din.nnunet.labels import number_of_classes
+from nnunet_din.presets import PRESETS
 
 _NETWORK = ".DualInteractionNetwork"
 
@@ -22,7 +24,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("plans", nargs="?", type=Path, metavar="PLANS.json", help="plans file of a DIN planner")
     parser.add_argument("configuration", nargs="?", default="2d", help="its configuration (default: 2d)")
-    parser.add_argument("--preset", help="base, tiny, atto or fast, instead of plans (default: base)")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="instead of plans (default: base)")
     parser.add_argument(
         "--all",
         action="store_true",
@@ -31,8 +33,8 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="default: the plans' patch, or 224 224")
     parser.add_argument("--batch", type=int, help="images a step (default: the plans' batch size, or 1)")
-    parser.add_argument("--channels", type=int, default=1, help="channels of the original image (default: 1)")
-    parser.add_argument("--classes", type=int, default=4, help="classes (default: 4)")
+    parser.add_argument("--channels", type=int, help="of the original image (default: the plans' data set's, or 1)")
+    parser.add_argument("--classes", type=int, help="default: those of the data set, or 4")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each kind (default: 3)")
     parser.add_argument("--device", help="default: cuda if there is one, or cpu")
     parser.add_argument("--count-only", action="store_true", help="measure nothing")
@@ -42,16 +44,25 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report."""
-    from nnunet_din.cost.measurement import count, expected_memory, measure
-
     if args.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, got {args.repeats}.")
+    for name in ("batch", "channels", "classes"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}.")
+    if args.size and min(args.size) < 1:
+        raise ValueError(f"--size must be at least 1 x 1, got {args.size[0]} x {args.size[1]}.")
+    if args.plans is not None:
+        _describe_data(args)
+    args.channels, args.classes = args.channels or 1, args.classes or 4
     if args.all:
         if args.json:
             raise ValueError("--all prints a table in Markdown: leave out --json, or profile one configuration.")
         print(_all(args))
         return 0
     kwargs, size, batch = _what_to_profile(args)
+    from nnunet_din.cost.measurement import count, expected_memory, measure
+
     shape = (batch, kwargs.get("versions", 2) * args.channels, *size)
     report = {
         "network": kwargs,
@@ -105,18 +116,34 @@ def _all(args: argparse.Namespace) -> str:
 
 
 def _preset(name: str | None) -> dict:
-    from nnunet_din.network import PRESETS
-
-    if name is not None and name not in PRESETS:
-        raise ValueError(f"Unknown preset '{name}'. Known presets: {', '.join(PRESETS)}.")
     return dict(PRESETS[name or "base"])
+
+
+def _describe_data(args: argparse.Namespace) -> None:
+    """Check what the plans file says without loading anything large, and take channels and classes from the data set
+    beside it, where they are not given.
+    """
+    if args.preset:
+        raise ValueError("Give a plans file or --preset, not both.")
+    plans = read_json(args.plans)
+    if not isinstance(plans, dict) or "configurations" not in plans:
+        raise ValueError(f"{args.plans} is no plans file of nnU-Net: it has no `configurations`.")
+    if args.configuration not in plans["configurations"]:
+        raise ValueError(
+            f"{args.plans} has no configuration '{args.configuration}'. It has: {', '.join(plans['configurations'])}."
+        )
+    description = args.plans.parent / "dataset.json"
+    if description.is_file():
+        content = read_json(description)
+        channels = content.get("channel_names", content.get("modality", ()))
+        args.channels = args.channels or len(channels)
+        args.classes = args.classes or number_of_classes(content)
+    args.channels = args.channels or len(plans.get("foreground_intensity_properties_per_channel", ()))
 
 
 def _read_plans(args: argparse.Namespace):
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    if args.preset:
-        raise ValueError("Give a plans file or --preset, not both.")
     return PlansManager(read_json(args.plans))
 
 
@@ -125,11 +152,6 @@ def _what_to_profile(args: argparse.Namespace) -> tuple[dict, list[int], int]:
     if args.plans is None:
         return _preset(args.preset), args.size or [224, 224], args.batch or 1
     manager = _read_plans(args)
-    if args.configuration not in manager.plans["configurations"]:
-        raise ValueError(
-            f"{args.plans} has no configuration '{args.configuration}'. It has: "
-            f"{', '.join(manager.plans['configurations'])}."
-        )
     configuration = manager.get_configuration(args.configuration)
     if not configuration.network_arch_class_name.endswith(_NETWORK):
         raise ValueError(

@@ -79,10 +79,11 @@ def collect_cross_validation(
     every_fold = list(folds or sorted({fold for model in models.values() for fold in model.folds}, key=int))
     for name, model in models.items():
         for fold in every_fold:
-            validation = model.folds[fold] / "validation" if fold in model.folds else None
+            folder = model.fold_folder(fold)
+            validation = folder / "validation" if folder else None
             predicted = _label_maps(validation, labels.file_ending) if validation and validation.is_dir() else {}
             if not predicted:
-                reason = "was not trained" if fold not in model.folds else "has no validation predictions yet"
+                reason = "has no validation predictions yet" if folder else "was not trained"
                 collection.missing.append(f"{name}: fold {fold} {reason}")
                 continue
             absent = sorted(set(expected_cases.get(fold, ())) - set(predicted))

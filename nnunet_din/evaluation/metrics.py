@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+#: To be raised whenever a metric's value changes: scores remembered under another number are computed again.
+METRICS_VERSION = 1
+
 #: What happens where a mask is empty; printed under every table.
 POLICY = (
     "A structure that only one of prediction and truth has counts as missed or as a false alarm: Dice 0, NSD 0, "
@@ -66,7 +69,7 @@ def structure_metrics(
         cropped = [_batch(mask) for mask in _crop(prediction, truth)]
         in_mm = [float(s) for s, size in zip(spacing, truth.shape, strict=True) if size > 1]
         options = {"include_background": True, "spacing": in_mm}
-        result["Dice"] = _dice(prediction, truth, n_prediction + n_truth)
+        result["Dice"] = dice(prediction, truth)
         result["HD95"] = float(compute_hausdorff_distance(*cropped, percentile=95, **options))
         result["NSD"] = float(
             compute_surface_dice(*cropped, class_thresholds=[tolerance], use_subvoxels=True, **options)
@@ -98,7 +101,7 @@ def merit_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]
     edges = get_mask_edges(*_crop(prediction, truth))
     distances = [get_surface_distance(a, b) for a, b in (edges, edges[::-1])]
     return {
-        "Dice_merit": _dice(prediction, truth, n_prediction + n_truth),
+        "Dice_merit": dice(prediction, truth),
         "HD95_merit": float(np.percentile(np.concatenate(distances), 95)),
     }
 
@@ -113,10 +116,6 @@ def _check_shapes(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[f
         raise ValueError(
             f"The prediction has shape {prediction.shape}, the truth {truth.shape}, the spacing {len(spacing)} axes."
         )
-
-
-def _dice(prediction: np.ndarray, truth: np.ndarray, total: int) -> float:
-    return 2 * int((prediction & truth).sum()) / total
 
 
 def _crop(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,33 +134,39 @@ def _batch(mask: np.ndarray):
     return torch.from_numpy(np.ascontiguousarray(mask))[None, None]
 
 
+def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of one structure's boolean masks, of the same shape; NaN where both are empty, see :data:`POLICY`."""
+    total = int(prediction.sum()) + int(truth.sum())
+    return 2 * int((prediction & truth).sum()) / total if total else math.nan
+
+
 def mean_dice(
     prediction: np.ndarray,
     truth: np.ndarray,
     structures: Mapping[str, Sequence[int]] | None = None,
     ignore: int | None = None,
 ) -> float:
-    """Mean Dice over the structures that the truth has.
+    """Mean Dice over the structures of a case, as the leaderboard counts them.
 
     Parameters
     ----------
     prediction, truth
         Integer label maps of the same shape.
     structures
-        Values that make up each structure; None or empty: every value of the truth above 0 is one.
+        Values that make up each structure; None or empty: every value above 0 of either map is one.
     ignore
         Value of voxels of the truth that do not count.
 
     Returns
     -------
     float
-        0 to 1; a structure that is not predicted counts as 0. NaN if the truth has no structure.
+        0 to 1, see :data:`POLICY`. NaN if neither map has a structure.
     """
-    valid = truth != ignore if ignore is not None else np.ones(truth.shape, bool)
-    values = [(int(v),) for v in np.unique(truth) if v > 0 and v != ignore] if not structures else structures.values()
-    scores = []
-    for labels in values:
-        true, predicted = np.isin(truth, labels) & valid, np.isin(prediction, labels) & valid
-        if true.any():
-            scores.append(2 * (true & predicted).sum() / (true.sum() + predicted.sum()))
-    return float(np.mean(scores)) if scores else float("nan")
+    if ignore is not None:
+        valid = truth != ignore
+        prediction, truth = prediction * valid, truth * valid
+    if not structures:
+        values = np.union1d(np.unique(prediction), np.unique(truth))
+        structures = {str(v): (int(v),) for v in values if v > 0}
+    of_structures = [dice(np.isin(prediction, labels), np.isin(truth, labels)) for labels in structures.values()]
+    return float(np.nanmean(of_structures)) if not np.isnan(of_structures).all() else math.nan

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnunet_din.evaluation.collection import ScoredCase
-from nnunet_din.evaluation.metrics import merit_metrics, structure_metrics
+from nnunet_din.evaluation.metrics import METRICS_VERSION, merit_metrics, structure_metrics
 from nnunet_din.nnunet.labels import Labels
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 _THICKNESS_OF_2D_IMAGES = 999
+#: Largest relative difference in spacing, origin and direction, that of nnU-Net's integrity check; and in mm what
+#: single precision in a NIfTI header may lose near 0.
+_RELATIVE, _ABSOLUTE = 1e-5, 1e-4
 
 
 def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float], merit: bool = False) -> list[dict]:
@@ -49,13 +52,19 @@ def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float]
     ValueError
         If a file cannot be read, or prediction and truth differ in shape.
     """
-    truth, spacing = _read(case.truth, labels.file_ending)
-    prediction, _ = _read(case.prediction, labels.file_ending)
+    truth, spacing, place = _read(case.truth, labels.file_ending)
+    prediction, _, predicted_place = _read(case.prediction, labels.file_ending)
     if prediction.shape != truth.shape:
         raise ValueError(
             f"{case.prediction} has shape {prediction.shape} and its truth {case.truth} has shape {truth.shape}: "
             "predict the original images, not resampled ones."
         )
+    for what, value in place.items():
+        if what in predicted_place and not np.allclose(value, predicted_place[what], rtol=_RELATIVE, atol=_ABSOLUTE):
+            raise ValueError(
+                f"{case.prediction} has the {what} {_text(predicted_place[what])} and its truth {case.truth} "
+                f"{_text(value)}: the two do not lie in the same place. Predict the images that the truth was drawn on."
+            )
     if labels.ignore is not None:
         prediction = np.where(truth == labels.ignore, 0, prediction)
     rows = []
@@ -103,6 +112,7 @@ def score_cases(
     from tqdm import tqdm
 
     settings = {
+        "metrics": METRICS_VERSION,
         "structures": {name: list(values) for name, values in labels.structures.items()},
         "ignore": labels.ignore,
         "tolerances": dict(tolerances),
@@ -170,8 +180,12 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _read(path: Path, file_ending: str) -> tuple[np.ndarray, list[float]]:
-    """Label map and voxel size, ``(Z, Y, X)``, or ``(Y, X)`` for a 2-D image."""
+def _text(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+
+
+def _read(path: Path, file_ending: str) -> tuple[np.ndarray, list[float], dict[str, Sequence[float]]]:
+    """Label map and voxel size, ``(Z, Y, X)``, or ``(Y, X)`` for a 2-D image, and what is known of its place."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
 
     try:
@@ -186,8 +200,11 @@ def _read(path: Path, file_ending: str) -> tuple[np.ndarray, list[float]]:
     label, spacing = data[0], [float(s) for s in properties["spacing"]]
     # nnU-Net's readers give 2-D images one slice of 999 times the pixel's size.
     if label.shape[0] == 1 and spacing[0] >= _THICKNESS_OF_2D_IMAGES * max(spacing[1:]):
-        return label[0], spacing[1:]
-    return label, spacing
+        return label[0], spacing[1:], {"spacing": spacing[1:]}
+    place = {"spacing": spacing}
+    stuff = properties.get("sitk_stuff", {})
+    place |= {what: stuff[what] for what in ("origin", "direction") if what in stuff}
+    return label, spacing, place
 
 
 def _key(case: ScoredCase, settings: dict) -> str:

@@ -1,5 +1,12 @@
 """The Dual Interaction Network and its parts."""
 
+import warnings
+
+with warnings.catch_warnings():
+    # timm defines a class by it, of which nothing here makes use: no warning for the users of this package.
+    warnings.filterwarnings("ignore", ".*torch.jit.interface.* is deprecated", FutureWarning)
+    import timm  # noqa: F401
+
 from nnunet_din.network.decoders import DECODERS, EMCADHead, SegFormerHead, build_decoder
 from nnunet_din.network.din import DualInteractionNetwork
 from nnunet_din.network.encoders import build_encoder, input_stride, known_encoders
@@ -9,7 +16,7 @@ from nnunet_din.network.encoders.pretrained import LoadReport, load_pretrained_e
 from nnunet_din.network.encoders.pyramid import PyramidEncoder
 from nnunet_din.network.fusion import FUSIONS, ConcatenationFusion, InputFusion, build_fusion
 from nnunet_din.network.fusion.difm import DualInteractiveFusionModule
-from nnunet_din.network.presets import PRESETS
+from nnunet_din.presets import PRESETS
 
 __all__ = [
     "DECODERS",

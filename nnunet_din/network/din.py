@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from nnunet_din.network.auxiliary import AuxiliaryHeads
 from nnunet_din.network.decoders import build_decoder
 from nnunet_din.network.encoders import build_encoder
-from nnunet_din.network.fusion import build_fusion, get_fusion
+from nnunet_din.network.fusion import build_fusion, check_options, get_fusion
 
+#: Arguments of the network that are not the plans' to set.
+_NOT_OPTIONS = ("input_channels", "num_classes", "deep_supervision", "fusion_options")
 UPSAMPLING = ("bilinear", "pixel_shuffle")
 #: Beginning of the names of the auxiliary heads' weights.
 AUXILIARY_PREFIX = "auxiliary_heads."
@@ -97,6 +100,8 @@ class DualInteractionNetwork(nn.Module):
                 "-tr nnUNetTrainerDIN (or one of its variants), which supervises the fused levels in a way of its "
                 "own, or another trainer without deep supervision such as nnUNetTrainerNoDeepSupervision."
             )
+        own = [name for name in inspect.signature(type(self)).parameters if name not in _NOT_OPTIONS]
+        check_options(fusion, fusion_options, own)
         self.input_channels = input_channels
         self.num_classes = num_classes
         self.checkpointing = checkpointing

@@ -145,3 +145,23 @@ def _enhancement(method: str, inherited: Sequence[Mapping], dataset: str) -> dic
 
         shared |= zero_dce_parameters(weights_file(dataset))
     return {"method": method, **shared, "color": inherited[0].get("color", False)}
+
+
+def has_enhancement(plans: Mapping, configuration: str) -> bool:
+    """Whether a configuration of the plans is one of a DIN planner, by inheritance or by itself.
+
+    Raises
+    ------
+    ValueError
+        If configurations inherit from each other in a circle.
+    """
+    configurations = plans.get("configurations", {})
+    seen = []
+    while configuration in configurations:
+        if configuration in seen:
+            raise ValueError(f"Configurations inherit in a circle: {' from '.join([*seen, configuration])}.")
+        seen.append(configuration)
+        if "enhancement" in configurations[configuration]:
+            return bool(enhancements_of(configurations[configuration]))
+        configuration = configurations[configuration].get("inherits_from")
+    return False

@@ -69,3 +69,10 @@ def label_names(dataset_json: Mapping[str, Any]) -> dict[int, str]:
     names = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
     order = dataset_json.get("regions_class_order") or [dataset_json["labels"][name] for name in names]
     return dict(zip(order, names, strict=True))
+
+
+def number_of_classes(dataset_json: Mapping[str, Any]) -> int:
+    """Channels of a network's output: classes with the background, or regions, without ignored voxels."""
+    labels = {name: value for name, value in dataset_json["labels"].items() if name != "ignore"}
+    regions = any(isinstance(value, list) and len(value) > 1 for value in labels.values())
+    return len(labels) - ("background" in labels if regions else 0)

@@ -27,6 +27,11 @@ class Model:
     folder: Path
     folds: Mapping[str, Path]
 
+    def fold_folder(self, fold: str) -> Path | None:
+        """Folder of a fold, of a training on all cases (``all``) as well; None if it was not begun."""
+        folder = self.folder / f"fold_{fold}"
+        return folder if folder.is_dir() else None
+
 
 def find_models(dataset: str | int) -> list[Model]:
     """Every trained model of a data set, in alphabetical order.

@@ -134,7 +134,7 @@ def make_row(
     ignore: int | None = None,
     boxes: int = 1,
     crop: bool = True,
-    enhancement: Mapping | None = None,
+    enhanced: np.ndarray | None = None,
 ) -> dict:
     """A row of :func:`nnunet_din.plotting.panel.panel`: the slice that tells most, cropped, with frames.
 
@@ -158,8 +158,8 @@ def make_row(
         Largest number of frames.
     crop
         Whether to show only the surroundings of what is labelled in the slice.
-    enhancement
-        Keyword arguments of :func:`nnunet_din.enhancement.enhance_slices`, apart from `color`.
+    enhanced
+        Enhanced image, shape of ``image``, values in (-1, 1). None: ``image`` enhanced as it is, by default parameters.
 
     Returns
     -------
@@ -174,8 +174,9 @@ def make_row(
     if index is None:
         counts = different.sum(axis=(1, 2))
         index = int(counts.argmax()) if counts.any() else largest_slice(maps[-1])
-    # The intensities of all slices count for the enhancement, so it cannot be applied to one slice alone.
-    enhanced = enhance_slices(image.astype(np.float32), **{**(enhancement or {}), "color": color})
+    if enhanced is None:
+        # The intensities of all slices count for the enhancement, so it cannot be applied to one slice alone.
+        enhanced = enhance_slices(image.astype(np.float32), color=color)
     foreground = np.any([array[index] > 0 for array in maps], axis=0)
     window = crop_window(foreground, aspect) if crop else (slice(None), slice(None))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -38,12 +40,35 @@ def build_fusion(name: str, dim: int, streams: int, **options) -> nn.Module:
     ValueError
         If the name or an option is not known.
     """
-    fusion = get_fusion(name)
-    known = [option for option in inspect.signature(fusion).parameters if option not in ("dim", "streams")]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
+    check_options(name, options)
+    return get_fusion(name)(dim, streams, **options)
+
+
+def check_options(name: str, options: Iterable[str], of_network: Sequence[str] = ()) -> None:
+    """Refuse options that a fusion does not have.
+
+    Parameters
+    ----------
+    name
+        Name of the fusion.
+    options
+        Names of the options.
+    of_network
+        Options that the network takes itself, for the message.
+
+    Raises
+    ------
+    ValueError
+        If the fusion or an option is not known; the message lists all that are, the nearest first.
+    """
+    known = [option for option in inspect.signature(get_fusion(name)).parameters if option not in ("dim", "streams")]
+    for option in options:
+        if option in known:
+            continue
+        near = difflib.get_close_matches(option, [*of_network, *known], n=1)
         raise ValueError(
-            f"The network has no option {', '.join(unknown)} with fusion '{name}', which takes "
-            f"{', '.join(known) or 'none of its own'}."
+            f"The network has no option '{option}'"
+            + (f"; did you mean '{near[0]}'?" if near else ".")
+            + (f" Its own options: {', '.join(of_network)}." if of_network else "")
+            + f" Those of fusion '{name}': {', '.join(known) or 'none'}."
         )
-    return fusion(dim, streams, **options)

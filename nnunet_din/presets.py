@@ -1,5 +1,5 @@
-"""Sizes of the network. A preset is the keyword arguments of :class:`DualInteractionNetwork`, as they stand in the
-plans.
+"""Sizes of the network. A preset is the keyword arguments of :class:`nnunet_din.network.DualInteractionNetwork`, as
+they stand in the plans. This module loads nothing.
 """
 
 from __future__ import annotations
