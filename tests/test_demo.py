@@ -46,8 +46,7 @@ if name == "nnUNetv2_predict":
     for label in (raw / images.name.replace("images", "labels")).iterdir():
         shutil.copy(label, output)
     shutil.copy(raw / "dataset.json", output)
-    plans = {"configurations": {"2d": {"enhancement": {"method": "fuzzy", "color": False}}}}
-    (output / "plans.json").write_text(json.dumps(plans))
+    shutil.copy(os.environ["STAND_IN_PLANS"], output / "plans.json")
 if name == "nnUNetv2_evaluate_folder":
     output = pathlib.Path(arguments[1])
     cases = sorted(output.glob("*.nii.gz"))
@@ -68,6 +67,7 @@ def stand_ins(tmp_path, monkeypatch):
     record = tmp_path / "record.jsonl"
     record.touch()
     monkeypatch.setenv("STAND_IN_RECORD", str(record))
+    monkeypatch.setenv("STAND_IN_PLANS", str(Path(__file__).parent / "fixtures" / "plans_44a6472.json"))
     monkeypatch.setattr(sys, "executable", str(scripts / "python"))
     for name in ("nnUNet_def_n_proc", "nnUNet_n_proc_DA", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)

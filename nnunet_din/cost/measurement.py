@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from nnunet_din.cost.accounting import count_parameters, multiply_adds_by_part, training_memory
+from nnunet_din.data.progress import progress
 from nnunet_din.losses import DINLoss
 from nnunet_din.network import DualInteractionNetwork
 
@@ -48,7 +48,7 @@ def measure(
     target = torch.randint(0, classes, (shape[0], 1, *shape[2:]), device=device)
     half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     report = {}
-    with tqdm(total=3 * (repeats + 2), desc="measuring", leave=False) as progress:
+    with progress(total=3 * (repeats + 2), desc="measuring", unit="steps") as bar:
         for checkpointing in (False, True):
             network = DualInteractionNetwork(
                 shape[1] // kwargs.get("versions", 2), classes, **{**kwargs, "checkpointing": checkpointing}
@@ -60,11 +60,11 @@ def measure(
                 cases = {"prediction": prediction(network, x, half), **cases}
             for name, step in cases.items():
                 step()  # warm-up
-                progress.update()
+                bar.update()
                 seconds = []
                 for _ in range(repeats):
                     seconds.append(seconds_of(step, device))
-                    progress.update()
+                    bar.update()
                 median = statistics.median(seconds)
                 report[name] = {
                     "seconds": median,
@@ -72,7 +72,7 @@ def measure(
                     "images_per_second": shape[0] / median,
                     "peak_memory_bytes": peak_memory(step, network, device),
                 }
-                progress.update()
+                bar.update()
     return report
 
 

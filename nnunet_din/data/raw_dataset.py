@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_din.data.files import write_text
+from nnunet_din.data.progress import progress
 
 __all__ = ["Case", "Conversion", "Found", "RawDataset", "Split", "convert", "locate", "pair_files", "plan_conversion"]
 
@@ -322,8 +323,6 @@ def convert(conversion: Conversion) -> None:
         If an image or a label cannot be used; the message names the case. What was written stays, and a further run
         goes on from there.
     """
-    from tqdm import tqdm
-
     dataset, folder = conversion.dataset, conversion.folder
     partial = folder / ".partial"
     if partial.exists():
@@ -333,7 +332,7 @@ def convert(conversion: Conversion) -> None:
         # The work is done in libraries that let other threads run meanwhile.
         with (
             ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool,
-            tqdm(total=len(conversion.missing), desc=folder.name, unit="case", disable=None) as bar,
+            progress(total=len(conversion.missing), desc=folder.name, unit="cases") as bar,
         ):
             tasks = [pool.submit(_write_case, dataset, folder, case, part) for case, part in conversion.missing]
             try:

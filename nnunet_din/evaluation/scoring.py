@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnunet_din.data.progress import progress
 from nnunet_din.evaluation.collection import ScoredCase
 from nnunet_din.evaluation.metrics import METRICS_VERSION, merit_metrics, structure_metrics
 from nnunet_din.nnunet.labels import Labels
@@ -109,7 +111,6 @@ def score_cases(
         If a case cannot be scored. The others that were computed stay in the cache.
     """
     from pandas import DataFrame
-    from tqdm import tqdm
 
     settings = {
         "metrics": METRICS_VERSION,
@@ -126,13 +127,13 @@ def score_cases(
         print(f"{reused} of {len(set(keys))} cases were scored before.", file=sys.stderr)
     if cache:
         cache.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(todo), desc="scoring", unit="cases", disable=not todo) as progress:
+    with progress(total=len(todo), desc="scoring", unit="cases") if todo else nullcontext() as bar:
         for key, rows in _compute(todo, labels, tolerances, merit, processes):
             done[key] = rows
             if cache:
                 with cache.open("a", encoding="utf-8") as file:
                     file.write(json.dumps([key, rows]) + "\n")
-            progress.update()
+            bar.update()
     # The cache holds no names: the same files may be scored under another one.
     rows = []
     for key, case in zip(keys, cases, strict=True):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_din.data.files import read_json
+from nnunet_din.data.progress import progress
 from nnunet_din.enhancement import to_unit_interval
 from nnunet_din.enhancement.intensity import INTENSITIES
 
@@ -47,7 +48,6 @@ def training_slices(raw: Path, size: int = 128, seed: int = 0) -> tuple[list[np.
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-    from tqdm import tqdm
 
     if not (raw / "dataset.json").is_file():
         raise FileNotFoundError(f"{raw / 'dataset.json'} does not exist: the raw data set is needed.")
@@ -65,7 +65,7 @@ def training_slices(raw: Path, size: int = 128, seed: int = 0) -> tuple[list[np.
     rng = np.random.default_rng(seed)
     share = math.ceil(_MOST_SLICES / len(cases))
     slices: list[np.ndarray] = []
-    for files in tqdm([cases[i] for i in rng.permutation(len(cases))], desc="reading", unit="case", disable=None):
+    for files in progress([cases[i] for i in rng.permutation(len(cases))], desc="reading", unit="cases"):
         try:
             data, properties = reader().read_images(files)
         except Exception as error:  # readers raise what they please
