@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+from html import unescape
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,7 +89,7 @@ def test_models_of_a_data_set(results):
 def test_the_whole_command(results, tmp_path, capsys):
     assert leaderboard("-d", 995, "-o", tmp_path, "--protocol", "merit", "--published", "acdc") == 0
     out = capsys.readouterr().out
-    ranking = out[out.index("rank in bootstraps") :]
+    ranking = out[out.index("first alone in bootstraps") :]
     assert ranking.index(DIN) < ranking.index(STOCK)
     cases = pd.read_csv(tmp_path / "cases.csv")
     assert list(cases.columns)[:7] == ["model", "fold", "case", "structure", "Dice", "HD95", "NSD"]
@@ -122,6 +125,77 @@ def test_the_whole_command(results, tmp_path, capsys):
     assert (tmp_path / "leaderboard.html").read_text().count("data:image/png;base64") == text.count("](")
     for name in ("Dice", "HD95", "NSD", "rank_stability", "Dice_against_multiply_adds"):
         assert (tmp_path / f"{name}.pdf").exists() and (tmp_path / f"{name}.png").exists()
+
+
+PROBE = """
+const results = {};
+const table = document.querySelector("table"), heading = table.querySelectorAll("th")[2];
+const column = () => [...table.tBodies[0].rows].map((row) => parseFloat(row.cells[2].textContent));
+heading.click(); results.rising = column();
+heading.click(); results.falling = column();
+results.too_wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+results.backticks = document.body.innerText.includes("`");
+document.title = "RESULT " + JSON.stringify(results);
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 800])
+def test_report_in_a_browser(results, tmp_path, width):
+    """Fails if a table does not sort by a click, something is wider than the window, or the console has an error."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    assert leaderboard("-d", 995, "-o", tmp_path, "--protocol", "merit") == 0
+    page = tmp_path / "probe.html"
+    html = (tmp_path / "leaderboard.html").read_text()
+    page.write_text(html.replace("</body>", f"<script>{PROBE}</script></body>"))
+    run = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    found = json.loads(unescape(re.search(r"<title>RESULT (.*?)</title>", run.stdout)[1]))
+    assert found["rising"] == sorted(found["rising"]) and found["falling"] == found["rising"][::-1]
+    assert len(set(found["rising"])) > 1
+    assert found["too_wide"] <= 0 and not found["backticks"]
+    assert "CONSOLE" not in run.stderr, run.stderr
+
+
+def test_a_single_model_is_not_ranked(results, tmp_path):
+    assert leaderboard("-d", 995, "-o", tmp_path, "--models", DIN) == 0
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert "## Result" in text and "rank" not in text.lower() and "Folds of a" not in text
+
+
+def test_prediction_in_another_place_is_refused(results, tmp_path, capsys):
+    """Fails if a prediction that does not lie where its truth lies is scored in silence."""
+    path = results.trained / DIN / "fold_0" / "validation" / "patient1_a.nii.gz"
+    image = sitk.ReadImage(str(path))
+    image.SetOrigin([o + 5 for o in image.GetOrigin()])
+    sitk.WriteImage(image, str(path))
+    assert leaderboard("-d", 995, "-o", tmp_path) == 1
+    assert "patient1_a.nii.gz has the origin (5, 5, 5) and its truth" in capsys.readouterr().err
+
+
+def test_training_on_all_cases_has_no_validation_and_is_not_called_untrained(results, tmp_path, capsys):
+    (results.trained / DIN / "fold_all").mkdir()
+    assert leaderboard("-d", 995, "-o", tmp_path, "-f", "0", "all") == 0
+    assert "fold all has no validation predictions yet" in (tmp_path / "leaderboard.md").read_text()
+
+
+def test_scores_of_another_version_of_the_metrics_are_computed_again(results, tmp_path, capsys, monkeypatch):
+    leaderboard("-d", 995, "-o", tmp_path)
+    capsys.readouterr()
+    monkeypatch.setattr("nnunet_din.evaluation.scoring.METRICS_VERSION", 1000)
+    leaderboard("-d", 995, "-o", tmp_path)
+    assert "were scored before" not in capsys.readouterr().err
+
+
+def test_a_missing_folder_of_truths_is_named(results, tmp_path, capsys):
+    folder = results.trained / DIN / "fold_0" / "validation"
+    assert leaderboard("--pred", f"A={folder}", "--gt", tmp_path / "nowhere", "-o", tmp_path) == 1
+    assert "nowhere is not a folder" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(results, tmp_path, capsys):

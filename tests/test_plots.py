@@ -116,7 +116,7 @@ def test_one_box_per_structure_and_model_in_order(models):
     assert centers(ax) == sorted(centers(ax))
     assert [round(center) for center in centers(ax)] == [j for j in range(3) for _ in models]
     expected = [0.9 - 0.1 * i - 0.01 * j for j in range(3) for i in range(len(models))]
-    np.testing.assert_allclose(medians(ax), expected)
+    np.testing.assert_allclose(medians(ax), np.multiply(100, expected))
     assert tick_labels(ax) == ["RV", "Myo", "LV"]
 
 
@@ -125,7 +125,7 @@ def test_models_are_drawn_in_the_given_order_and_coloured_by_it():
     figure = metric_by_structure(make_cases(["A", "B", "C"]), models=["C", "A"])
     (ax,) = figure.axes
     assert legend(figure) == ["C", "A"]
-    np.testing.assert_allclose(medians(ax)[:2], [0.7, 0.9])
+    np.testing.assert_allclose(medians(ax)[:2], [70, 90])
     assert [LABEL_COLORS.index(c) for box in boxes(ax) for c in LABEL_COLORS if same_color(box.get_facecolor(), c)] == [
         0, 1, 0, 1, 0, 1,
     ]  # fmt: skip
@@ -147,8 +147,8 @@ def test_colours_repeat_with_hatching():
 @pytest.mark.parametrize(
     ("metric", "label"),
     [
-        ("Dice", "Dice (higher is better)"),
-        ("NSD", "NSD (higher is better)"),
+        ("Dice", "Dice in % (higher is better)"),
+        ("NSD", "NSD in % (higher is better)"),
         ("HD95", "HD95 in mm (lower is better)"),
     ],
 )
@@ -164,7 +164,7 @@ def test_missing_values_are_not_zero():
     cases.loc[(cases["model"] == "B") & (cases["structure"] == "Myo"), "Dice"] = np.nan
     (ax,) = metric_by_structure(cases).axes
     assert [len(values) for values in dots(ax)] == [10] * 5
-    assert min(values.min() for values in dots(ax)) > 0.7
+    assert min(values.min() for values in dots(ax)) > 70
     assert [round(center) for center in centers(ax)] == [0, 0, 1, 2, 2]
     assert tick_labels(ax) == ["RV", "Myo", "LV"], "the structure keeps its place"
 
@@ -186,6 +186,34 @@ def test_a_missed_structure_does_not_flatten_the_others():
     assert (ten - one) / (top - low) > 0.2
     assert diagonal < top
     assert {0, 1, 10, 100} <= set(ax.get_yticks())
+    assert not any(label.get_text() for label in ax.get_yticklabels(minor=True)), "minor labels are larger than major"
+
+
+def test_missed_structures_are_counted_beside_the_boxes():
+    """Fails if a missed structure flattens the boxes, or disappears without a word."""
+    cases = make_cases()
+    cases["truth_empty"] = cases["prediction_empty"] = False
+    cases.loc[[0, 1], "prediction_empty"] = True
+    cases.loc[[0, 1], ["Dice", "NSD", "HD95"]] = [0.0, 0.0, 330.0]
+    plain = metric_by_structure(cases.drop(index=[0, 1]), "HD95").axes[0].get_ylim()
+    for metric in ("HD95", "Dice"):
+        figure = metric_by_structure(cases, metric)
+        (ax,) = figure.axes
+        assert [text.get_text() for text in ax.texts] == ["2"]
+        assert legend(figure)[-1].startswith("cases that miss the structure")
+        if metric == "HD95":
+            assert ax.get_ylim() == plain
+        else:
+            assert ax.get_ylim()[0] > 50
+    assert len(dots(ax)[0]) == len(dots(ax)[1]) - 2
+
+
+def test_outliers_have_the_colour_of_their_model():
+    cases = make_cases(n=MOST_DOTS + 1)
+    cases.loc[0, "Dice"] = 0.1
+    (ax,) = metric_by_structure(cases).axes
+    (outlier,) = (line for line in ax.lines if line.get_marker() == "o" and len(line.get_ydata()))
+    assert same_color(outlier.get_markerfacecolor(), LABEL_COLORS[0])
 
 
 @pytest.mark.parametrize(("metric", "value"), [("Dice", 1.0), ("Dice", 0.0), ("HD95", 0.0)])
@@ -195,10 +223,10 @@ def test_equal_scores_are_drawn_within_a_sensible_range(metric, value):
     cases[metric] = value
     (ax,) = metric_by_structure(cases, metric).axes
     low, high = ax.get_ylim()
-    assert low < value < high
-    assert high - low > 0.04
+    assert low < (100 * value if metric == "Dice" else value) < high
     if metric == "Dice":
-        assert -0.06 < low and high < 1.03
+        assert high - low > 4
+        assert -6 < low and high < 103
 
 
 def test_many_boxes_go_to_several_rows():
@@ -320,10 +348,10 @@ def bars(ax):
 def test_points_and_intervals():
     """Fails if a point or an interval is not where the table says, or the unit of the axis is not that of its label."""
     (ax,) = dice_against_cost(make_table(["A", "B"], [4e9, 9e9], [0.8, 0.9])).axes
-    np.testing.assert_allclose(points(ax), [(4, 0.8), (9, 0.9)])
-    np.testing.assert_allclose(bars(ax), [(0.78, 0.81), (0.88, 0.91)])
+    np.testing.assert_allclose(points(ax), [(4, 80), (9, 90)])
+    np.testing.assert_allclose(bars(ax), [(78, 81), (88, 91)])
     assert ax.get_xlabel() == "Multiply-adds per image in billions"
-    assert ax.get_ylabel() == "Dice (higher is better)"
+    assert ax.get_ylabel() == "Dice in % (higher is better)"
     assert [text.get_text() for text in ax.texts] == ["A", "B"]
 
 
@@ -334,7 +362,7 @@ def test_points_and_intervals():
 def test_other_costs(cost, value, shown, label):
     """Fails if parameters are drawn under the label of multiply-adds, or seconds are scaled."""
     (ax,) = dice_against_cost(make_table(["A"], [value]).rename(columns={"multiply_adds": cost}), cost).axes
-    assert points(ax) == [(pytest.approx(shown), 0.8)]
+    assert points(ax) == [(pytest.approx(shown), pytest.approx(80))]
     assert ax.get_xlabel() == label
 
 

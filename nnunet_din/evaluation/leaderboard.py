@@ -30,6 +30,13 @@ from nnunet_din.nnunet.models import Model
 from nnunet_din.plotting import scores
 from nnunet_din.plotting.style import save_both
 
+#: Cost -> heading.
+_COST_NAMES = {
+    "parameters": "parameters (M)",
+    "multiply_adds": "multiply-adds (G)",
+    "seconds_per_epoch": "seconds per epoch",
+    "peak_memory_gb": "peak memory (GB)",
+}
 #: Metric -> (heading, factor from the stored value to the printed one, decimals).
 _PRINTED = {
     "Dice": ("Dice (%)", 100, 2),
@@ -197,26 +204,34 @@ class Leaderboard:
         return self._ranking_section({}).table.to_string(index=False)
 
     def _ranking_section(self, pictures: Mapping[str, Path]) -> Section:
-        rows = []
+        rows, several = [], len(self.names) > 1
         for model, ranking in self.ranking.iterrows():
             low, high = self.intervals[model]
-            row = {"model": model, "rank": f"{ranking['rank']:g}"}
+            row = {"model": model} | ({"rank": f"{ranking['rank']:g}"} if several else {})
             row["Dice (%) [95 %]"] = f"{100 * self.units[model].mean():.2f} [{100 * low:.2f}, {100 * high:.2f}]"
             for metric in ("HD95", "NSD"):
                 row[_PRINTED[metric][0]] = _number(metric, paired_values(self.cases, metric)[model].mean())
-            row["rank in bootstraps"] = f"{ranking['low']:g} to {ranking['high']:g}"
-            row["alone first"] = f"{100 * ranking['share_first']:.0f} %"
+            if several:
+                row["rank in 95 % of bootstraps"] = f"{ranking['low']:g} to {ranking['high']:g}"
+                row["first alone in bootstraps"] = f"{100 * ranking['share_first']:.0f} %"
             rows.append(row)
         unit = f"groups of cases ({self.group_by})" if self.group_by else "cases"
-        notes = [
-            f"Ranked by the mean Dice over the {len(self.units)} {unit} that every model has predicted, each the mean "
-            f"over its structures. Intervals and rank stability: {self.resamples} bootstrap samples of these {unit}.",
-        ]
+        if several:
+            notes = [
+                f"Ranked by the mean Dice over the {len(self.units)} {unit} that every model has predicted, each the "
+                f"mean over its structures. Intervals and rank stability: {self.resamples} bootstrap samples of these "
+                f"{unit}."
+            ]
+        else:
+            notes = [
+                f"Means over {len(self.units)} {unit}, each the mean over its structures. Interval: {self.resamples} "
+                f"bootstrap samples of these {unit}."
+            ]
         missing = len(set(self.cases["case"])) - len(set.intersection(*self._cases_by_model().values()))
         if missing:
             notes.append(f"{missing} cases that not every model has predicted are left out of this table.")
         return Section(
-            "Ranking",
+            "Ranking" if several else "Result",
             pd.DataFrame(rows),
             notes,
             [pictures["rank_stability"]] if "rank_stability" in pictures else [],
@@ -271,8 +286,11 @@ class Leaderboard:
         notes = [
             "Paired differences, model less reference, over the units that both have. 95 % intervals by bootstrap; "
             "two-sided Wilcoxon signed-rank test, corrected by Holm over all rows of a metric.",
-            "Folds of a cross-validation share training cases: these tests say little about other training sets.",
         ]
+        if any(fold != NO_FOLD for fold in self.cases["fold"]):
+            notes.append(
+                "Folds of a cross-validation share training cases: these tests say little about other training sets."
+            )
         return Section(f"Differences from {self.reference}", pd.DataFrame(rows), notes)
 
     def _empty_section(self) -> Section:
@@ -299,13 +317,15 @@ class Leaderboard:
             rows.append(
                 {
                     "model": model,
-                    "parameters (M)": _known(cost["parameters"] / 1e6),
-                    "multiply-adds (G)": _known(cost["multiply_adds"] / 1e9),
-                    "seconds per epoch": _known(cost["seconds_per_epoch"]),
-                    "peak memory (GB)": _known(cost["peak_memory_gb"]),
+                    _COST_NAMES["parameters"]: _known(cost["parameters"] / 1e6),
+                    _COST_NAMES["multiply_adds"]: _known(cost["multiply_adds"] / 1e9),
+                    _COST_NAMES["seconds_per_epoch"]: _known(cost["seconds_per_epoch"]),
+                    _COST_NAMES["peak_memory_gb"]: _known(cost["peak_memory_gb"]),
                 }
             )
-        notes = ["; ".join(f"{key.replace('_', ' ')}: {text}" for key, text in COSTS.items()) + ". -: not known."]
+        notes = [
+            "; ".join(f"{_COST_NAMES[key]}: {text}" for key, text in COSTS.items()) + ". A dash: not known.",
+        ]
         shown = [path for name, path in pictures.items() if name.startswith("Dice_against")]
         return Section("Cost", pd.DataFrame(rows), notes, shown)
 

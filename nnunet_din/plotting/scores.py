@@ -7,7 +7,6 @@ display. A model has the same colour in every picture that is given the models i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from math import ceil
 from typing import TYPE_CHECKING
@@ -16,20 +15,22 @@ import numpy as np
 
 from nnunet_din.nnunet.models import short_names
 from nnunet_din.plotting.style import LABEL_COLORS, label_color
+from nnunet_din.plotting.text import text_height, text_width, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 __all__ = ["COSTS", "METRICS", "dice_against_cost", "metric_by_structure", "rank_stability"]
 
 #: Label of the axis of each metric.
 METRICS = {
-    "Dice": "Dice (higher is better)",
+    "Dice": "Dice in % (higher is better)",
     "HD95": "HD95 in mm (lower is better)",
-    "NSD": "NSD (higher is better)",
+    "NSD": "NSD in % (higher is better)",
 }
+_FACTORS = {"Dice": 100, "HD95": 1, "NSD": 100}
 
 #: Label of the axis of each cost, and the number its values are divided by for it.
 COSTS = {
@@ -43,8 +44,10 @@ MOST_DOTS = 60
 
 _SINGLE, _DOUBLE = 85 / 25.4, 175 / 25.4  # widths in inches
 _LARGE, _SMALL = 8, 7  # type in points
-_LINE = 1.25  # distance of lines in units of the type's size
+_FAR_APART = 10  # largest distance in medians: beyond, the axis is logarithmic
 _GREY = "0.85"
+
+_COUNTED = "cases that miss the structure, or see it where there is none (in no box)"
 
 # What tells models apart beyond the eighth, when colours repeat.
 _HATCHES = ("", "///", "...", "xxx")
@@ -55,13 +58,18 @@ def metric_by_structure(cases: DataFrame, metric: str = "Dice", models: Sequence
     """Draw the scores of every model in every structure as box plots.
 
     A box spans the quartiles, its line is the median, and the whiskers reach the last case within 1.5 times the box's
-    length. Up to :data:`MOST_DOTS` cases are all shown as dots; of more, only those beyond the whiskers.
+    length. Up to :data:`MOST_DOTS` cases are all shown as dots; of more, only those beyond the whiskers. Cases that
+    miss the structure, or see it where there is none, are in no box, whose axis they would flatten: their number stands
+    at the bad end of the axis.
+
+    seaborn draws boxes and dots, too; it loads pyplot, which wants a display, and knows nothing of such cases.
 
     Parameters
     ----------
     cases : pandas.DataFrame
-        One row per model, case and structure with columns `model`, `structure` and `metric`. Dice and NSD are in
-        0..1, HD95 in mm. NaN (truth and prediction are empty) does not count.
+        One row per model, case and structure with columns `model`, `structure` and `metric`, and perhaps `truth_empty`
+        and `prediction_empty`. Dice and NSD are in 0..1, HD95 in mm. NaN (truth and prediction are empty) does not
+        count.
     metric : str
         A name of :data:`METRICS`.
     models : sequence of str, optional
@@ -70,8 +78,7 @@ def metric_by_structure(cases: DataFrame, metric: str = "Dice", models: Sequence
     Returns
     -------
     matplotlib.figure.Figure
-        One or more rows of structures. HD95 is linear up to 1 mm and logarithmic above, so that a missed structure,
-        which counts as the diagonal of the image, does not flatten the others.
+        One or more rows of structures. HD95 is linear up to 1 mm and logarithmic above where cases differ much.
 
     Raises
     ------
@@ -79,6 +86,7 @@ def metric_by_structure(cases: DataFrame, metric: str = "Dice", models: Sequence
         If the metric or a model is unknown, or there is nothing to draw.
     """
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     if metric not in METRICS:
@@ -88,7 +96,12 @@ def metric_by_structure(cases: DataFrame, metric: str = "Dice", models: Sequence
     if drawn.empty:
         raise ValueError(f"There is nothing to draw: no case has a value of {metric}.")
     structures = list(dict.fromkeys(cases["structure"]))
-    scores = {key: group.to_numpy(float) for key, group in drawn.groupby(["structure", "model"])[metric]}
+    missed = _missed(drawn)
+    in_boxes = drawn[~missed]
+    scores = {
+        key: _FACTORS[metric] * group.to_numpy(float) for key, group in in_boxes.groupby(["structure", "model"])[metric]
+    }
+    counts = drawn[missed].groupby(["structure", "model"]).size().to_dict()
 
     rows = ceil(len(structures) * len(models) / 40)
     per_row = ceil(len(structures) / rows)
@@ -100,16 +113,19 @@ def metric_by_structure(cases: DataFrame, metric: str = "Dice", models: Sequence
     for ax, first in zip(axes, range(0, len(structures), per_row), strict=True):
         shown = structures[first : first + per_row]
         _draw_boxes(ax, [[scores.get((structure, model)) for model in models] for structure in shown])
+        _write_counts(ax, [[counts.get((s, model), 0) for model in models] for s in shown], above=metric == "HD95")
         ax.set_xlim(-0.5, per_row - 0.5)
         ax.set_ylabel(METRICS[metric], fontsize=_LARGE)
         height += 1.8 + _label_ticks(ax, shown, width)
         _style(ax)
-    _scale(axes[0], metric, drawn[metric].to_numpy(float))
+    _scale(axes[0], metric, _FACTORS[metric] * (in_boxes if len(in_boxes) else drawn)[metric].to_numpy(float))
     names = short_names(models)
     handles = [
         Patch(facecolor=color, hatch=hatch, edgecolor="black", linewidth=0.6, label=names[model])
         for model, (color, hatch, _) in zip(models, map(_look, range(len(models))), strict=True)
     ]
+    if counts:
+        handles.append(Line2D([], [], linestyle="", marker="$n$", color="black", markersize=4, label=_COUNTED))
     figure.set_figheight(height + _legend(figure, handles))
     return figure
 
@@ -220,7 +236,7 @@ def dice_against_cost(table: DataFrame, cost: str = "multiply_adds") -> Figure:
     names = short_names(models)
     looks = [_look(place) for place in range(len(models))]
     x = table[cost].to_numpy(float) / unit
-    mean, low, high = (table[column].to_numpy(float) for column in ("Dice_mean", "Dice_low", "Dice_high"))
+    mean, low, high = (100 * table[column].to_numpy(float) for column in ("Dice_mean", "Dice_low", "Dice_high"))
     known = np.flatnonzero(np.isfinite(x) & np.isfinite(mean))
     if not len(known):
         raise ValueError(f"There is nothing to draw: no model has both a Dice and a known cost ({cost}).")
@@ -243,14 +259,14 @@ def dice_against_cost(table: DataFrame, cost: str = "multiply_adds") -> Figure:
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(0.12)
-    ax.set_ylim(top=min(ax.get_ylim()[1], 1.005))
+    ax.set_ylim(top=min(ax.get_ylim()[1], 100.5))
     ax.set_xlabel(label, fontsize=_LARGE)
     ax.set_ylabel(METRICS["Dice"], fontsize=_LARGE)
     unknown = [names[model] for i, model in enumerate(models) if i not in known]
     if unknown:
-        note = _wrap(f"Not shown (unknown cost or Dice): {'; '.join(unknown)}", 72 * width - 12, _SMALL)
+        note = _wrap_points(f"Not shown (unknown cost or Dice): {'; '.join(unknown)}", 72 * width - 12, _SMALL)
         figure.supxlabel(note, fontsize=_SMALL, x=0.02, ha="left")
-        figure.set_figheight(figure.get_figheight() + _text_height(note, _SMALL))
+        figure.set_figheight(figure.get_figheight() + text_height(note, _SMALL))
     _style(ax)
     ax.grid(True, color=_GREY, linewidth=0.5)
     points = [(x[i], mean[i], low[i], high[i], shifts[i]) for i in known]
@@ -307,7 +323,10 @@ def _draw_boxes(ax: Axes, groups: Sequence[Sequence[np.ndarray | None]]) -> None
                 boxprops={"facecolor": color, "edgecolor": "black", "hatch": hatch, "linewidth": 0.6},
                 medianprops={"color": "black", "linewidth": 1.4, "solid_capstyle": "butt"},
                 whiskerprops={"linewidth": 0.6}, capprops={"linewidth": 0.6},
-                flierprops={"marker": "o", "markersize": 2, "markeredgewidth": 0.4},
+                flierprops={
+                    "marker": "o", "markersize": 2.4, "markeredgewidth": 0.3, "markerfacecolor": color,
+                    "markeredgecolor": "black",
+                },
             )  # fmt: skip
             if dots:
                 # Multiples of the golden ratio spread any number of dots evenly and without chance.
@@ -320,42 +339,50 @@ def _draw_boxes(ax: Axes, groups: Sequence[Sequence[np.ndarray | None]]) -> None
         ax.axvline(border - 0.5, color=_GREY, linewidth=0.5, zorder=0)
 
 
+def _missed(cases: DataFrame) -> Series:
+    """Whether only one of prediction and truth has the structure; False where the table does not say."""
+    from pandas import Series
+
+    if not {"truth_empty", "prediction_empty"} <= set(cases.columns):
+        return Series(False, cases.index)
+    return cases["truth_empty"].astype(bool) ^ cases["prediction_empty"].astype(bool)
+
+
+def _write_counts(ax: Axes, groups: Sequence[Sequence[int]], above: bool) -> None:
+    """Numbers at the places of the boxes, at the upper or the lower end of the axis; 0 is not written."""
+    step = 0.84 / max(2, len(groups[0]))
+    for group, counts in enumerate(groups):
+        for place, count in enumerate(counts):
+            if count:
+                ax.text(
+                    group + step * (place - (len(counts) - 1) / 2), 0.99 if above else 0.01, str(count),
+                    transform=ax.get_xaxis_transform(), ha="center", va="top" if above else "bottom", fontsize=_SMALL,
+                    fontweight="bold", zorder=4,
+                )  # fmt: skip
+
+
 def _scale(ax: Axes, metric: str, values: np.ndarray) -> None:
     """The axis of a metric, for axes that share it."""
     if metric == "HD95":
         top = max(1.3 * values.max(), 3)
-        ax.set_yscale("symlog", linthresh=1, linscale=0.5)
-        steps = (1, 3) if top > 50 else (1, 2, 5)
-        ticks = [step * 10**power for power in range(ceil(np.log10(top))) for step in steps]
-        ax.set_yticks([0, *(tick for tick in ticks if tick < top)])
+        if top > _FAR_APART * max(np.median(values), 1):
+            from matplotlib.ticker import NullFormatter
+
+            ax.set_yscale("symlog", linthresh=1, linscale=0.5)
+            steps = (1, 3) if top > 50 else (1, 2, 5)
+            ticks = [step * 10**power for power in range(ceil(np.log10(top))) for step in steps]
+            ax.set_yticks([0, *(tick for tick in ticks if tick < top)])
+            ax.yaxis.set_minor_formatter(NullFormatter())
         ax.yaxis.set_major_formatter("{x:g}")
         ax.set_ylim(-0.1, top)
     else:
-        # Nothing is above 1; the space keeps the upper line of a box at 1 visible.
-        low = min(values.min(), 0.95)
-        ax.set_ylim(low - 0.05 * (1 - low), 1 + 0.02 * (1 - low))
+        # Nothing is above 100 %; the space keeps the upper line of a box there visible.
+        low = min(values.min(), 95)
+        ax.set_ylim(low - 0.05 * (100 - low), 100 + 0.02 * (100 - low))
 
 
-def _text_width(text: str, size: float) -> float:
-    """Width of a text in points, the widest of its lines."""
-    from matplotlib.textpath import TextPath
-
-    return max(TextPath((0, 0), line, size=size).get_extents().x1 if line.strip() else 0 for line in text.split("\n"))
-
-
-def _text_height(text: str, size: float) -> float:
-    """Height of a text in inches."""
-    return _LINE * size * (text.count("\n") + 1) / 72
-
-
-def _wrap(text: str, limit: float, size: float) -> str:
-    """Break a text at spaces and underscores into lines of at most `limit` points, or of one piece."""
-    lines = [""]
-    for piece in re.findall(r"[^\s_]*[\s_]*", text):
-        if lines[-1] and _text_width((lines[-1] + piece).rstrip(), size) > limit:
-            lines.append("")
-        lines[-1] += piece
-    return "\n".join(line.rstrip() for line in lines)
+def _wrap_points(text: str, limit: float, size: float) -> str:
+    return wrapped(text, limit / 72, size)
 
 
 def _room(width: float, places: int) -> float:
@@ -366,8 +393,8 @@ def _room(width: float, places: int) -> float:
 def _fit(labels: Iterable[str], width: float, places: int) -> list[str] | None:
     """Labels in at most three lines that fit between their neighbours; None if there is no room for that."""
     room = _room(width, places) - 4
-    wrapped = [_wrap(label, room, _SMALL) for label in labels]
-    return wrapped if all(_text_width(w, _SMALL) <= room and w.count("\n") < 3 for w in wrapped) else None
+    wrapped = [_wrap_points(label, room, _SMALL) for label in labels]
+    return wrapped if all(72 * text_width(w, _SMALL) <= room and w.count("\n") < 3 for w in wrapped) else None
 
 
 def _label_ticks(ax: Axes, labels: Sequence[str], width: float) -> float:
@@ -376,12 +403,12 @@ def _label_ticks(ax: Axes, labels: Sequence[str], width: float) -> float:
     flat = _fit(labels, width, places)
     if flat:
         ax.set_xticks(range(len(labels)), flat)
-        return max(_text_height(label, _SMALL) for label in flat) + 0.1
+        return max(text_height(label, _SMALL) for label in flat) + 0.1
     room = _room(width, places) / 72
     # Long lines where there is no room for many. Lines that slant by 40 degrees are closer than those that stand.
     for limit in (90, 140, 300):
-        turned = [_wrap(label, limit, _SMALL) for label in labels]
-        height = max(_text_height(label, _SMALL) for label in turned)
+        turned = [_wrap_points(label, limit, _SMALL) for label in labels]
+        height = max(text_height(label, _SMALL) for label in turned)
         slanted = height <= np.sin(np.radians(40)) * room
         if height <= room:
             break
@@ -389,7 +416,7 @@ def _label_ticks(ax: Axes, labels: Sequence[str], width: float) -> float:
     for label in ax.get_xticklabels():
         label.set(ha="right", multialignment="right", rotation_mode="anchor")
         label.set(rotation=40 if slanted else 90, va="top" if slanted else "center")
-    length = max(_text_width(label, _SMALL) for label in turned) / 72
+    length = max(72 * text_width(label, _SMALL) for label in turned) / 72
     return 0.1 + (0.65 * length + 0.77 * height if slanted else length)
 
 
@@ -397,9 +424,9 @@ def _legend(figure: Figure, handles: Sequence, size: float = _SMALL) -> float:
     """Put a legend, whose symbols are `size` points high, above the axes; returns its height in inches."""
     width = 72 * figure.get_figwidth()
     for handle in handles:
-        handle.set_label(_wrap(handle.get_label(), width - 40, _SMALL))
+        handle.set_label(_wrap_points(handle.get_label(), width - 40, _SMALL))
     labels = [handle.get_label() for handle in handles]
-    widths = [_text_width(label, _SMALL) + 21 + size for label in labels]
+    widths = [72 * text_width(label, _SMALL) + 21 + size for label in labels]
     columns = len(handles) if sum(widths) < width else max(1, int(width / max(widths)))
     columns = ceil(len(handles) / ceil(len(handles) / columns))
     extra = size / _SMALL - 1
@@ -408,7 +435,7 @@ def _legend(figure: Figure, handles: Sequence, size: float = _SMALL) -> float:
         handlelength=1.4 + extra, handletextpad=0.6, columnspacing=1.4, borderaxespad=0.3, borderpad=0.2 + extra / 2,
         labelspacing=0.35 + extra,
     )  # fmt: skip
-    line = max(size / 72, *(_text_height(label, _SMALL) for label in labels)) + 0.35 * _SMALL / 72
+    line = max(size / 72, *(text_height(label, _SMALL) for label in labels)) + 0.35 * _SMALL / 72
     return line * ceil(len(handles) / columns) + 0.15
 
 
@@ -442,12 +469,12 @@ def _label_points(
             taken.append((*(place(x, low, shift) - 1), *(place(x, high, shift) + 1)))
     texts = []
     for (x, y, _, _, shift), name in zip(points, names, strict=True):
-        text = _wrap(name, limit, _SMALL)
-        size = np.array((_text_width(text, _SMALL), 72 * _text_height(text, _SMALL)))
+        text = _wrap_points(name, limit, _SMALL)
+        size = np.array((72 * text_width(text, _SMALL), 72 * text_height(text, _SMALL)))
         center = place(x, y, shift)
         for side, lines in _OFFSETS:
             # The lower left corner of the text, which is to the left of (below) the point if `side` (`lines`) is -1.
-            corner = center + (6 * side, lines * _LINE * _SMALL) + (np.sign((side, lines)) - 1) / 2 * size
+            corner = center + (6 * side, lines * 72 * text_height("", _SMALL)) + (np.sign((side, lines)) - 1) / 2 * size
             box = (*corner, *(corner + size))
             inside = box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
             if inside and not any(_overlap(box, other) for other in taken):

@@ -12,7 +12,13 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
     from matplotlib.textpath import TextPath
 
     font = FontProperties(weight=weight)
-    return max(TextPath((0, 0), line, size=size, prop=font).get_extents().width / 72 for line in text.split("\n"))
+    lines = [line for line in text.split("\n") if line.strip()]
+    return max((TextPath((0, 0), line, size=size, prop=font).get_extents().x1 / 72 for line in lines), default=0.0)
+
+
+def text_height(text: str, size: float) -> float:
+    """Height of a text in inches."""
+    return 1.25 * size * (text.count("\n") + 1) / 72
 
 
 def fitting_size(text: str, width: float, size: float) -> float:
@@ -31,8 +37,14 @@ def wrapped(text: str, width: float, size: float, weight: str = "normal") -> str
 
 
 def heading(name: str, width: float) -> str:
-    """A column's heading with line breaks: at a double underscore, and where a small bold line would be too wide."""
-    return "\n".join(wrapped(part, width, 8.0, "bold") for part in name.split("__"))
+    """A column's heading in at most three lines if type that can be read allows it, which begin at a double underscore
+    or where a bold line would be too wide.
+    """
+    for size in (8.0, 7.0, 6.0):
+        lines = "\n".join(wrapped(part, width, size, "bold") for part in name.split("__"))
+        if lines.count("\n") < 3:
+            break
+    return lines
 
 
 def legend_size(names: Sequence[str], width: float, size: float, handle: float = 0.45) -> tuple[int, float]:
