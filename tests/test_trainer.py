@@ -235,12 +235,14 @@ def transforms(cls, mask=(False,), **kwargs):
     )
 
 
-def test_paper_augmentation_is_rotation_and_flips():
-    kinds = [type(t).__name__ for t in transforms(nnUNetTrainerDIN).transforms]
+@pytest.mark.parametrize("name", ["nnUNetTrainerDIN_paper", "nnUNetTrainerDIN_spatialDA"])
+def test_paper_augmentation_is_rotation_and_flips(name):
+    cls = find_trainer(name)
+    kinds = [type(t).__name__ for t in transforms(cls).transforms]
     assert (
         kinds[:2] == ["SpatialTransform", "MirrorTransform"] and kinds[2].startswith("RemoveLabel") and len(kinds) == 3
     )
-    spatial = transforms(nnUNetTrainerDIN).transforms[0]
+    spatial = transforms(cls).transforms[0]
     assert (spatial.p_rotation, spatial.p_scaling, spatial.p_elastic_deform) == (0.5, 0, 0)
     assert spatial.rotation == (-np.pi, np.pi)
 
@@ -284,10 +286,13 @@ def test_the_paper_mirrors(make):
     assert mirror_axes == trainer.inference_allowed_mirroring_axes == (0, 1)
 
 
-def test_nnunet_augmentation_is_nnunets():
-    cls = find_trainer("nnUNetTrainerDIN_nnUNetDA")
-    stock = transforms(nnUNetTrainer)
-    assert [type(t).__name__ for t in transforms(cls).transforms] == [type(t).__name__ for t in stock.transforms]
+@pytest.mark.parametrize("name", ["nnUNetTrainerDIN", "nnUNetTrainerDIN_nnUNetDA"])
+def test_nnunet_augmentation_is_nnunets(name):
+    ours, stock = (transforms(cls).transforms for cls in (find_trainer(name), nnUNetTrainer))
+    assert [type(t).__name__ for t in ours] == [type(t).__name__ for t in stock]
+    spatial = next(t for t in stock if type(t).__name__ == "SpatialTransform")
+    own = next(t for t in ours if type(t).__name__ == "SpatialTransform")
+    assert (own.p_rotation, own.p_scaling) == (spatial.p_rotation, spatial.p_scaling)
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerDIN", "nnUNetTrainerDIN_nnUNetDA"])
@@ -298,7 +303,7 @@ def test_mask_is_applied_to_originals_and_enhanced(name):
 
 
 def test_both_images_are_moved_together():
-    pipeline = transforms(nnUNetTrainerDIN)
+    pipeline = transforms(find_trainer("nnUNetTrainerDIN_spatialDA"))
     image = torch.rand(1, 40, 40)
     seg = (image > 0.5).to(torch.int16)
     for _ in range(10):

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-from nnunet_din.trainers.din_trainer import for_all_versions, nnUNetTrainerDIN
+from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
 
 
 class nnUNetTrainerDIN_nnUNetDA(nnUNetTrainerDIN):
-    """nnU-Net's full augmentation in place of rotation and flips."""
+    """nnU-Net's full augmentation, rotation by any angle included."""
 
     max_rotation = None
 
-    @classmethod
-    def get_training_transforms(
-        cls, *args, use_mask_for_norm: list[bool] | None = None, versions: int = 2, **kwargs
-    ) -> BasicTransform:
-        """nnU-Net's pipeline; the enhanced channels are augmented like any other channel."""
-        return nnUNetTrainer.get_training_transforms(
-            *args, use_mask_for_norm=for_all_versions(use_mask_for_norm, versions), **kwargs
-        )
+
+class nnUNetTrainerDIN_spatialDA(nnUNetTrainerDIN):
+    """The paper's augmentation, rotation and flips only."""
+
+    spatial_only = True
+    p_rotation = 0.5
 
 
 class nnUNetTrainerDIN_noMirroring(nnUNetTrainerDIN):

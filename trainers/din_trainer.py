@@ -28,8 +28,8 @@ from nnunet_din.network.din import AUXILIARY_PREFIX
 class nnUNetTrainerDIN(nnUNetTrainer):
     """Trains a DIN configuration from random weights, with what was measured to work (docs/results.md).
 
-    CE + Dice + L_bnd of the segmentation and of the fused levels, AdamW at 5e-4 after a warm-up, 300 epochs, rotation
-    and flips. :class:`nnunet_din.trainers.paper.nnUNetTrainerDIN_paper` is the paper's text to the letter.
+    CE + Dice + L_bnd of the segmentation and of the fused levels, AdamW at 5e-4 after a warm-up, 300 epochs, nnU-Net's
+    augmentation with rotation within 20 degrees. :class:`nnunet_din.trainers.paper.nnUNetTrainerDIN_paper` is the paper's text to the letter.
 
     Hyper-parameters are class attributes; a variant is a subclass that changes them. An epoch is nnU-Net's: 250
     iterations.
@@ -55,6 +55,9 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         term holds it there.
     normalized_sobel : bool
         See :class:`nnunet_din.losses.MultiScaleBoundaryLoss`.
+    spatial_only : bool
+        Whether images are only rotated and flipped, as in the paper, and neither scaled nor changed in their
+        intensities, as nnU-Net does besides.
     p_rotation : float
         Probability of a random rotation.
     max_rotation : float or None
@@ -78,7 +81,8 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     weight_boundary = 1.0
     boundary_ramp = 0.2
     normalized_sobel = True
-    p_rotation = 0.5
+    spatial_only = False
+    p_rotation = 0.2
     max_rotation = 20.0
     mirroring = True
 
@@ -167,16 +171,20 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     def get_training_transforms(
         cls, *args, use_mask_for_norm: list[bool] | None = None, versions: int = 2, **kwargs
     ) -> BasicTransform:
-        """nnU-Net's pipeline less its intensity transforms and its scaling: rotation and flips (paper, section 4.2)."""
+        """nnU-Net's pipeline, or less its intensity transforms and its scaling (the paper's section 4.2). The enhanced
+        channels are augmented like any other channel.
+        """
         compose = nnUNetTrainer.get_training_transforms(
             *args, use_mask_for_norm=for_all_versions(use_mask_for_norm, versions), **kwargs
         )
-        # nnU-Net wraps every intensity transform, and no other, in RandomTransform.
-        compose.transforms = [t for t in compose.transforms if not isinstance(t, RandomTransform)]
+        if cls.spatial_only:
+            # nnU-Net wraps every intensity transform, and no other, in RandomTransform.
+            compose.transforms = [t for t in compose.transforms if not isinstance(t, RandomTransform)]
         for transform in compose.transforms:
             if isinstance(transform, SpatialTransform):
-                transform.p_scaling = 0
                 transform.p_rotation = cls.p_rotation
+                if cls.spatial_only:
+                    transform.p_scaling = 0
         return compose
 
     def on_train_epoch_start(self) -> None:
