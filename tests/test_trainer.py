@@ -116,7 +116,7 @@ def test_a_training_from_before_the_auxiliary_outputs_goes_on(make, tmp_path):
     before.train_step(batch(before))
     before.save_checkpoint(str(tmp_path / "before.pth"))
     trainer = make()
-    trainer.load_checkpoint(str(tmp_path / "before.pth"))
+    trainer.load_checkpoint(checkpoint=str(tmp_path / "before.pth"))  # the argument's name after nnU-Net 2.8
     assert not trainer.enable_deep_supervision and trainer.network.auxiliary_heads is None
     for each in (before, trainer):
         each.on_train_epoch_start()

@@ -29,7 +29,8 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     """Trains a DIN configuration from random weights, with what was measured to work (docs/results.md).
 
     CE + Dice + L_bnd of the segmentation and of the fused levels, AdamW at 5e-4 after a warm-up, 300 epochs, nnU-Net's
-    augmentation with rotation within 20 degrees. :class:`nnunet_din.trainers.paper.nnUNetTrainerDIN_paper` is the paper's text to the letter.
+    augmentation with rotation within 20 degrees.
+    :class:`nnunet_din.trainers.paper.nnUNetTrainerDIN_paper` is the paper's text to the letter.
 
     Hyper-parameters are class attributes; a variant is a subclass that changes them. An epoch is nnU-Net's: 250
     iterations.
@@ -237,19 +238,22 @@ class nnUNetTrainerDIN(nnUNetTrainer):
             peak = torch.cuda.max_memory_allocated(self.device)
             self.print_to_log_file(f"Peak GPU memory: {peak / 1e9:.2f} GB")
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """As in nnU-Net; a checkpoint of another network is named in the error, and one of a training without
-        auxiliary outputs goes on without them.
+    def load_checkpoint(
+        self, filename_or_checkpoint: dict | str | None = None, checkpoint: dict | str | None = None
+    ) -> None:
+        """As in nnU-Net, by either of the names that its releases have for the argument; a checkpoint of another
+        network is named in the error, and one of a training without auxiliary outputs goes on without them.
         """
-        if not self.was_initialized and self.enable_deep_supervision and isinstance(filename_or_checkpoint, str):
+        source = filename_or_checkpoint if checkpoint is None else checkpoint
+        if not self.was_initialized and self.enable_deep_supervision and isinstance(source, str):
             # nnU-Net loads it again, with what it holds of the optimizer; this reads the names only.
-            weights = torch.load(filename_or_checkpoint, map_location="cpu", mmap=True, weights_only=False)
-            self.enable_deep_supervision = any(AUXILIARY_PREFIX in key for key in weights["network_weights"])
+            content = torch.load(source, map_location="cpu", mmap=True, weights_only=False)
+            self.enable_deep_supervision = any(AUXILIARY_PREFIX in key for key in content["network_weights"])
         try:
-            super().load_checkpoint(filename_or_checkpoint)
+            super().load_checkpoint(source)
         except RuntimeError as error:
-            if isinstance(filename_or_checkpoint, str):
-                raise RuntimeError(f"{filename_or_checkpoint}: {error}") from error
+            if isinstance(source, str):
+                raise RuntimeError(f"{source}: {error}") from error
             raise
 
 

@@ -24,7 +24,7 @@ class nnUNetTrainerDIN_pretrained(nnUNetTrainerDIN):
             source = self.configuration_manager.configuration.get("pretrained_encoder", network.encoders[0].name)
             self.print_to_log_file(load_pretrained_encoders(network, source))
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(self, *args, **kwargs) -> None:
         """As in nnU-Net, without loading pretrained weights first."""
         self._restoring = True
-        super().load_checkpoint(filename_or_checkpoint)
+        super().load_checkpoint(*args, **kwargs)
