@@ -16,8 +16,6 @@ from pathlib import Path
 
 from nnunet_din.plugin import CLASSES, LOOKUP_FUNCTION, LOOKUP_MODULE
 
-#: The releases that the plug-in is made for (pyproject.toml says the same).
-NNUNET_SERIES = ("2.7", "2.8")
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
@@ -71,6 +69,17 @@ def examine() -> list[Check]:
     return [*checks, *_folders(), _memory()]
 
 
+def _requirement(name: str):
+    """What this package asks of another one, in packaging's form; None where it is not installed as a package."""
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(text) for text in metadata.requires("nnunet-din") or ()]
+    except metadata.PackageNotFoundError:
+        return None
+    return next((requirement for requirement in wanted if requirement.name == name), None)
+
+
 def _versions() -> Iterator[Check]:
     yield Check("python", sys.version_info >= (3, 10), platform.python_version(), "use Python 3.10 or newer.")
     for name in ("torch", "nnunetv2", "timm"):
@@ -80,8 +89,9 @@ def _versions() -> Iterator[Check]:
             yield Check(name, False, "not installed", f"pip install {name}")
             continue
         ok, do = True, ""
-        if name == "nnunetv2" and ".".join(version.split(".")[:2]) not in NNUNET_SERIES:
-            ok, do = False, 'pip install "nnunetv2>=2.7,<2.9"'
+        if (wanted := _requirement(name)) and not wanted.specifier.contains(version, prereleases=True):
+            bounds = sorted(map(str, wanted.specifier), reverse=True)
+            ok, do = False, f'pip install "{name}{",".join(bounds)}"'
         else:
             try:
                 __import__(name)

@@ -205,13 +205,12 @@ def signed_rank_p(difference: np.ndarray) -> float:
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """p-values corrected for their number by Holm's step-down method; NaN stays NaN and does not count."""
-    p = np.asarray(p_values, dtype=float)
-    corrected = np.full(len(p), np.nan)
-    order = [i for i in np.argsort(p) if not np.isnan(p[i])]
-    largest = 0.0
-    for step, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - step) * p[i]))
-        corrected[i] = largest
+    from statsmodels.stats.multitest import multipletests
+
+    corrected = np.asarray(p_values, dtype=float).copy()
+    known = ~np.isnan(corrected)
+    if known.any():
+        corrected[known] = multipletests(corrected[known], method="holm")[1]
     return corrected
 
 

@@ -105,7 +105,10 @@ def read_training(folder: Path) -> dict[str, np.ndarray]:
     training = {key: np.array([epochs[epoch].get(key, np.nan) for epoch in order]) for key in keys}
     training["epoch"] = np.array(order)
     training["hours"] = np.nancumsum(training.pop("seconds")) / 3600
-    training["dice"] = _moving_average(training["mean_dice"])
+    from pandas import Series
+
+    average = Series(training["mean_dice"]).ewm(alpha=0.1, adjust=False, ignore_na=True).mean()
+    training["dice"] = average.to_numpy()
     return training
 
 
@@ -149,14 +152,3 @@ def _read_checkpoint(folder: Path) -> dict[int, dict[str, float]]:
     }
     rows = [dict(zip(columns, map(float, row), strict=True)) for row in zip(*columns.values(), strict=False)]
     return {epoch: {**row, "seconds": row["end"] - row["start"]} for epoch, row in enumerate(rows)}
-
-
-def _moving_average(values: np.ndarray) -> np.ndarray:
-    average, averages = np.nan, []
-    for value in values:
-        if np.isnan(average):
-            average = value
-        elif not np.isnan(value):
-            average = 0.9 * average + 0.1 * value
-        averages.append(average)
-    return np.array(averages)

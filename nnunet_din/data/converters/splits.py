@@ -55,6 +55,8 @@ def cross_validation(groups: Mapping[str, str], seed: int = SEED) -> list[dict[s
 def draw(groups: Mapping[str, str], count: int, seed: int = SEED) -> frozenset[str]:
     """Draw whole groups at random, as many as fit into a number of cases.
 
+    scikit-learn's GroupShuffleSplit draws a share of the groups instead, however many cases they have.
+
     Parameters
     ----------
     groups : mapping of str to str
