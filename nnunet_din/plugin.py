@@ -32,7 +32,6 @@ CLASSES = {
     "nnUNetTrainerDIN_printedBoundaryLoss": "nnunet_din.trainers.boundary_loss",
     "nnUNetTrainerBoundaryLoss": "nnunet_din.trainers.boundary_loss",
     "nnUNetTrainerDIN_nnUNetDA": "nnunet_din.trainers.data_augmentation",
-    "nnUNetTrainerDIN_spatialDA": "nnunet_din.trainers.data_augmentation",
     "nnUNetTrainerDIN_noMirroring": "nnunet_din.trainers.data_augmentation",
     "nnUNetTrainerDIN_pretrained": "nnunet_din.trainers.pretrained",
 }

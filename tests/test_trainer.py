@@ -235,7 +235,7 @@ def transforms(cls, mask=(False,), **kwargs):
     )
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainerDIN_paper", "nnUNetTrainerDIN_spatialDA"])
+@pytest.mark.parametrize("name", ["nnUNetTrainerDIN_paper", "nnUNetTrainerDIN"])
 def test_paper_augmentation_is_rotation_and_flips(name):
     cls = find_trainer(name)
     kinds = [type(t).__name__ for t in transforms(cls).transforms]
@@ -286,9 +286,8 @@ def test_the_paper_mirrors(make):
     assert mirror_axes == trainer.inference_allowed_mirroring_axes == (0, 1)
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainerDIN", "nnUNetTrainerDIN_nnUNetDA"])
-def test_nnunet_augmentation_is_nnunets(name):
-    ours, stock = (transforms(cls).transforms for cls in (find_trainer(name), nnUNetTrainer))
+def test_nnunet_augmentation_is_nnunets():
+    ours, stock = (transforms(cls).transforms for cls in (find_trainer("nnUNetTrainerDIN_nnUNetDA"), nnUNetTrainer))
     assert [type(t).__name__ for t in ours] == [type(t).__name__ for t in stock]
     spatial = next(t for t in stock if type(t).__name__ == "SpatialTransform")
     own = next(t for t in ours if type(t).__name__ == "SpatialTransform")
@@ -303,7 +302,7 @@ def test_mask_is_applied_to_originals_and_enhanced(name):
 
 
 def test_both_images_are_moved_together():
-    pipeline = transforms(find_trainer("nnUNetTrainerDIN_spatialDA"))
+    pipeline = transforms(nnUNetTrainerDIN)
     image = torch.rand(1, 40, 40)
     seg = (image > 0.5).to(torch.int16)
     for _ in range(10):

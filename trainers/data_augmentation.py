@@ -6,16 +6,11 @@ from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
 
 
 class nnUNetTrainerDIN_nnUNetDA(nnUNetTrainerDIN):
-    """nnU-Net's full augmentation, rotation by any angle included."""
+    """nnU-Net's full augmentation in place of rotation and flips."""
 
+    spatial_only = False
+    p_rotation = 0.2
     max_rotation = None
-
-
-class nnUNetTrainerDIN_spatialDA(nnUNetTrainerDIN):
-    """The paper's augmentation, rotation and flips only."""
-
-    spatial_only = True
-    p_rotation = 0.5
 
 
 class nnUNetTrainerDIN_noMirroring(nnUNetTrainerDIN):

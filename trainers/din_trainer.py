@@ -28,8 +28,8 @@ from nnunet_din.network.din import AUXILIARY_PREFIX
 class nnUNetTrainerDIN(nnUNetTrainer):
     """Trains a DIN configuration from random weights, with what was measured to work (docs/results.md).
 
-    CE + Dice + L_bnd of the segmentation and of the fused levels, AdamW at 5e-4 after a warm-up, 300 epochs, nnU-Net's
-    augmentation with rotation within 20 degrees.
+    CE + Dice + L_bnd of the segmentation and of the fused levels, AdamW at 5e-4 after a warm-up, 300 epochs, rotation
+    within 20 degrees and flips.
     :class:`nnunet_din.trainers.paper.nnUNetTrainerDIN_paper` is the paper's text to the letter.
 
     Hyper-parameters are class attributes; a variant is a subclass that changes them. An epoch is nnU-Net's: 250
@@ -82,8 +82,8 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     weight_boundary = 1.0
     boundary_ramp = 0.2
     normalized_sobel = True
-    spatial_only = False
-    p_rotation = 0.2
+    spatial_only = True
+    p_rotation = 0.5
     max_rotation = 20.0
     mirroring = True
 
