@@ -33,6 +33,7 @@ CLASSES = {
     "nnUNetTrainerBoundaryLoss": "nnunet_din.trainers.boundary_loss",
     "nnUNetTrainerDIN_nnUNetDA": "nnunet_din.trainers.data_augmentation",
     "nnUNetTrainerDIN_noMirroring": "nnunet_din.trainers.data_augmentation",
+    "nnUNetTrainerDIN_noMirroring_5epochs": "nnunet_din.trainers.data_augmentation",
     "nnUNetTrainerDIN_pretrained": "nnunet_din.trainers.pretrained",
 }
 

@@ -142,4 +142,5 @@ def test_what_is_refused(path, capsys, arguments, message):
 
 def test_plans_that_are_not_there(dataset, capsys):
     assert main(["configure", "-d", "998", "-p", "noPlans", "--name", "x"]) == 1
-    assert "noPlans.json does not exist. Name one of these with -p: nnUNetDINAttoPlans" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "noPlans.json does not exist. Name one of these with -p: " in message and "nnUNetDINAttoPlans" in message

@@ -478,7 +478,7 @@ def test_pretrained_weights_of_a_pyramid(tmp_path, name):
     """As timm loads them; fails if a layer but the edge features keeps its random weights."""
     torch.manual_seed(1)
     torch.save(timm.create_model(name).state_dict(), tmp_path / "weights.pth")
-    network = small(encoder=name)
+    network = small(encoder=name, layer_scale=None)
     report = load_pretrained_encoders(network, tmp_path / "weights.pth")
     assert all(key.startswith("edge_") for key in report.not_in_file) and not report.mismatched
     overlay = {"file": str(tmp_path / "weights.pth")}
@@ -493,7 +493,7 @@ def test_pretrained_weights_of_a_pyramid(tmp_path, name):
 
 def test_pretrained_weights_that_no_pyramid_takes(tmp_path):
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
-    network = small(encoder="pvt_v2_b0")
+    network = small(encoder="pvt_v2_b0", layer_scale=None)
     with pytest.raises(ValueError, match="do not fit the encoder pvt_v2_b0.*pvt_v2_b0.in1k"):
         load_pretrained_encoders(network, tmp_path / "resnet.pth")
     with pytest.raises(ValueError, match="do not fit the encoder pvt_v2_b0: they are another model's"):
@@ -501,7 +501,7 @@ def test_pretrained_weights_that_no_pyramid_takes(tmp_path):
     with pytest.raises(ValueError, match="no such file, and timm knows no model"):
         load_pretrained_encoders(network, tmp_path / "nowhere.pth")
     with pytest.raises(ValueError, match="no pretrained weights for encoder 'fct': use -tr nnUNetTrainerDIN"):
-        load_pretrained_encoders(small(encoder="fct"), tmp_path / "resnet.pth")
+        load_pretrained_encoders(small(encoder="fct", layer_scale=None), tmp_path / "resnet.pth")
 
 
 def test_a_source_that_does_not_exist_is_refused(tmp_path):

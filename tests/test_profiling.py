@@ -85,8 +85,13 @@ def test_what_cannot_be_profiled(dataset, plans, tmp_path, capsys):
     assert "not both" in capsys.readouterr().err
     assert main(["profile", "--all", "--json"]) == 1
     assert "leave out --json" in capsys.readouterr().err
-    assert main(["profile", "--preset", "huge"]) == 1
-    assert "Unknown preset 'huge'. Known presets: base, tiny" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # by argparse, before anything large is loaded
+        main(["profile", "--preset", "huge"])
+    assert "choose from" in capsys.readouterr().err
+    assert main(["profile", "nope.json"]) == 1
+    assert capsys.readouterr().err == "nnunet-din profile: nope.json does not exist.\n"
+    assert main(["profile", "--size", "0", "0"]) == 1
+    assert "--size must be at least 1 x 1" in capsys.readouterr().err
     plans["configurations"].pop("2d")
     path.write_text(json.dumps(plans))
     assert main(["profile", str(path), "--all"]) == 1

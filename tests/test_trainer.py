@@ -118,6 +118,7 @@ def test_a_training_from_before_the_auxiliary_outputs_goes_on(make, tmp_path):
     trainer = make()
     trainer.load_checkpoint(checkpoint=str(tmp_path / "before.pth"))  # the argument's name after nnU-Net 2.8
     assert not trainer.enable_deep_supervision and trainer.network.auxiliary_heads is None
+    before.current_epoch = trainer.current_epoch
     for each in (before, trainer):
         each.on_train_epoch_start()
         each.train_step(batch(each, seed=1))

@@ -17,3 +17,9 @@ class nnUNetTrainerDIN_noMirroring(nnUNetTrainerDIN):
     """No flips, in training or in prediction: for structures that their side tells apart, and for short trainings."""
 
     mirroring = False
+
+
+class nnUNetTrainerDIN_noMirroring_5epochs(nnUNetTrainerDIN_noMirroring):
+    """1250 iterations without flips: an evening without a GPU, on small images."""
+
+    num_epochs = 5

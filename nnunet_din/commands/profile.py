@@ -128,7 +128,7 @@ def _describe_data(args: argparse.Namespace) -> None:
     plans = read_json(args.plans)
     if not isinstance(plans, dict) or "configurations" not in plans:
         raise ValueError(f"{args.plans} is no plans file of nnU-Net: it has no `configurations`.")
-    if args.configuration not in plans["configurations"]:
+    if not args.all and args.configuration not in plans["configurations"]:
         raise ValueError(
             f"{args.plans} has no configuration '{args.configuration}'. It has: {', '.join(plans['configurations'])}."
         )
