@@ -30,11 +30,20 @@ class DINPreprocessor(DefaultPreprocessor):
     """
 
     def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):
-        """As in nnU-Net; errors name the image."""
+        """As in nnU-Net; errors name the image, whatever a reader raises.
+
+        Raises
+        ------
+        ValueError
+            If the case cannot be read or preprocessed.
+        """
         try:
             return super().run_case(image_files, seg_file, plans_manager, configuration_manager, dataset_json)
-        except ValueError as error:
-            raise ValueError(f"{image_files[0]}: {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"{image_files[0]}: {reason}") from error
 
     def run_case_npy(
         self,

@@ -200,3 +200,15 @@ def test_color_images_from_png(nnunet_folders):
     ][:]
     assert data.shape == (6, 1, 48, 40)
     np.testing.assert_allclose(data[3:], enhance_slices(data[:3], **config["enhancement"]), atol=1e-6)
+
+
+def test_errors_of_any_type_name_the_image(dataset, plans, tmp_path):
+    """Fails if a picture with four channels, or a file that is cut short, ends in an error without a file's name."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    (tmp_path / "case_0000.nii.gz").write_bytes(b"no image")
+    manager = PlansManager(plans)
+    with pytest.raises(ValueError, match=r"case_0000\.nii\.gz: "):
+        DINPreprocessor(verbose=False).run_case(
+            [str(tmp_path / "case_0000.nii.gz")], None, manager, manager.get_configuration("2d"), dataset.dataset_json
+        )
