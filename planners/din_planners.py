@@ -168,7 +168,9 @@ class nnUNetPlannerDIN(ExperimentPlanner):
     def _too_large(self, patch: list[int], needed_gb: float) -> str:
         """The warning that the memory does not suffice: what is needed, and which planners need less."""
         presets = list(PLANNER_OF_PRESET)
-        smaller = [PLANNER_OF_PRESET[preset] for preset in presets[presets.index(self.preset) + 1 :]]
+        # A preset of somebody else's planner is not among them.
+        place = presets.index(self.preset) + 1 if self.preset in presets else len(presets)
+        smaller = [PLANNER_OF_PRESET[preset] for preset in presets[place:]]
         do = "Raise -gpu_memory_target"
         if smaller:
             do += f", or plan a smaller network with -pl {' or '.join(smaller)}"
