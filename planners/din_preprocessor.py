@@ -30,7 +30,7 @@ class DINPreprocessor(DefaultPreprocessor):
     """
 
     def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):
-        """As in nnU-Net; errors name the image, whatever a reader raises.
+        """Preprocess a case as nnU-Net does; errors name the image, whatever a reader raises.
 
         Raises
         ------
@@ -54,8 +54,10 @@ class DINPreprocessor(DefaultPreprocessor):
         configuration_manager: ConfigurationManager,
         dataset_json: dict | str,
     ):
-        """As in nnU-Net; the returned data has shape ``(2C, Z, Y, X)``, originals first, or C more channels for each
-        further enhancement.
+        """Preprocess as nnU-Net does, and append the enhanced channels.
+
+        The returned data has shape ``(2C, Z, Y, X)``, originals first, or C more channels for each further
+        enhancement.
 
         Raises
         ------
@@ -85,15 +87,15 @@ class DINPreprocessor(DefaultPreprocessor):
             enhanced = enhance_slices(data, mask=mask, **enhancement)
             if mask is not None:
                 # nnU-Net leaves what is outside the mask at zero in these channels; so do we in their versions.
-                for c in np.flatnonzero(masked):
-                    enhanced[c][~mask] = 0
+                for number in np.flatnonzero(masked):
+                    enhanced[number][~mask] = 0
             versions.append(enhanced.astype(data.dtype, copy=False))
         return np.concatenate(versions), seg, properties
 
     def run_case_save(
         self, output_filename_truncated, image_files, seg_file, plans_manager, configuration_manager, dataset_json
     ):
-        """As in nnU-Net, compressed by LZ4 instead of LZ4HC.
+        """Preprocess and save a case as nnU-Net does, compressed by LZ4 instead of LZ4HC.
 
         An enhanced image hardly compresses, and LZ4HC takes long to find that out: on ACDC's short-axis stacks it
         spends more time than reading, normalizing and enhancing together. Both have the same format for reading.
@@ -149,7 +151,7 @@ class DINPreprocessor(DefaultPreprocessor):
 
 
 def _checked_enhancements(configuration_manager: ConfigurationManager) -> list[dict]:
-    """The configuration's enhancements.
+    """Return the configuration's enhancements.
 
     Raises
     ------

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
+from .din_trainer import nnUNetTrainerDIN
 
 
 class nnUNetTrainerDIN_benchmark(nnUNetTrainerDIN):
@@ -21,17 +21,18 @@ class nnUNetTrainerDIN_benchmark(nnUNetTrainerDIN):
     num_iterations_per_epoch = 50
     num_val_iterations_per_epoch = 2
     disable_checkpointing = True
+    dataloader_train: Iterator
 
     def on_train_epoch_start(self) -> None:
-        """Start the clocks."""
+        """Start the clocks of the epoch."""
         super().on_train_epoch_start()
-        self.dataloader_train = TimedIterator(self.dataloader_train)
+        self._timed = self.dataloader_train = TimedIterator(self.dataloader_train)
         self._begin = time.perf_counter()
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """Stop them."""
+        """Stop the clocks and take the times of the epoch."""
         seconds = time.perf_counter() - self._begin
-        waiting, self.dataloader_train = self.dataloader_train.seconds, self.dataloader_train.iterator
+        waiting, self.dataloader_train = self._timed.seconds, self._timed.iterator
         super().on_train_epoch_end(train_outputs)
         self.timing = {
             "seconds_per_iteration": seconds / self.num_iterations_per_epoch,
@@ -47,19 +48,19 @@ class nnUNetTrainerDIN_benchmark(nnUNetTrainerDIN):
         )
 
     def on_train_end(self) -> None:
-        """Write the result."""
+        """Write the times of the last epoch into ``benchmark.json``."""
         super().on_train_end()
         if self.local_rank == 0:
             Path(self.output_folder, "benchmark.json").write_text(json.dumps(self.timing, indent=2) + "\n")
 
     def save_checkpoint(self, filename: str) -> None:
-        """Leave it out."""
+        """Write no checkpoint."""
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Leave it out."""
+        """Validate nothing."""
 
 
-class TimedIterator:
+class TimedIterator(Iterator):
     """Passes an iterator on and sums the seconds that its user waits."""
 
     def __init__(self, iterator: Iterator):

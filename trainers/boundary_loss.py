@@ -7,7 +7,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunet_din.losses import DINLoss
-from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN, ramped
+
+from .din_trainer import nnUNetTrainerDIN, ramped
 
 
 class nnUNetTrainerDIN_noBoundaryLoss(nnUNetTrainerDIN):
@@ -53,12 +54,12 @@ class nnUNetTrainerBoundaryLoss(nnUNetTrainer):
         return LossWithBoundary(super()._build_loss(), boundary)
 
     def on_train_epoch_start(self) -> None:
-        """As in nnU-Net."""
+        """Begin an epoch as nnU-Net does."""
         super().on_train_epoch_start()
         self._iteration = 0
 
     def train_step(self, batch: dict) -> dict:
-        """As in nnU-Net, with this iteration's weight of L_bnd."""
+        """Train for one iteration as nnU-Net does, with this iteration's weight of L_bnd."""
         done = (self.current_epoch + self._iteration / self.num_iterations_per_epoch) / self.num_epochs
         self.loss.boundary.weight_boundary = ramped(self.weight_boundary, self.boundary_ramp, done)
         self._iteration += 1

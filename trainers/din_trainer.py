@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import cast
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
@@ -22,7 +23,7 @@ from nnunet_din.enhancement import get_enhancement
 from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.losses import AuxiliaryLoss, DINLoss
 from nnunet_din.network import input_stride
-from nnunet_din.network.din import AUXILIARY_PREFIX
+from nnunet_din.network.din import AUXILIARY_PREFIX, DualInteractionNetwork
 
 
 class nnUNetTrainerDIN(nnUNetTrainer):
@@ -84,7 +85,7 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     normalized_sobel = True
     spatial_only = True
     p_rotation = 0.5
-    max_rotation = 20.0
+    max_rotation: float | None = 20.0
     mirroring = True
 
     def __init__(
@@ -101,7 +102,7 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         for name in [name for name in vars(self) if hasattr(type(self), name)]:
             delattr(self, name)
         # A class method in nnU-Net, which cannot know the plans.
-        self.get_training_transforms = partial(type(self).get_training_transforms, versions=1 + len(enhancements))
+        self.get_training_transforms = partial(type(self).get_training_transforms, versions=1 + len(enhancements))  # type: ignore[method-assign]
         self._iteration = 0  # within the epoch
         self.amp_dtype = None
         if self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
@@ -257,10 +258,11 @@ class nnUNetTrainerDIN(nnUNetTrainer):
             raise
 
 
-def bare(network: nn.Module) -> nn.Module:
+def bare(network: nn.Module) -> DualInteractionNetwork:
     """The network itself, without the wrappers of distributed training and compilation."""
     network = network.module if isinstance(network, DistributedDataParallel) else network
-    return network._orig_mod if isinstance(network, OptimizedModule) else network
+    network = network._orig_mod if isinstance(network, OptimizedModule) else network
+    return cast(DualInteractionNetwork, network)
 
 
 def check_plans(plans: dict, configuration: str) -> list[dict]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
+from .din_trainer import nnUNetTrainerDIN
 
 
 class nnUNetTrainerDIN_paper(nnUNetTrainerDIN):

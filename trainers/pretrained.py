@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nnunet_din.network import load_pretrained_encoders
-from nnunet_din.trainers.din_trainer import bare, nnUNetTrainerDIN
+
+from .din_trainer import bare, nnUNetTrainerDIN
 
 
 class nnUNetTrainerDIN_pretrained(nnUNetTrainerDIN):
@@ -17,7 +18,7 @@ class nnUNetTrainerDIN_pretrained(nnUNetTrainerDIN):
     _restoring = False
 
     def initialize(self) -> None:
-        """As in nnU-Net, then load the encoders' weights and report what was loaded."""
+        """Initialize as nnU-Net does, then load the encoders' weights and report what was loaded."""
         super().initialize()
         if not self._restoring:
             network = bare(self.network)
@@ -25,6 +26,6 @@ class nnUNetTrainerDIN_pretrained(nnUNetTrainerDIN):
             self.print_to_log_file(load_pretrained_encoders(network, source))
 
     def load_checkpoint(self, *args, **kwargs) -> None:
-        """As in nnU-Net, without loading pretrained weights first."""
+        """Load a checkpoint as nnU-Net does, without loading pretrained weights first."""
         self._restoring = True
         super().load_checkpoint(*args, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
+from .din_trainer import nnUNetTrainerDIN
 
 
 class nnUNetTrainerDIN_smoke(nnUNetTrainerDIN):
@@ -30,28 +30,28 @@ class nnUNetTrainerDIN_demo(nnUNetTrainerDIN):
     save_every = 1
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Leave it out: the demo trains on all cases and is scored on others."""
+        """Leave the validation out: the demo trains on all cases and is scored on others."""
 
 
 class nnUNetTrainerDIN_1epoch(nnUNetTrainerDIN):
-    """250 iterations."""
+    """The recommended training in 250 iterations."""
 
     num_epochs = 1
 
 
 class nnUNetTrainerDIN_5epochs(nnUNetTrainerDIN):
-    """1250 iterations."""
+    """The recommended training in 1250 iterations."""
 
     num_epochs = 5
 
 
 class nnUNetTrainerDIN_50epochs(nnUNetTrainerDIN):
-    """12 500 iterations."""
+    """The recommended training in 12 500 iterations."""
 
     num_epochs = 50
 
 
 class nnUNetTrainerDIN_100epochs(nnUNetTrainerDIN):
-    """25 000 iterations."""
+    """The recommended training in 25 000 iterations."""
 
     num_epochs = 100

@@ -95,7 +95,7 @@ def chosen_models(dataset: str, chosen: Sequence[str] | None, short: bool = True
     Parameters
     ----------
     dataset
-        Number or name.
+        Number or name of the data set.
     chosen
         ``TRAINER__PLANS__CONFIGURATION`` or ``NAME=TRAINER__PLANS__CONFIGURATION``; None: all models.
     short
@@ -133,7 +133,7 @@ def fold_folders(model: Model, folds: Sequence[str] | None) -> dict[str, Path]:
     Parameters
     ----------
     model
-        The model.
+        The model whose folds are looked for.
     folds
         Numbers of folds, or "all"; None: all numbered folds.
 

@@ -12,7 +12,7 @@ from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
 
 
 def add_parser(subparsers) -> None:
-    """Add the sub-command."""
+    """Add the sub-command ``configure`` to the parser of ``nnunet-din``."""
     parser = subparsers.add_parser(
         "configure",
         help="add configurations with another network or enhancement to the plans",
@@ -44,7 +44,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Add the configurations."""
+    """Add the configurations that the arguments ask for to the plans."""
     if args.paper_tables == bool(args.name):
         raise ValueError("Give either --name with what is different, or --paper-tables.")
     if args.paper_tables and (args.set or args.enhancement):

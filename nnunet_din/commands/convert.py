@@ -12,7 +12,7 @@ __all__ = ["add_parser", "run"]
 
 
 def add_parser(subparsers) -> None:
-    """Add the sub-command."""
+    """Add the sub-command ``convert`` to the parser of ``nnunet-din``."""
     parser = subparsers.add_parser(
         "convert",
         help="make a raw nnU-Net data set of a downloaded public one",
@@ -40,7 +40,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert one data set."""
+    """Convert the data set that the arguments name."""
     conversion = plan_conversion(
         DATASETS[args.dataset],
         args.source,

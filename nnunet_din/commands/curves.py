@@ -24,7 +24,7 @@ _DPI = 300
 
 
 def add_parser(subparsers) -> None:
-    """Add the sub-command."""
+    """Add the sub-command ``curves`` to the parser of ``nnunet-din``."""
     parser = subparsers.add_parser(
         "curves",
         help="draw the training curves of several models",
@@ -49,7 +49,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw the curves."""
+    """Draw the curves of the models that the arguments name."""
     check_output(args.output)
     if (args.dataset is None) == (not args.folders):
         raise ValueError("Give either -d with the number of a data set, or NAME=FOLD_FOLDER.")

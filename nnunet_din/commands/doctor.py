@@ -34,7 +34,7 @@ class Check:
 
 
 def add_parser(subparsers) -> None:
-    """Add the sub-command."""
+    """Add the sub-command ``doctor`` to the parser of ``nnunet-din``."""
     parser = subparsers.add_parser(
         "doctor",
         help="check this environment",
@@ -46,7 +46,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 1 if a check failed."""
+    """Print the report, and return 1 if a check failed, else 0."""
     checks = examine()
     healthy = all(check.ok for check in checks)
     if args.json:
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine() -> list[Check]:
-    """All checks, in the order in which a fault causes the next."""
+    """Make all checks, in the order in which one fault causes the next."""
     checks = list(_versions())
     if all(check.ok for check in checks):
         checks += [_device(), *_classes()]
@@ -131,7 +131,8 @@ def modules_found_here() -> dict[str, str | None]:
 
 
 def modules_found_by_a_worker() -> dict[str, str | None]:
-    """What it finds in a worker spawned by a process that never imported this package, as nnU-Net's commands are.
+    """What the look-up finds in a worker spawned by a process that never imported this package, as nnU-Net's commands
+    are.
 
     Raises
     ------

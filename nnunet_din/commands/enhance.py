@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from nnunet_din.nnunet.network_input import channel_files, enhanced_on_image_gri
 
 
 def add_parser(subparsers) -> None:
-    """Add the sub-command."""
+    """Add the sub-command ``enhance`` to the parser of ``nnunet-din``."""
     command = subparsers.add_parser(
         "enhance",
         help="write the enhanced version of an image",
@@ -50,7 +51,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Enhance one file."""
+    """Enhance the file that the arguments name."""
     if args.dataset is None:
         if args.plans or args.configuration:
             raise ValueError("-p and -c go with -d, the data set.")
@@ -149,7 +150,7 @@ def enhance_file(
     Returns
     -------
     Path or None
-        The picture.
+        The picture, if one was written.
 
     Raises
     ------
@@ -188,7 +189,7 @@ def _split(path: Path) -> tuple[str, str]:
     return path.name.removesuffix(ending), ending
 
 
-def _weights_of(method: str, weights: Path | None) -> dict[str, str]:
+def _weights_of(method: str, weights: Path | None) -> dict[str, Any]:
     """Parameters of the enhancement that come from a file."""
     if method != "zero_dce":
         if weights is not None:
@@ -202,5 +203,5 @@ def _weights_of(method: str, weights: Path | None) -> dict[str, str]:
 
 
 def _displayed(channels: np.ndarray) -> np.ndarray:
-    """Shape ``(C, H, W)`` -> a grey image ``(H, W)``; colours by their mean."""
+    """Make a grey image ``(H, W)`` of an image ``(C, H, W)``; colours are averaged."""
     return channels.mean(axis=0)

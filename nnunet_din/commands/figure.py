@@ -40,13 +40,13 @@ class Case:
     Attributes
     ----------
     name : str
-        As nnU-Net calls it.
+        Name that nnU-Net gives the case.
     image : pathlib.Path
         The channel to show.
     truth : pathlib.Path or None
-        Label map.
+        Label map of the truth, if there is one.
     predictions : dict of str to pathlib.Path
-        Label map of each model.
+        Label map that each model has predicted.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Comparison:
 
 
 def add_parser(subparsers) -> None:
-    """Add the sub-command."""
+    """Add the sub-command ``figure`` to the parser of ``nnunet-din``."""
     parser = subparsers.add_parser(
         "figure",
         help="draw cases with the predictions of several models side by side",
@@ -138,7 +138,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw the figure."""
+    """Draw the figure that the arguments ask for."""
     check_output(args.output)
     if args.boxes < 0:
         raise ValueError(f"--boxes must be 0 or more, not {args.boxes}.")
@@ -182,9 +182,9 @@ def _from_folders(args: argparse.Namespace) -> Comparison:
         for model, path in case.predictions.items():
             if not path.is_file():
                 raise FileNotFoundError(f"{model} has no prediction of the case {case.name}: {path} does not exist.")
-        for what, path in (("image", case.image), ("ground truth", case.truth)):
-            if path is not None and not path.is_file():
-                raise FileNotFoundError(f"The case {case.name} has no {what}: {path} does not exist.")
+        for what, file in (("image", case.image), ("ground truth", case.truth)):
+            if file is not None and not file.is_file():
+                raise FileNotFoundError(f"The case {case.name} has no {what}: {file} does not exist.")
     places = [*folders.values(), *([args.gt.parent] if args.gt else []), args.images.parent]
     description = args.dataset_json or next((p for p in (f / "dataset.json" for f in places) if p.is_file()), None)
     planned = None
@@ -223,9 +223,9 @@ def _from_results(args: argparse.Namespace) -> Comparison:
         raise FileNotFoundError("No model has validation predictions: nnUNetv2_train writes them at its end.")
     common = sorted(set.intersection(*map(set, predictions.values())))
     for case in args.cases or ():
-        for model, found in predictions.items():
+        for name, found in predictions.items():
             if case not in found:
-                raise FileNotFoundError(f"{model} has no validation prediction of the case {case}.")
+                raise FileNotFoundError(f"{name} has no validation prediction of the case {case}.")
     if not common:
         raise ValueError(f"No case was predicted by all of {', '.join(predictions)}: choose other folds or models.")
     files = get_filenames_of_train_images_and_targets(str(raw), read_json(description))
@@ -271,7 +271,7 @@ def _file_ending(images: Path, channel: int) -> str:
 
 
 def _choose_cases(comparison: Comparison, chosen: Sequence[str] | None) -> list[tuple[Case, str]]:
-    """Cases to draw, each with a remark."""
+    """Choose the cases to draw, each with a remark."""
     cases = comparison.cases
     if chosen:
         return [(case, "") for case in cases]
@@ -287,7 +287,9 @@ def _choose_cases(comparison: Comparison, chosen: Sequence[str] | None) -> list[
 
 
 def _dice_of_models(case: Case, comparison: Comparison, first_only: bool = False) -> dict[str, float]:
-    """Mean Dice of each model, or of the first one."""
+    """Compute the mean Dice of each model, or of the first one only."""
+    if case.truth is None:
+        raise ValueError(f"The case {case.name} has no truth to compare with.")
     truth = read_label_map(case.truth)
     dice = {}
     for model, path in list(case.predictions.items())[: 1 if first_only else None]:
@@ -298,20 +300,21 @@ def _dice_of_models(case: Case, comparison: Comparison, first_only: bool = False
 
 
 def _row(case: Case, remark: str, comparison: Comparison, args: argparse.Namespace) -> dict:
-    """The row of a case: reads its files, slices them, and writes the title."""
+    """Make the row of a case: read its files, slice them, and write the title."""
     image = read_image(case.image)
     axis = image.slice_axis if image.flat or args.axis is None else args.axis
     height, width = (size for number, size in enumerate(image.spacing) if number != axis)
     shape = image.array.shape[:3]
     if args.slice is not None and not 0 <= args.slice < shape[axis]:
         raise ValueError(f"--slice {args.slice}: the case {case.name} has {shape[axis]} slices, counted from 0.")
-    maps = {}
-    for model, path in {**case.predictions, None: case.truth}.items():
-        if path is not None:
-            maps[model] = read_label_map(path)
-            _check_shape(path, maps[model], case.image, image.channels()[0])
-            maps[model] = _slices(maps[model], axis)
-    truth = maps.pop(None, None)
+
+    def slices_of(path: Path) -> np.ndarray:
+        label_map = read_label_map(path)
+        _check_shape(path, label_map, case.image, image.channels()[0])
+        return _slices(label_map, axis)
+
+    maps = {model: slices_of(path) for model, path in case.predictions.items()}
+    truth = None if case.truth is None else slices_of(case.truth)
     try:
         row = make_row(
             np.stack([_slices(channel, axis) for channel in image.channels()]),
@@ -352,7 +355,7 @@ def _enhanced(case: Case, planned: Planned | None, axis: int) -> np.ndarray | No
 
 
 def _slices(volume: np.ndarray, axis: int) -> np.ndarray:
-    """Shape (Z, Y, X) -> slices along an axis; where z runs along the rows it points upwards."""
+    """Cut a volume (Z, Y, X) into slices along an axis; where z runs along the rows, it points upwards."""
     slices = np.moveaxis(volume, axis, 0)
     return slices if axis == 0 else slices[:, ::-1]
 

@@ -19,7 +19,7 @@ from nnunet_din.nnunet.models import find_models
 
 
 def add_parser(subparsers) -> None:
-    """Add the sub-command."""
+    """Add the sub-command ``leaderboard`` to the parser of ``nnunet-din``."""
     parser = subparsers.add_parser(
         "leaderboard",
         help="score, rank and compare the models of a data set",
@@ -74,7 +74,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the leaderboard."""
+    """Write the leaderboard that the arguments ask for."""
     from nnunet_din.evaluation.leaderboard import Leaderboard
     from nnunet_din.evaluation.scoring import score_cases
     from nnunet_din.evaluation.statistics import group_of
@@ -160,7 +160,7 @@ def _tolerances(arguments: Sequence[str], structures: Mapping[str, tuple[int, ..
 
 
 def _dataset_json(args: argparse.Namespace) -> Path:
-    """The file that names the structures."""
+    """Find the file that names the structures."""
     if args.dataset_json:
         return args.dataset_json
     folders: list[Path] = []
@@ -178,7 +178,7 @@ def _dataset_json(args: argparse.Namespace) -> Path:
 
 
 def _check_overlap(collection: Collection) -> None:
-    """Folds that share cases are not one cross-validation."""
+    """Refuse folds that share cases: together they are not one cross-validation."""
     fold_of: dict[tuple[str, str], str] = {}
     for case in collection.cases:
         other = fold_of.setdefault((case.model, case.case), case.fold)

@@ -15,7 +15,7 @@ _NETWORK = ".DualInteractionNetwork"
 
 
 def add_parser(subparsers) -> None:
-    """Add the sub-command."""
+    """Add the sub-command ``profile`` to the parser of ``nnunet-din``."""
     parser = subparsers.add_parser(
         "profile",
         help="what a network costs, counted and measured",
@@ -43,7 +43,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report."""
+    """Print what the network costs."""
     if args.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, got {args.repeats}.")
     for name in ("batch", "channels", "classes"):
@@ -148,7 +148,7 @@ def _read_plans(args: argparse.Namespace):
 
 
 def _what_to_profile(args: argparse.Namespace) -> tuple[dict, list[int], int]:
-    """Keyword arguments of the network, size, batch."""
+    """Find out what to profile: the network's keyword arguments, the size of an image, and the batch."""
     if args.plans is None:
         return _preset(args.preset), args.size or [224, 224], args.batch or 1
     manager = _read_plans(args)

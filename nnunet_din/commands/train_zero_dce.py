@@ -16,7 +16,7 @@ __all__ = ["add_parser", "run"]
 
 
 def add_parser(subparsers) -> None:
-    """Add the sub-command."""
+    """Add the sub-command ``train-zero-dce`` to the parser of ``nnunet-din``."""
     parser = subparsers.add_parser(
         "train-zero-dce",
         help="fit the enhancement Zero-DCE to a data set",

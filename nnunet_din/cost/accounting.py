@@ -19,7 +19,7 @@ OPTIMIZER_BYTES = 8
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of trainable values."""
+    """Count the trainable values of a module."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 

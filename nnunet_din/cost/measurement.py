@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -16,6 +17,15 @@ from nnunet_din.network import DualInteractionNetwork
 
 #: Direct children of the network -> name in the report.
 PARTS = {"encoders": "encoders", "difms": "DIFMs", "decoder": "decoder"}
+
+
+class Measured(TypedDict):
+    """What a forward pass or a training step costs on a device; the spread is from the shortest to the longest."""
+
+    seconds: float
+    seconds_spread: list[float]
+    images_per_second: float
+    peak_memory_bytes: int
 
 
 def count(kwargs: dict, channels: int, classes: int, size: Sequence[int]) -> dict[str, dict[str, int]]:
@@ -39,7 +49,7 @@ def count(kwargs: dict, channels: int, classes: int, size: Sequence[int]) -> dic
 
 def measure(
     kwargs: dict, classes: int, shape: Sequence[int], device: torch.device, repeats: int
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Measured]:
     """Seconds, images a second, and peak memory of a forward pass and of a training step, with and without
     checkpointing; in bf16 autocast on a GPU that has it, else in fp32.
     """
@@ -47,7 +57,7 @@ def measure(
     x = torch.randn(*shape, device=device)
     target = torch.randint(0, classes, (shape[0], 1, *shape[2:]), device=device)
     half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    report = {}
+    report: dict[str, Measured] = {}
     with progress(total=3 * (repeats + 2), desc="measuring", unit="steps") as bar:
         for checkpointing in (False, True):
             network = DualInteractionNetwork(
@@ -77,7 +87,7 @@ def measure(
 
 
 def prediction(network: nn.Module, x: torch.Tensor, half: bool = False) -> Callable[[], None]:
-    """One forward pass in evaluation mode."""
+    """Make a function that does one forward pass in evaluation mode."""
 
     def step() -> None:
         network.eval()
@@ -88,7 +98,7 @@ def prediction(network: nn.Module, x: torch.Tensor, half: bool = False) -> Calla
 
 
 def training_step(network: nn.Module, x: torch.Tensor, target: torch.Tensor, half: bool = False) -> Callable[[], None]:
-    """Forward pass, loss, backward pass, AdamW."""
+    """Make a function that does one training step: forward pass, loss, backward pass and AdamW."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=x.device.type in ("cuda", "cpu"))
     loss = DINLoss()
 
@@ -104,7 +114,7 @@ def training_step(network: nn.Module, x: torch.Tensor, target: torch.Tensor, hal
 
 
 def seconds_of(step: Callable[[], None], device: torch.device) -> float:
-    """Wall-clock seconds of one call."""
+    """Measure the wall-clock seconds of one call."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     begin = time.perf_counter()
@@ -138,7 +148,7 @@ def peak_memory(step: Callable[[], None], network: nn.Module, device: torch.devi
 
 
 def expected_memory(kwargs: dict, channels: int, classes: int, shape: Sequence[int]) -> dict[str, int]:
-    """Bytes of a training step, counted, in fp32 and in half precision."""
+    """Count the bytes of a training step, in fp32 and in half precision."""
     with torch.device("meta"):
         network = DualInteractionNetwork(channels, classes, **kwargs)
     return {"fp32": training_memory(network, shape), "half": training_memory(network, shape, half_precision=True)}

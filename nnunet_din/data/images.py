@@ -23,11 +23,11 @@ class Image:
     array : numpy.ndarray
         ``(Z, Y, X)``, or ``(Z, Y, X, 3)`` in colour. A two-dimensional image has one slice.
     spacing : tuple of float
-        Of z, y and x in mm; the slice of a two-dimensional image is infinitely thick.
+        Distance of voxels along z, y and x in mm; the slice of a two-dimensional image is infinitely thick.
     color : bool
         Whether it is a two-dimensional image in three colours.
     source : SimpleITK.Image
-        As it was read.
+        The image as SimpleITK read it.
     """
 
     array: np.ndarray
@@ -37,7 +37,7 @@ class Image:
 
     @property
     def flat(self) -> bool:
-        """Whether it is two-dimensional."""
+        """Whether the image is two-dimensional."""
         return self.source.GetDimension() == 2
 
     @property
@@ -46,7 +46,7 @@ class Image:
         return int(np.argmax(self.spacing))
 
     def channels(self) -> np.ndarray:
-        """Channels first: ``(C, Z, Y, X)``."""
+        """The array with its channels first, ``(C, Z, Y, X)``."""
         return np.moveaxis(self.array, -1, 0) if self.color else self.array[None]
 
 

@@ -160,7 +160,7 @@ def _heart(anatomy: _Anatomy, depth: float, y: np.ndarray, x: np.ndarray) -> dic
     Parameters
     ----------
     anatomy : _Anatomy
-        The patient.
+        Anatomy of the patient.
     depth : float
         Position along the long axis, 0 at the base and 1 at the tip of the apex.
     y, x : numpy.ndarray
@@ -391,12 +391,12 @@ def write_dataset(
     train, test : int
         Number of training cases (1 or more) and test cases (0 or more).
     seed, size, slices : int
-        As in `make_case`.
+        Arguments of `make_case`.
 
     Returns
     -------
     pathlib.Path
-        The folder.
+        The folder that was written.
 
     Raises
     ------

@@ -34,7 +34,7 @@ def progress(iterable: Iterable | None = None, *, total: int | None = None, desc
     Parameters
     ----------
     iterable, total, desc, unit
-        As in tqdm.
+        Arguments of tqdm.
     """
     from tqdm import tqdm
 

@@ -91,15 +91,15 @@ class RawDataset:
     number : int
         Default number, 1 to 999.
     name : str
-        Name in DatasetXXX_Name.
+        The part `Name` of DatasetXXX_Name.
     channel_names : tuple of str
-        As nnU-Net wants them: they decide about the normalization.
+        Names of the channels as nnU-Net wants them: they decide about the normalization.
     labels : dict of str to int
         Names of the label values, background included.
     file_ending : str
-        Of the images and labels that are written.
+        Ending of the images and labels that are written.
     reference, licence : str
-        For `dataset.json`.
+        What `dataset.json` says about the origin of the data.
     find : callable
         Takes the source folder and returns :class:`Found`; raises FileNotFoundError if the layout is another one.
     split : callable
@@ -130,13 +130,13 @@ class Conversion:
     Attributes
     ----------
     dataset : RawDataset
-        What is converted.
+        The data set that is converted.
     number : int
         Number of the nnU-Net data set.
     folder : pathlib.Path
         Folder DatasetXXX_Name.
     training, test : list of Case
-        All cases.
+        All cases, those that are written already included.
     missing : list of tuple
         Cases that are still to be written, each with "Tr" or "Ts".
     json_files : dict
@@ -161,18 +161,18 @@ def locate(source: Path, places: Iterable[str], patterns: Iterable[str], layout:
     Parameters
     ----------
     source : pathlib.Path
-        What the user gave.
+        The folder that the user gave.
     places : iterable of str
         Folders below it to look in, "" for itself; the first that fits is taken.
     patterns : iterable of str
         Glob patterns; a folder fits if each matches something in it.
     layout : str
-        What to expect, for the message.
+        The layout to expect, which the error message names.
 
     Returns
     -------
     pathlib.Path
-        The folder.
+        The first folder that fits.
 
     Raises
     ------
@@ -230,7 +230,7 @@ def plan_conversion(
     Parameters
     ----------
     dataset : RawDataset
-        What to convert.
+        The data set to convert.
     source : pathlib.Path
         Folder of the unpacked archive.
     parent : pathlib.Path, optional
@@ -243,7 +243,7 @@ def plan_conversion(
     Returns
     -------
     Conversion
-        For :func:`convert`.
+        The conversion, which :func:`convert` carries out.
 
     Raises
     ------
@@ -285,7 +285,7 @@ def plan_conversion(
         notes.append(f"nnU-Net finds the data set when nnUNet_raw is set to {parent.resolve()}")
     files = {case.name: _files(dataset, folder, case, part) for part, case in _parts(training, test)}
     _refuse_other_files(folder, {path for pair in files.values() for path in pair})
-    json_files = {folder / "splits_final.json": split.folds}
+    json_files: dict[Path, object] = {folder / "splits_final.json": split.folds}
     if preprocessed := os.environ.get("nnUNet_preprocessed"):
         json_files[Path(preprocessed) / name / "splits_final.json"] = split.folds
     else:
@@ -359,7 +359,7 @@ def _write_case(dataset: RawDataset, folder: Path, case: Case, part: str) -> Non
 
 
 def _files(dataset: RawDataset, folder: Path, case: Case, part: str) -> tuple[Path, Path]:
-    """Image and label of a case."""
+    """Return the paths of the image and the label of a case in the data set."""
     return (
         folder / f"images{part}" / f"{case.name}_0000{dataset.file_ending}",
         folder / f"labels{part}" / f"{case.name}{dataset.file_ending}",
@@ -371,7 +371,7 @@ def _parts(training: Iterable[Case], test: Iterable[Case]) -> list[tuple[str, Ca
 
 
 def _describe(dataset: RawDataset, training: int) -> dict[str, object]:
-    """Content of `dataset.json`."""
+    """Make the content of `dataset.json`."""
     description = {
         "name": dataset.name,
         "reference": dataset.reference,
@@ -390,7 +390,7 @@ def _enumerate(problems: Sequence[str]) -> str:
 
 
 def _refuse_taken_number(parent: Path, name: str) -> None:
-    """nnU-Net refuses to work when two data sets have the same number."""
+    """Refuse a number that another data set has: nnU-Net does not work with two of the same number."""
     variables = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     for place in {parent, *(Path(os.environ[variable]) for variable in variables if os.environ.get(variable))}:
         for other in place.glob(f"{name[:10]}_*"):
@@ -399,7 +399,7 @@ def _refuse_taken_number(parent: Path, name: str) -> None:
 
 
 def _refuse_other_files(folder: Path, wanted: set[Path]) -> None:
-    """Anything else in the folders would be counted in by nnU-Net."""
+    """Refuse other files in the folders, which nnU-Net would take for cases."""
     for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         there = {path for path in (folder / name).glob("*") if not path.name.startswith(".")}
         other = sorted(there - wanted)

@@ -1,6 +1,6 @@
 """Image enhancement: from the original image I to its enhanced version E, the second input of the network.
 
-One file a method, one line in :data:`ENHANCEMENTS`. A method is a function of slices in (-1, 1)::
+Each method has a file of its own and a line in :data:`ENHANCEMENTS`. A method is a function of slices in (-1, 1)::
 
     method(f, *, color, mask, **parameters) -> array like f, in (-1, 1)
 
@@ -10,7 +10,7 @@ or None.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -47,7 +47,7 @@ __all__ = [
 
 
 def get_enhancement(method: str) -> Callable:
-    """The enhancement function called ``method``.
+    """Return the enhancement function called ``method``.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def enhance_slices(
     color: bool = False,
     mask: np.ndarray | None = None,
     method: str = "fuzzy",
-    percentiles: tuple[float, float] = (0.5, 99.5),
+    percentiles: Sequence[float] = (0.5, 99.5),
     limit: float = 0.99,
     **parameters,
 ) -> np.ndarray:
@@ -83,7 +83,7 @@ def enhance_slices(
         A name of :data:`ENHANCEMENTS`.
     percentiles, limit
         See :func:`to_unit_interval`.
-    parameters
+    **parameters
         Passed to the method.
 
     Returns

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypedDict
+
 import numpy as np
 
 
 def to_unit_interval(
     data: np.ndarray,
-    percentiles: tuple[float, float] = (0.5, 99.5),
+    percentiles: Sequence[float] = (0.5, 99.5),
     limit: float = 0.99,
     mask: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -59,5 +62,12 @@ def to_unit_interval(
     return np.clip((data - data.dtype.type(low)) * data.dtype.type(scale) - data.dtype.type(limit), -limit, limit)
 
 
+class Intensities(TypedDict):
+    """Arguments of :func:`to_unit_interval` as the plans have them."""
+
+    percentiles: list[float]
+    limit: float
+
+
 #: The planners' mapping of intensities to (-1, 1).
-INTENSITIES = {"percentiles": [0.5, 99.5], "limit": 0.99}
+INTENSITIES: Intensities = {"percentiles": [0.5, 99.5], "limit": 0.99}

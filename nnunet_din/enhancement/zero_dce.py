@@ -65,12 +65,12 @@ class DCENet(nn.Module):
         self.channels = channels
         inputs = [channels, _WIDTH, _WIDTH, _WIDTH, 2 * _WIDTH, 2 * _WIDTH, 2 * _WIDTH]
         outputs = [_WIDTH] * 6 + [N_CURVES * channels]
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(i, o, kernel_size=3, padding=1) for i, o in zip(inputs, outputs, strict=True)
-        )
-        for convolution in self.convolutions:
+        convolutions = [nn.Conv2d(i, o, kernel_size=3, padding=1) for i, o in zip(inputs, outputs, strict=True)]
+        for convolution in convolutions:
             nn.init.normal_(convolution.weight, std=0.02)
-            nn.init.zeros_(convolution.bias)
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
+        self.convolutions = nn.ModuleList(convolutions)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` in [0, 1] -> curve parameters A in (-1, 1), ``(N, 8, C, H, W)``."""
@@ -87,7 +87,7 @@ class DCENet(nn.Module):
 
 
 def apply_curves(x: Tensor, a: Tensor) -> Tensor:
-    """The light-enhancement curves, one after the other (eq. 3).
+    """Apply the light-enhancement curves one after the other (eq. 3).
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def apply_curves(x: Tensor, a: Tensor) -> Tensor:
 
 
 def spatial_consistency_loss(enhanced: Tensor, x: Tensor) -> Tensor:
-    """Differences between neighbouring regions of 4 x 4 pixels should stay (eq. 4).
+    """Penalize changed differences between neighbouring regions of 4 x 4 pixels (eq. 4).
 
     Parameters
     ----------
@@ -116,12 +116,12 @@ def spatial_consistency_loss(enhanced: Tensor, x: Tensor) -> Tensor:
     """
     y, i = (functional.avg_pool2d(image.mean(1, keepdim=True), 4) for image in (enhanced, x))
     # Each pair of regions is in the paper's sum twice, once from either side.
-    change = sum(((y.diff(dim=d).abs() - i.diff(dim=d).abs()) ** 2).sum((1, 2, 3)) for d in (2, 3))
-    return (2 * change / y[0].numel()).mean()
+    down, across = (((y.diff(dim=d).abs() - i.diff(dim=d).abs()) ** 2).sum((1, 2, 3)) for d in (2, 3))
+    return (2 * (down + across) / y[0].numel()).mean()
 
 
 def exposure_loss(enhanced: Tensor) -> Tensor:
-    """Regions of 16 x 16 pixels should be at the level 0.6 (eq. 5, squared distance).
+    """Penalize regions of 16 x 16 pixels that are not at the level 0.6 (eq. 5, squared distance).
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def exposure_loss(enhanced: Tensor) -> Tensor:
 
 
 def color_constancy_loss(enhanced: Tensor) -> Tensor:
-    """Colours should average to grey (eq. 6).
+    """Penalize colours that do not average to grey (eq. 6).
 
     Parameters
     ----------
@@ -151,16 +151,17 @@ def smoothness_loss(a: Tensor) -> Tensor:
     a
         Curve parameters, shape ``(N, n, C, H, W)``.
     """
-    return sum(2 * (a.diff(dim=d) ** 2).mean((3, 4)).sum((1, 2)).mean() for d in (3, 4))
+    down, across = (2 * (a.diff(dim=d) ** 2).mean((3, 4)).sum((1, 2)).mean() for d in (3, 4))
+    return down + across
 
 
 def zero_dce_loss(network: DCENet, x: Tensor) -> Tensor:
-    """The total loss (eq. 8).
+    """Compute the total loss (eq. 8).
 
     Parameters
     ----------
     network
-        The network.
+        The network to be fitted.
     x
         Images in [0, 1], shape ``(N, C, H, W)``, H and W at least 16.
     """
@@ -181,7 +182,7 @@ class Fit:
     Attributes
     ----------
     network : DCENet
-        On the CPU.
+        The network, on the CPU.
     loss_before, loss_after : float
         Mean loss on the same crops before and after fitting.
     size : int
@@ -209,16 +210,16 @@ def fit_zero_dce(
     slices
         Images in (-1, 1), each ``(C, H, W)`` with the same C, 3 for colours or 1.
     iterations
-        Steps of Adam.
+        Number of steps of Adam.
     size
         Largest height and width of the random crops, at least 16. The crops are smaller where the median slice is, and
         a multiple of 16; slices that are smaller still are scaled up.
     batch
-        Crops in a step.
+        Number of crops in a step.
     device
-        Where to fit.
+        Device on which to fit.
     seed
-        Of initial weights, order and crops.
+        Seed of the initial weights, the order and the crops.
 
     Returns
     -------
@@ -339,7 +340,7 @@ def zero_dce_parameters(weights: Path) -> dict[str, str]:
     Parameters
     ----------
     weights
-        The file.
+        File of the weights.
 
     Returns
     -------
@@ -365,7 +366,7 @@ def _sha256(path: Path) -> str:
 
 @lru_cache(maxsize=4)
 def _load(weights: str, sha256: str) -> DCENet:
-    """The network, read and checked once in a process."""
+    """Read and check the network, once in a process."""
     found = _sha256(Path(weights))
     if found != sha256:
         raise ValueError(

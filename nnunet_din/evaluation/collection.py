@@ -21,9 +21,9 @@ class ScoredCase:
     Attributes
     ----------
     model, fold, case : str
-        Where it belongs. ``fold`` is :data:`NO_FOLD` for predictions that are not from cross-validation.
+        Where the prediction belongs. ``fold`` is :data:`NO_FOLD` for predictions that are not from cross-validation.
     prediction, truth : pathlib.Path
-        Label maps.
+        Files of the two label maps.
     """
 
     model: str
@@ -40,7 +40,7 @@ class Collection:
     Attributes
     ----------
     cases : list of ScoredCase
-        To be scored.
+        The cases that can be scored.
     missing : list of str
         A sentence for each fold or case that is not there.
     models : dict of str to Model
@@ -60,11 +60,11 @@ def collect_cross_validation(
     Parameters
     ----------
     dataset
-        Number or name.
+        Number or name of the data set.
     labels
-        Its structures.
+        Structures of the data set.
     models
-        Those to take, by the name to show.
+        Models to take, by the name to show.
     folds
         Folds that every model should have; None: those that any of them has begun.
 
@@ -124,7 +124,7 @@ def collect_predictions(folders: Mapping[str, Path], truth: Path, file_ending: s
 
 
 def _label_maps(folder: Path, file_ending: str) -> dict[str, Path]:
-    """Case -> file, in alphabetical order."""
+    """List the label maps of a folder by case, in alphabetical order."""
     paths = sorted(path for path in folder.glob(f"*{file_ending}") if not path.name.startswith("."))
     return {path.name[: -len(file_ending)]: path for path in paths}
 

@@ -70,7 +70,7 @@ class Leaderboard:
     published : str or None
         Name of the published rows to show.
     resamples : int
-        Bootstrap samples.
+        Number of bootstrap samples.
     command, day : str
         How and when it was made.
     """
@@ -142,7 +142,7 @@ class Leaderboard:
             sections.append(self._difference_section())
         sections += [self._empty_section(), self._cost_section(pictures)]
         if self.published:
-            sections.append(self._published_section())
+            sections.append(self._published_section(self.published))
         sections.append(self._notes_section())
         return sections
 
@@ -200,8 +200,9 @@ class Leaderboard:
         return paths
 
     def overview(self) -> str:
-        """The ranking for the terminal."""
-        return self._ranking_section({}).table.to_string(index=False)
+        """Write the ranking as lines for the terminal."""
+        table = self._ranking_section({}).table
+        return "" if table is None else table.to_string(index=False)
 
     def _ranking_section(self, pictures: Mapping[str, Path]) -> Section:
         rows, several = [], len(self.names) > 1
@@ -329,12 +330,12 @@ class Leaderboard:
         shown = [path for name, path in pictures.items() if name.startswith("Dice_against")]
         return Section("Cost", pd.DataFrame(rows), notes, shown)
 
-    def _published_section(self) -> Section:
-        table = published_rows(self.published)
+    def _published_section(self, name: str) -> Section:
+        table = published_rows(name)
         printed = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value))
         notes = [
             f"Published, NOT measured here: as printed in Noh et al., Pattern Recognition Letters 2025 "
-            f"({self.published}), Dice in percent. Other test cases, other training: only numbers of the protocol "
+            f"({name}), Dice in percent. Other test cases, other training: only numbers of the protocol "
             "merit on the same test cases can be set beside them."
         ]
         return Section("Published results (not measured)", printed.replace("nan", "-"), notes)

@@ -66,13 +66,16 @@ def structure_metrics(
     if n_prediction and n_truth:
         from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
-        cropped = [_batch(mask) for mask in _crop(prediction, truth)]
+        predicted, true = (_batch(mask) for mask in _crop(prediction, truth))
         in_mm = [float(s) for s, size in zip(spacing, truth.shape, strict=True) if size > 1]
-        options = {"include_background": True, "spacing": in_mm}
         result["Dice"] = dice(prediction, truth)
-        result["HD95"] = float(compute_hausdorff_distance(*cropped, percentile=95, **options))
+        result["HD95"] = float(
+            compute_hausdorff_distance(predicted, true, include_background=True, percentile=95, spacing=in_mm)
+        )
         result["NSD"] = float(
-            compute_surface_dice(*cropped, class_thresholds=[tolerance], use_subvoxels=True, **options)
+            compute_surface_dice(
+                predicted, true, [tolerance], include_background=True, spacing=in_mm, use_subvoxels=True
+            )
         )
     elif n_prediction or n_truth:
         result |= {"Dice": 0.0, "HD95": diagonal(truth.shape, spacing), "NSD": 0.0}
@@ -128,7 +131,7 @@ def _crop(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _batch(mask: np.ndarray):
-    """MONAI's layout, ``(1, 1, ...)``."""
+    """Bring a mask into MONAI's layout, ``(1, 1, ...)``."""
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(mask))[None, None]

@@ -59,9 +59,9 @@ class Section:
     Attributes
     ----------
     title : str
-        Heading.
+        Heading of the section.
     table : pandas.DataFrame or None
-        Cells are strings.
+        Table whose cells are strings.
     notes : list of str
         Sentences below the table.
     pictures : list of pathlib.Path
@@ -113,7 +113,7 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
 
 
 def _code(text: str) -> str:
-    """Markdown's backticks as HTML."""
+    """Turn Markdown's backticks into HTML."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
 
 

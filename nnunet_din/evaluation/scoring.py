@@ -30,14 +30,14 @@ _RELATIVE, _ABSOLUTE = 1e-5, 1e-4
 
 
 def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float], merit: bool = False) -> list[dict]:
-    """Metrics of every structure of a case.
+    """Compute the metrics of every structure of a case.
 
     Parameters
     ----------
     case
         Prediction and truth, in any format that nnU-Net reads.
     labels
-        The structures.
+        Structures of the data set.
     tolerances
         Tolerance of NSD in mm by structure.
     merit
@@ -74,7 +74,7 @@ def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float]
         warnings.simplefilter("ignore")  # MONAI calls its own deprecated functions
         for structure, values in labels.structures.items():
             masks = np.isin(prediction, values), np.isin(truth, values)
-            row = {"model": case.model, "fold": case.fold, "case": case.case, "structure": structure}
+            row: dict[str, object] = {"model": case.model, "fold": case.fold, "case": case.case, "structure": structure}
             row |= structure_metrics(*masks, spacing, tolerances[structure])
             rows.append(row | (merit_metrics(*masks) if merit else {}))
     return rows
@@ -98,7 +98,7 @@ def score_cases(
         File to which every finished case is added, and in which it is looked up before it is computed. A case counts
         as finished if neither of its files and no setting has changed.
     processes
-        Worker processes.
+        Number of worker processes.
 
     Returns
     -------
@@ -133,7 +133,8 @@ def score_cases(
             if cache:
                 with cache.open("a", encoding="utf-8") as file:
                     file.write(json.dumps([key, rows]) + "\n")
-            bar.update()
+            if bar is not None:
+                bar.update()
     # The cache holds no names: the same files may be scored under another one.
     rows = []
     for key, case in zip(keys, cases, strict=True):
@@ -202,7 +203,7 @@ def _read(path: Path, file_ending: str) -> tuple[np.ndarray, list[float], dict[s
     # nnU-Net's readers give 2-D images one slice of 999 times the pixel's size.
     if label.shape[0] == 1 and spacing[0] >= _THICKNESS_OF_2D_IMAGES * max(spacing[1:]):
         return label[0], spacing[1:], {"spacing": spacing[1:]}
-    place = {"spacing": spacing}
+    place: dict[str, Sequence[float]] = {"spacing": spacing}
     stuff = properties.get("sitk_stuff", {})
     place |= {what: stuff[what] for what in ("origin", "direction") if what in stuff}
     return label, spacing, place

@@ -123,11 +123,11 @@ def paired_values(cases: pd.DataFrame, metric: str, structure: str = MEAN, group
 
 def interval(values: Sequence[float], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval (percentiles) of the mean; NaN for fewer than two values."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
+    sample = np.asarray(values, dtype=float)
+    if len(sample) < 2:
         return np.nan, np.nan
     result = stats.bootstrap(
-        (values,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed)
+        (sample,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed)
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
@@ -139,12 +139,14 @@ def compare_with_reference(
 
     Parameters
     ----------
-    cases, metric, group_by
+    cases, metric
         See :func:`paired_values`.
     reference
         Name of the reference model.
+    group_by
+        See :func:`paired_values`.
     resamples
-        Bootstrap samples.
+        Number of bootstrap samples.
 
     Returns
     -------
@@ -204,7 +206,7 @@ def signed_rank_p(difference: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p-values corrected for their number by Holm's step-down method; NaN stays NaN and does not count."""
+    """Return p-values corrected for their number by Holm's step-down method; NaN stays NaN and does not count."""
     from statsmodels.stats.multitest import multipletests
 
     corrected = np.asarray(p_values, dtype=float).copy()
@@ -220,7 +222,7 @@ def rank(values: pd.DataFrame, larger_is_better: bool) -> pd.Series:
 
 
 def bootstrap_ranks(values: pd.DataFrame, larger_is_better: bool, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Ranks in bootstrap samples of the units.
+    """Rank the models in bootstrap samples of the units.
 
     Parameters
     ----------
@@ -244,7 +246,7 @@ def bootstrap_ranks(values: pd.DataFrame, larger_is_better: bool, resamples: int
 
 
 def rank_stability(values: pd.DataFrame, larger_is_better: bool, samples: pd.DataFrame) -> pd.DataFrame:
-    """How firm the ranking is.
+    """Say how firm the ranking is.
 
     Parameters
     ----------

@@ -31,13 +31,13 @@ def sobel(x: Tensor) -> Tensor:
 
 
 def _difference(x: Tensor, axis: int) -> Tensor:
-    """Weights (-1, 0, 1) along an axis, which loses two pixels."""
+    """Apply the weights (-1, 0, 1) along an axis, which loses two pixels."""
     length = x.shape[axis] - 2
     return x.narrow(axis, 2, length) - x.narrow(axis, 0, length)
 
 
 def _smooth(x: Tensor, axis: int) -> Tensor:
-    """Weights (1, 2, 1) along an axis, which loses two pixels."""
+    """Apply the weights (1, 2, 1) along an axis, which loses two pixels."""
     pairs = x.narrow(axis, 0, x.shape[axis] - 1) + x.narrow(axis, 1, x.shape[axis] - 1)
     return pairs.narrow(axis, 0, pairs.shape[axis] - 1) + pairs.narrow(axis, 1, pairs.shape[axis] - 1)
 

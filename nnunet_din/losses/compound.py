@@ -16,7 +16,7 @@ class DINLoss(nn.Module):
     Parameters
     ----------
     weight_ce, weight_dice
-        alpha and beta.
+        The weights alpha and beta.
     weight_boundary
         Weight of L_bnd; 0 leaves it out.
     regions

@@ -39,7 +39,7 @@ class SoftDiceLoss(nn.Module):
 
 
 def _sum_over_processes(x: Tensor) -> Tensor:
-    """Differentiable sum over the processes of a DDP training; the identity elsewhere."""
+    """Sum over the processes of a DDP training, differentiably; elsewhere this is the identity."""
     if (
         torch.distributed.is_available()
         and torch.distributed.is_initialized()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_din.network.auxiliary import AuxiliaryHeads
+from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.decoders import build_decoder
 from nnunet_din.network.encoders import build_encoder
 from nnunet_din.network.fusion import build_fusion, check_options, get_fusion
@@ -35,31 +36,34 @@ class DualInteractionNetwork(nn.Module):
         Channels K of the logits.
     encoder
         Name of the encoder, see :func:`nnunet_din.network.build_encoder`.
-    layer_scale, drop_path_rate, stem_stride
+    layer_scale, drop_path_rate
         Options of the encoder, see :class:`nnunet_din.network.ConvNeXtEncoder`.
-    checkpointing
-        Keep only the inputs of the encoders' blocks and of the DIFMs for the backward pass, and compute the rest again
-        there: less memory, more time, the same outputs and gradients.
     versions
         Versions of the image among the channels: 2 in the paper, one more than the plans have enhancements.
     inputs
         Versions that are used, each by an encoder of its own: 0 is the original. None: all of them. ``[0]`` is the
         paper's "only I", ``[1]`` "only E", ``[0, 0]`` "I + I" (Table 4).
-    fusion, fusion_options
-        Name of the fusion (:data:`nnunet_din.network.FUSIONS`) and arguments of its own, for example those of
-        :class:`nnunet_din.network.DualInteractiveFusionModule`.
+    fusion
+        Name of the fusion (:data:`nnunet_din.network.FUSIONS`).
     fused_stages
         Stages that have a DIFM, and that the decoder sees: 4 in the paper. The smallest resolution is left out first
         (Table 6), and the encoders end where the last DIFM is.
     decoder, decoder_channels
         Name of the decoder and its width. It decodes at the first stage's resolution.
+    checkpointing
+        Keep only the inputs of the encoders' blocks and of the DIFMs for the backward pass, and compute the rest again
+        there: less memory, more time, the same outputs and gradients.
+    stem_stride
+        Stride of the encoder's stem, see :class:`nnunet_din.network.ConvNeXtEncoder`.
     upsampling
-        How logits come from there to the image's resolution behind a stem of stride 2: "bilinear", or "pixel_shuffle",
-        where the decoder predicts the logits of all four pixels of a feature. What a larger stride of the encoder
-        still lacks is bilinear.
+        How logits come from the first stage's resolution to the image's behind a stem of stride 2: "bilinear", or
+        "pixel_shuffle", where the decoder predicts the logits of all four pixels of a feature. What a larger stride of
+        the encoder still lacks is bilinear.
     deep_supervision
-        nnU-Net passes it to every network. DIN has no outputs at lower resolutions, so only False is possible;
+        Passed by nnU-Net to every network. DIN has no outputs at lower resolutions, so only False is possible;
         :meth:`add_auxiliary_heads` is DIN's way.
+    **fusion_options
+        Arguments of the fusion, for example those of :class:`nnunet_din.network.DualInteractiveFusionModule`.
 
     Attributes
     ----------
@@ -122,12 +126,12 @@ class DualInteractionNetwork(nn.Module):
         }
         self.one_encoder = getattr(get_fusion(fusion), "one_encoder", False)
         widths = [input_channels * len(self.inputs)] if self.one_encoder else [input_channels] * len(self.inputs)
-        self.encoders = nn.ModuleList(build_encoder(encoder, width, **options) for width in widths)
+        self.encoders = ModuleList(build_encoder(encoder, width, **options) for width in widths)
         if fused_stages < 4:
             for each in self.encoders:
                 each.keep_stages(fused_stages)
         channels = self.encoders[0].channels
-        self.difms = nn.ModuleList(build_fusion(fusion, d, len(widths), **fusion_options) for d in channels)
+        self.difms = ModuleList(build_fusion(fusion, d, len(widths), **fusion_options) for d in channels)
         if not self.difms[0].needs_edges:
             for each in self.encoders:
                 each.leave_out_edges()
@@ -149,7 +153,7 @@ class DualInteractionNetwork(nn.Module):
         self.deep_supervision = True
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Segment.
+        """Segment a batch of images.
 
         Parameters
         ----------
@@ -178,9 +182,13 @@ class DualInteractionNetwork(nn.Module):
         logits = F.pixel_shuffle(self.decoder(fused), self.subpixels)
         if logits.shape[-2:] != x.shape[-2:]:
             logits = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        return [logits, *self.auxiliary_heads(fused)] if self.deep_supervision else logits
+        if not self.deep_supervision:
+            return logits
+        if self.auxiliary_heads is None:
+            raise RuntimeError("There are no auxiliary outputs: call add_auxiliary_heads first.")
+        return [logits, *self.auxiliary_heads(fused)]
 
-    def _checkpoint(self, difm: nn.Module, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+    def _checkpoint(self, difm: nn.Module, *pairs: tuple[Tensor | None, Tensor]) -> Tensor:
         if not (self.checkpointing and self.training):
             return difm(*pairs)
         return checkpoint(difm, *pairs, use_reentrant=False, preserve_rng_state=False)

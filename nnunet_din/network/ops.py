@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 #: Elements of the largest intermediate result of a slice (:func:`in_slices`): 8 MB in fp32, which a CPU's cache holds.
 SLICE_ELEMENTS = 1 << 21
+
+_Result = TypeVar("_Result", Tensor, tuple[Tensor, ...])
 
 
 def pointwise(x: Tensor, layer: nn.Conv2d | nn.Linear) -> Tensor:
@@ -76,9 +79,7 @@ def pixelwise(
     return as_map(in_slices(all_functions, pixels, dim=0, width=width))
 
 
-def in_slices(
-    function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor, dim: int, width: int
-) -> Tensor | tuple[Tensor, ...]:
+def in_slices(function: Callable[..., _Result], *inputs: Tensor, dim: int, width: int) -> _Result:
     """Call ``function(*inputs)``, on a CPU without gradients in slices along ``dim``.
 
     What lies between the operations of ``function`` then stays in the cache and in memory that is already there: to
@@ -88,8 +89,8 @@ def in_slices(
     ----------
     function
         Treats the entries along ``dim`` independently of each other; each of its results has as many.
-    inputs
-        Of equal length along ``dim``.
+    *inputs
+        Tensors of equal length along ``dim``.
     width
         Elements of the largest intermediate result for each entry along ``dim``.
     """

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
+from timm.models import convnext
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.network.decoders import SegFormerHead
 from nnunet_din.network.din import DualInteractionNetwork
+from nnunet_din.network.encoders.convnext import ConvNeXtBlock, ConvNeXtEncoder
+from nnunet_din.network.encoders.plain import PlainEncoder
 from nnunet_din.network.fusion.attention import Windows
+from nnunet_din.network.fusion.difm import DualInteractiveFusionModule, GatedFeedForward
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class ReferenceNetwork(nn.Module):
@@ -33,33 +41,45 @@ class ReferenceNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Original and enhanced image, ``(N, 2C, H, W)`` -> logits ``(N, K, H, W)``."""
+        difms = [of_kind(DualInteractiveFusionModule, difm) for difm in self.network.difms]
+        decoder = of_kind(SegFormerHead, self.network.decoder)
         image, enhanced = x.chunk(2, dim=1)
         pairs_i, pairs_e = (
             encode(encoder, version) for encoder, version in zip(self.network.encoders, (image, enhanced), strict=True)
         )
-        fused = [
-            fuse(difm, pair_i, pair_e)
-            for difm, pair_i, pair_e in zip(self.network.difms, pairs_i, pairs_e, strict=True)
-        ]
+        fused = [fuse(difm, pair_i, pair_e) for difm, pair_i, pair_e in zip(difms, pairs_i, pairs_e, strict=True)]
         # Behind a stem with stride, eq. 14 gives the logits at the stem's resolution.
-        logits = shuffle_pixels(decode(self.network.decoder, fused), self.network.subpixels)
+        logits = shuffle_pixels(decode(decoder, fused), self.network.subpixels)
         return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
+def of_kind(kind: type[M], part: nn.Module) -> M:
+    """Return the part; TypeError if the network has another one in this place than the paper's."""
+    if not isinstance(part, kind):
+        raise TypeError(f"The paper's network has a {kind.__name__} here, not a {type(part).__name__}.")
+    return part
+
+
 def encode(encoder: nn.Module, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """f_low and f_high of every stage: the edge and the shape features of Table 14."""
+    """Compute f_low and f_high of every stage: the edge and the shape features of Table 14."""
+    if isinstance(encoder, PlainEncoder):  # has this one form only
+        return encoder(x)
+    encoder = of_kind(ConvNeXtEncoder, encoder)
+    if encoder.edge_pooling is None:
+        raise TypeError("The paper's network has f_low, and this encoder left it out.")
     x = encoder.stem(x)
     pairs = []
-    for i, stage in enumerate(encoder.stages):
+    for i, stage in enumerate(of_kind(convnext.ConvNeXtStage, stage) for stage in encoder.stages):
         f_low = encoder.edge_pooling[i - 1](x) if i else x
         x = stage.downsample(x)
         for block in stage.blocks:
+            block = block if isinstance(block, ConvNeXtBlock) else of_kind(convnext.ConvNeXtBlock, block)
             x = convnext_block(block, x)
         pairs.append((f_low, x))
     return pairs
 
 
-def convnext_block(block: nn.Module, x: Tensor) -> Tensor:
+def convnext_block(block: ConvNeXtBlock | convnext.ConvNeXtBlock, x: Tensor) -> Tensor:
     """ConvNeXt's block: depthwise convolution, LayerNorm, two linear layers, layer scale, shortcut."""
     y = block.conv_dw(x)
     if isinstance(block.mlp.fc1, nn.Conv2d):
@@ -71,13 +91,16 @@ def convnext_block(block: nn.Module, x: Tensor) -> Tensor:
     return x + block.drop_path(y)
 
 
-def fuse(difm: nn.Module, image: tuple[Tensor, Tensor], enhanced: tuple[Tensor, Tensor]) -> Tensor:
-    """DIFM (Fig. 2b) of the pairs (f_low, f_high) of both images."""
+def fuse(difm: DualInteractiveFusionModule, image: tuple[Tensor, Tensor], enhanced: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply the DIFM (Fig. 2b) to the pairs (f_low, f_high) of both images."""
+    if difm.merging is None:
+        raise TypeError("The paper's network merges f_low and f_high, and this one does not.")
     f_i = difm.merging[0].conv(torch.cat(image, dim=1))  # eq. 1
     f_e = difm.merging[1].conv(torch.cat(enhanced, dim=1))
     q_i, k_i, v_i = difm.attention.project[0](f_i).chunk(3, dim=1)
     q_e, k_e, v_e = difm.attention.project[1](f_e).chunk(3, dim=1)
-    windows = Windows(*f_i.shape[-2:], difm.attention.window_size)
+    height, width = f_i.shape[-2:]
+    windows = Windows(height, width, difm.attention.window_size)
     f_ie = attend(q_i, k_e, v_e, windows) + q_i  # eq. 3
     f_ei = attend(q_e, k_i, v_i, windows) + q_e
     return spatial_gate(feed_forward(difm.ffn[0], f_ie)) + spatial_gate(feed_forward(difm.ffn[1], f_ei))
@@ -94,21 +117,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
     return windows.join(torch.softmax(scores, dim=-1) @ v)
 
 
-def feed_forward(ffn: nn.Module, f: Tensor) -> Tensor:
-    """Gated feed-forward network (eqs. 4 and 5)."""
+def feed_forward(ffn: GatedFeedForward, f: Tensor) -> Tensor:
+    """Apply the gated feed-forward network (eqs. 4 and 5)."""
     f1, f2 = ffn.expand(ffn.norm(f)).chunk(2, dim=1)
     return ffn.project(F.gelu(f1) * f2) + f
 
 
 def spatial_gate(f: Tensor) -> Tensor:
-    """Global spatial attention (eq. 6)."""
+    """Apply the global spatial attention (eq. 6)."""
     return torch.sigmoid(f.mean(dim=1, keepdim=True)) * f
 
 
-def decode(decoder: nn.Module, features: Sequence[Tensor]) -> Tensor:
-    """SegFormer's MLP head (eq. 14)."""
+def decode(decoder: SegFormerHead, features: Sequence[Tensor]) -> Tensor:
+    """Apply SegFormer's MLP head (eq. 14)."""
     weights = [layer.weight.flatten(1) for layer in decoder.linear]
-    biases = [layer.bias for layer in decoder.linear]
+    biases = [layer.bias for layer in decoder.linear if layer.bias is not None]  # all have one
     y = fuse_levels(features, weights, biases, decoder.fuse.weight)
     return decoder.classifier(F.relu(decoder.norm(y)))
 

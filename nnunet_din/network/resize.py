@@ -39,7 +39,7 @@ class BandedProducts(torch.autograd.Function):
     def forward(
         ctx, addend: Tensor | None, matrices: Sequence[Tensor], blocks: Sequence[Sequence[Block]], *xs: Tensor
     ) -> Tensor:
-        """Sum over the blocks."""
+        """Add the products of the blocks."""
         ctx.save_for_backward(*matrices)
         ctx.blocks, ctx.sizes = blocks, [x.shape[1] for x in xs]
         if addend is None:

@@ -34,7 +34,7 @@ class Progress:
         """Take in a line of the command's output; returns a message if the line says something worth telling."""
 
     def count(self) -> int:
-        """How many units are done."""
+        """Return how many units are done."""
         return 0
 
 
@@ -42,6 +42,7 @@ class FileProgress(Progress):
     """Counts the files that a command writes for each case."""
 
     unit = "cases"
+    total: int
 
     def __init__(self, total: int, folder: Path, pattern: str):
         self.total = total
@@ -94,12 +95,12 @@ class EpochProgress(Progress):
 
 
 def child_environment(folder: Path, device: str) -> dict[str, str]:
-    """Environment of nnU-Net's commands.
+    """Make the environment of nnU-Net's commands.
 
     Parameters
     ----------
     folder : pathlib.Path
-        The demo's folder.
+        Folder of the demo.
     device : str
         Where the commands compute. On "cpu" few workers are started, because each loads torch anew; values that the
         user has set win.
@@ -149,7 +150,7 @@ def run_step(command: Sequence[str], log: Path, environment: dict[str, str], pro
     Returns
     -------
     float
-        Duration in s.
+        Duration of the command in s.
 
     Raises
     ------

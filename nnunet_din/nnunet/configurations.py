@@ -156,7 +156,7 @@ def has_enhancement(plans: Mapping, configuration: str) -> bool:
         If configurations inherit from each other in a circle.
     """
     configurations = plans.get("configurations", {})
-    seen = []
+    seen: list[str] = []
     while configuration in configurations:
         if configuration in seen:
             raise ValueError(f"Configurations inherit in a circle: {' from '.join([*seen, configuration])}.")

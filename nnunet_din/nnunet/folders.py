@@ -9,7 +9,7 @@ from nnunet_din.data.files import read_json
 
 
 def nnunet_folder(variable: str) -> Path:
-    """One of nnU-Net's folders.
+    """Return one of nnU-Net's folders.
 
     Raises
     ------

@@ -21,7 +21,7 @@ class Labels:
     ignore : int or None
         Value of voxels that do not count.
     file_ending : str
-        Of the label maps.
+        Ending of the label maps' files.
     """
 
     structures: Mapping[str, tuple[int, ...]]
@@ -30,7 +30,7 @@ class Labels:
 
 
 def read_labels(dataset_json: Path) -> Labels:
-    """The structures named in a ``dataset.json``.
+    """Read the structures named in a ``dataset.json``.
 
     Raises
     ------

@@ -34,7 +34,7 @@ class Model:
 
 
 def find_models(dataset: str | int) -> list[Model]:
-    """Every trained model of a data set, in alphabetical order.
+    """Find every trained model of a data set, in alphabetical order.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def find_models(dataset: str | int) -> list[Model]:
 
 
 def choose_models(models: Sequence[Model], names: Sequence[str] | None) -> list[Model]:
-    """The models with the given names, in the given order; all of them without names.
+    """Choose the models with the given names, in the given order; without names, all of them.
 
     Raises
     ------

@@ -30,12 +30,12 @@ def training_slices(raw: Path, size: int = 128, seed: int = 0) -> tuple[list[np.
     size
         Size of the crops to be fitted to, in pixels.
     seed
-        Of the choice.
+        Seed of the choice of slices.
 
     Returns
     -------
     slices : list of numpy.ndarray
-        In (-1, 1), float32, shape ``(3, H, W)`` in colour and else ``(1, H, W)``.
+        Images in (-1, 1), float32, shape ``(3, H, W)`` in colour and else ``(1, H, W)``.
     color : bool
         Whether the channels of the data set are the colours of natural images.
 
@@ -82,7 +82,7 @@ def training_slices(raw: Path, size: int = 128, seed: int = 0) -> tuple[list[np.
 
 
 def _slices(data: np.ndarray, axis: int, color: bool) -> Iterator[np.ndarray]:
-    """Volume ``(C, Z, Y, X)`` -> slices along an axis, ``(C, H, W)``; without colours, each channel on its own."""
+    """Cut a volume ``(C, Z, Y, X)`` into slices ``(C, H, W)``; without colours, each channel on its own."""
     data = np.moveaxis(data, axis + 1, 1)
     for channels in [slice(None)] if color else [slice(c, c + 1) for c in range(len(data))]:
         f = to_unit_interval(data[channels], **INTENSITIES).astype(np.float32, copy=False)
@@ -91,6 +91,6 @@ def _slices(data: np.ndarray, axis: int, color: bool) -> Iterator[np.ndarray]:
 
 
 def _window(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """A random part of an image ``(C, H, W)`` that is not larger than a square, copied."""
+    """Copy a random part of an image ``(C, H, W)`` that is not larger than a square."""
     top, left = (rng.integers(max(s - side, 0) + 1) for s in image.shape[1:])
     return image[:, top : top + side, left : left + side].copy()

@@ -114,7 +114,8 @@ def read_training(folder: Path) -> dict[str, np.ndarray]:
 
 def _read_log(lines: Iterable[str], epochs: dict[int, dict[str, float]]) -> None:
     """Add the finished epochs of a log to those of earlier logs; what it repeats, and what came after that, goes."""
-    number, values = None, {}
+    number: int | None = None
+    values: dict[str, float] = {}
     for key, value in filter(None, map(read_line, lines)):
         if key == "epoch":
             number, values = int(value), {}
@@ -129,7 +130,7 @@ def _read_log(lines: Iterable[str], epochs: dict[int, dict[str, float]]) -> None
 
 
 def _read_checkpoint(folder: Path) -> dict[int, dict[str, float]]:
-    """The epochs that the newest checkpoint knows; empty without one."""
+    """Read the epochs that the newest checkpoint knows; there are none without a checkpoint."""
     path = max(
         (folder / n for n in CHECKPOINTS if (folder / n).is_file()), key=lambda p: p.stat().st_mtime, default=None
     )

@@ -11,9 +11,11 @@ from nnunet_din.plotting.text import legend_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.typing import LineStyleType
+
 #: Colour and dashes of curve 1, 2, 3, ...: Okabe and Ito's colours without those that are pale on white, and dashes for
 #: print in grey.
-LINES = (
+LINES: tuple[tuple[str, LineStyleType], ...] = (
     ("#0072B2", "solid"),
     ("#D55E00", (0, (5, 1.5))),
     ("#009E73", (0, (1.2, 1.2))),
@@ -68,7 +70,8 @@ def training_curves(models: Mapping[str, Sequence[Mapping[str, Any]]], against: 
         color, dashes = LINES[number % len(LINES)]
         label = f"{name} (mean of {len(folds)} folds)" if len(folds) > 1 else name
         handles.append(Line2D([], [], color=color, linestyle=dashes, linewidth=1.6, label=label))
-    legend_columns, legend_height = legend_size([handle.get_label() for handle in handles], 7.2, size=9.0, handle=0.75)
+    labels = [str(handle.get_label()) for handle in handles]
+    legend_columns, legend_height = legend_size(labels, 7.2, size=9.0, handle=0.75)
     height = 5.3 + legend_height
     figure = Figure(figsize=(7.2, height))
     axes = figure.subplots(2, 2)

@@ -7,6 +7,7 @@ here needs a display.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -175,7 +176,7 @@ def _is_label(key: Any) -> bool:
 
 
 def _cells(row: Any) -> dict[Any, np.ndarray]:
-    """Column -> picture, without the missing ones."""
+    """Collect the pictures of a row by column, without the missing ones."""
     cells = {key: _get(row, key) for key in _COLUMNS}
     cells.update({("predictions", name): array for name, array in (_get(row, "predictions") or {}).items()})
     return {
@@ -186,7 +187,7 @@ def _cells(row: Any) -> dict[Any, np.ndarray]:
 
 
 def _headings(cells: Sequence[Mapping[Any, np.ndarray]]) -> dict[Any, str]:
-    """Column -> heading, from left to right; models in the order in which the rows name them."""
+    """Collect the headings by column, from left to right; models stand in the order in which the rows name them."""
     present = dict.fromkeys(key for cell in cells for key in cell)
     models = {key: key[1] for key in present if isinstance(key, tuple)}
     fixed = {key: heading for key, heading in _COLUMNS.items() if key in present}
@@ -204,20 +205,20 @@ def _relative_height(cell: Mapping[Any, np.ndarray], aspect: float) -> float:
 def _draw_cell(ax: Axes, cell: Mapping[Any, np.ndarray], key: Any, style: str, aspect: float) -> None:
     """Draw one picture of a row."""
     array = cell[key]
-    options = {"interpolation": "nearest", "aspect": aspect}
+    show = partial(ax.imshow, interpolation="nearest", aspect=aspect)
     if key == "enhanced":
-        ax.imshow((array + 1) / 2 if array.ndim == 3 else array, cmap="gray", vmin=-1, vmax=1, **options)
+        show((array + 1) / 2 if array.ndim == 3 else array, cmap="gray", vmin=-1, vmax=1)
         return
     background = cell.get("image", np.zeros(array.shape))
     if background.dtype == np.uint8 and background.ndim == 3:
-        ax.imshow(background, **options)
+        show(background)
     else:
         low, high = np.percentile(background, (0.5, 99.5))
         high = max(high, low + 1e-6)
         if background.ndim == 3:
-            ax.imshow(np.clip((background - low) / (high - low), 0, 1), **options)
+            show(np.clip((background - low) / (high - low), 0, 1))
         else:
-            ax.imshow(background, cmap="gray", vmin=low, vmax=high, **options)
+            show(background, cmap="gray", vmin=low, vmax=high)
     if _is_label(key):
         _draw_labels(ax, array, style, aspect)
 

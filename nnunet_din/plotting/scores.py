@@ -18,6 +18,7 @@ from nnunet_din.plotting.style import LABEL_COLORS, label_color
 from nnunet_din.plotting.text import text_height, text_width, wrapped
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame, Series
@@ -120,7 +121,7 @@ def metric_by_structure(cases: DataFrame, metric: str = "Dice", models: Sequence
         _style(ax)
     _scale(axes[0], metric, _FACTORS[metric] * (in_boxes if len(in_boxes) else drawn)[metric].to_numpy(float))
     names = short_names(models)
-    handles = [
+    handles: list[Artist] = [
         Patch(facecolor=color, hatch=hatch, edgecolor="black", linewidth=0.6, label=names[model])
         for model, (color, hatch, _) in zip(models, map(_look, range(len(models))), strict=True)
     ]
@@ -282,7 +283,7 @@ def dice_against_cost(table: DataFrame, cost: str = "multiply_adds") -> Figure:
 
 
 def _chosen(known: Iterable[str], models: Sequence[str] | None) -> list[str]:
-    """The models to draw."""
+    """Choose the models to draw."""
     known = list(dict.fromkeys(known))
     if models is None:
         return known
@@ -308,7 +309,7 @@ def _style(ax: Axes) -> None:
 
 
 def _draw_boxes(ax: Axes, groups: Sequence[Sequence[np.ndarray | None]]) -> None:
-    """A group of boxes for each structure, centred on 0, 1, ..., each model at its own place in it."""
+    """Draw a group of boxes for each structure, centred on 0, 1, ..., each model at its own place in it."""
     step = 0.84 / max(2, len(groups[0]))
     for group, values_of_models in enumerate(groups):
         for place, values in enumerate(values_of_models):
@@ -349,7 +350,7 @@ def _missed(cases: DataFrame) -> Series:
 
 
 def _write_counts(ax: Axes, groups: Sequence[Sequence[int]], above: bool) -> None:
-    """Numbers at the places of the boxes, at the upper or the lower end of the axis; 0 is not written."""
+    """Write numbers at the places of the boxes, at the upper or lower end of the axis; 0 is not written."""
     step = 0.84 / max(2, len(groups[0]))
     for group, counts in enumerate(groups):
         for place, count in enumerate(counts):
@@ -362,7 +363,7 @@ def _write_counts(ax: Axes, groups: Sequence[Sequence[int]], above: bool) -> Non
 
 
 def _scale(ax: Axes, metric: str, values: np.ndarray) -> None:
-    """The axis of a metric, for axes that share it."""
+    """Set up the axis of a metric, for axes that share it."""
     if metric == "HD95":
         top = max(1.3 * values.max(), 3)
         if top > _FAR_APART * max(np.median(values), 1):
@@ -455,12 +456,12 @@ def _label_points(
 
     Names are broken into lines of `limit` points. Writes none and returns False if there is no room for all.
     """
-    dpi = ax.get_figure().dpi
+    dpi = ax.figure.dpi
 
     def place(x: float, y: float, shift: float) -> np.ndarray:
         return ax.transData.transform((x, y)) * 72 / dpi + (shift, 0)
 
-    frame = ax.bbox.extents * 72 / dpi
+    frame = np.asarray(ax.bbox.extents) * 72 / dpi
     taken = []
     for x, y, low, high, shift in points:
         center = place(x, y, shift)

@@ -108,7 +108,7 @@ def difference_boxes(different: np.ndarray, number: int = 1) -> list[tuple[int, 
 
 
 def _frames(different: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Padded frames of the regions, those with most pixels first."""
+    """Return padded frames of the regions, those with most pixels first."""
     from scipy import ndimage
 
     reach = max(1, round(max(different.shape) / 64))
@@ -181,7 +181,8 @@ def make_row(
     window = crop_window(foreground, aspect) if crop else (slice(None), slice(None))
 
     def picture(channels: np.ndarray) -> np.ndarray:
-        shown = channels[(slice(None), index, *window)]
+        place = (slice(None), index, *window)
+        shown = channels[place]
         return np.moveaxis(shown, 0, -1) if color else shown[0]
 
     return {

@@ -43,7 +43,7 @@ def save_figure(figure: Figure, path: Path | str, dpi: float = 150) -> Path:
     Parameters
     ----------
     figure : matplotlib.figure.Figure
-        The figure.
+        Figure to write.
     path : pathlib.Path or str
         File to write; its suffix gives the format, for example `.png` or `.pdf`.
     dpi : float
@@ -52,7 +52,7 @@ def save_figure(figure: Figure, path: Path | str, dpi: float = 150) -> Path:
     Returns
     -------
     pathlib.Path
-        The file.
+        The file that was written.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def save_both(figure: Figure, stem: Path | str) -> list[Path]:
     Parameters
     ----------
     figure : matplotlib.figure.Figure
-        The figure.
+        Figure to write.
     stem : pathlib.Path or str
         The files without their suffixes; the folder is made if needed.
 

@@ -30,7 +30,7 @@ LAYOUT = (
 
 
 def find(source: Path) -> Found:
-    """The two labelled frames of each patient that is there.
+    """Find the two labelled frames of each patient that is there.
 
     Parameters
     ----------
@@ -55,7 +55,8 @@ def find(source: Path) -> Found:
         if not (folder / patient).is_dir():
             problems.append(f"no folder {patient}")
             continue
-        images, labels = {}, {}
+        images: dict[str, Path] = {}
+        labels: dict[str, Path] = {}
         for path in (folder / patient).iterdir():
             if match := re.fullmatch(rf"({patient}_frame\d\d)(_gt)?\.nii\.gz", path.name):
                 (labels if match[2] else images)[match[1]] = path
@@ -72,7 +73,7 @@ def find(source: Path) -> Found:
 
 
 def split(cases: Sequence[Case]) -> Split:
-    """The published test patients; five folds over the others by patient; the published training and validation sets.
+    """Split by patient: the published test patients, five folds over the others, and the published fold.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def split(cases: Sequence[Case]) -> Split:
 
 
 def _labelled_frames(info: Path) -> set[int]:
-    """Numbers of the end-diastolic and the end-systolic frame."""
+    """Read the numbers of the end-diastolic and the end-systolic frame."""
     text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
     return {int(number) for number in re.findall(r"^\s*E[DS]\s*:\s*(\d+)", text, flags=re.MULTILINE)}
 

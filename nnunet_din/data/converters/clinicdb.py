@@ -19,7 +19,7 @@ LAYOUT = (
 
 
 def find(source: Path) -> Found:
-    """The frames that are there.
+    """Find the frames that are there.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def find(source: Path) -> Found:
 
 
 def _frames(folder: Path) -> dict[str, Path]:
-    """Files by case, TIFF before PNG."""
+    """List the files by case; TIFF is preferred to PNG."""
     paths = [path for ending in ("png", "tif") for path in folder.glob(f"*.{ending}") if path.stem.isdecimal()]
     return {_name(int(path.stem)): path for path in paths}
 

@@ -19,7 +19,7 @@ LAYOUT = (
 
 
 def find(source: Path) -> Found:
-    """The images of all the parts that are there.
+    """Find the images of all the parts that are there.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ SEED = 12345
 
 
 def cross_validation(groups: Mapping[str, str], seed: int = SEED) -> list[dict[str, list[str]]]:
-    """Folds 0 to 4 of a cross-validation by group.
+    """Make folds 0 to 4 of a cross-validation by group.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def draw(groups: Mapping[str, str], count: int, seed: int = SEED) -> frozenset[s
         if sizes[group] <= count:
             count -= sizes[group]
             drawn.add(group)
-    drawn = drawn or {min(order, key=sizes.get)}
+    drawn = drawn or {min(order, key=sizes.__getitem__)}
     return frozenset(case for case, group in groups.items() if group in drawn)
 
 

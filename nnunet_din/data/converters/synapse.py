@@ -54,7 +54,7 @@ LAYOUT = (
 
 
 def find(source: Path) -> Found:
-    """The scans that are there.
+    """Find the scans that are there.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def find(source: Path) -> Found:
 
 
 def split(cases: Sequence[Case]) -> Split:
-    """The published test scans, and five folds over the others.
+    """Split into the published test scans and five folds over the others.
 
     Parameters
     ----------

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ class MultiScaleAttention(nn.Module):
         self.convolution = MultiScaleConvolution(dim, expansion)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(N, d, H, W)`` -> same."""
+        """Apply the module to a map ``(N, d, H, W)``; the result has the same shape."""
         return self.convolution(self.spatial_attention(self.channel_attention(x)))  # eq. 3
 
 
@@ -109,7 +110,7 @@ class ChannelAttention(nn.Module):
     dim
         Channels d.
     reduction
-        d by the channels in between, of which there is at least one.
+        Quotient of d and the channels in between, of which there is at least one.
     """
 
     def __init__(self, dim: int, reduction: int = 16):
@@ -119,7 +120,7 @@ class ChannelAttention(nn.Module):
         self.restore = nn.Conv2d(hidden, dim, kernel_size=1, bias=False)  # C_2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(N, d, H, W)`` -> same."""
+        """Apply the module to a map ``(N, d, H, W)``; the result has the same shape."""
         pooled = x.amax(dim=(2, 3), keepdim=True), x.mean(dim=(2, 3), keepdim=True)  # P_m, P_a: (N, d, 1, 1)
         largest, average = (self.restore(F.relu(self.reduce(p))) for p in pooled)
         return torch.sigmoid(largest + average) * x  # eq. 7
@@ -133,7 +134,7 @@ class SpatialAttention(nn.Module):
         self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(N, d, H, W)`` -> same."""
+        """Apply the module to a map ``(N, d, H, W)``; the result has the same shape."""
         pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)  # (N, 2, H, W)
         return torch.sigmoid(self.conv(pooled)) * x  # eq. 8
 
@@ -159,7 +160,7 @@ class MultiScaleConvolution(nn.Module):
         self.project_norm = nn.BatchNorm2d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(N, d, H, W)`` -> same."""
+        """Apply the module to a map ``(N, d, H, W)``; the result has the same shape."""
         y = self.depthwise(F.relu6(self.expand_norm(self.expand(x)), inplace=True))  # (N, e d, H, W)
         # A shuffle of y in d groups, without a copy of y: the projection's weights are put in the order of y instead.
         weight = channel_shuffle(self.project.weight, self.expansion)
@@ -183,7 +184,7 @@ class MultiScaleDepthwise(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in KERNEL_SIZES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(N, d, H, W)`` -> same."""
+        """Apply the module to a map ``(N, d, H, W)``; the result has the same shape."""
         scales = [F.relu6(norm(conv(x)), inplace=True) for conv, norm in zip(self.convs, self.norms, strict=True)]
         return sum(scales[1:], start=scales[0])  # eq. 5
 
@@ -201,16 +202,16 @@ class AttentionGate(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         hidden = dim // 2
-        grouped = {"kernel_size": 3, "padding": 1, "groups": hidden, "bias": False}
-        self.conv_g = nn.Conv2d(dim, hidden, **grouped)  # GC_g
-        self.conv_x = nn.Conv2d(dim, hidden, **grouped)  # GC_x
+        grouped = partial(nn.Conv2d, dim, hidden, kernel_size=3, padding=1, groups=hidden, bias=False)
+        self.conv_g = grouped()  # GC_g
+        self.conv_x = grouped()  # GC_x
         self.norm_g = nn.BatchNorm2d(hidden)
         self.norm_x = nn.BatchNorm2d(hidden)
         self.weigh = nn.Conv2d(hidden, 1, kernel_size=1, bias=False)  # C
         self.weigh_norm = nn.BatchNorm2d(1)
 
     def forward(self, g: Tensor, x: Tensor) -> Tensor:
-        """Decoded features and level, ``(N, d, H, W)`` each -> weighed level, same shape."""
+        """Weigh a level by the decoded features; both, and the result, have the shape ``(N, d, H, W)``."""
         q = F.relu(self.norm_g(self.conv_g(g)) + self.norm_x(self.conv_x(x)), inplace=True)  # eq. 1: (N, d / 2, H, W)
         return x * torch.sigmoid(self.weigh_norm(self.weigh(q)))  # eq. 2
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.initialization import init_by_fan_in
 from nnunet_din.network.ops import SLICE_ELEMENTS, in_slices
 from nnunet_din.network.resize import BandedProducts, band_of_resize, resize_and_shift_matrix
@@ -40,7 +41,7 @@ class SegFormerHead(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 768):
         super().__init__()
-        self.linear = nn.ModuleList(nn.Conv2d(d, channels, kernel_size=1) for d in in_channels)
+        self.linear = ModuleList(nn.Conv2d(d, channels, kernel_size=1) for d in in_channels)
         self.fuse = nn.Conv2d(len(in_channels) * channels, channels, kernel_size=3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
@@ -49,7 +50,7 @@ class SegFormerHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Decode the levels ``(N, d_i, H_i, W_i)`` to logits ``(N, K, H_0, W_0)``."""
         weights = [layer.weight.flatten(1) for layer in self.linear]
-        biases = [layer.bias for layer in self.linear]
+        biases = [layer.bias for layer in self.linear if layer.bias is not None]  # all have one
         y = fuse_levels(features, weights, biases, self.fuse.weight)
         if self.training:
             return self._classify(y)
@@ -95,7 +96,8 @@ def fuse_levels(
             composed = torch.einsum("okyx,kd->ydxo", c, weight).flatten(2)  # (3, d, 3 D)
             low.append((x.permute(0, 2, 3, 1), composed))
     # The linear layers' biases pass through the zero-padded convolution: a level of one pixel, lower at the border.
-    taps = sum(torch.einsum("okyx,k->yxo", c, b) for c, b in zip(slices, biases, strict=True))
+    parts = [torch.einsum("okyx,k->yxo", c, b) for c, b in zip(slices, biases, strict=True)]
+    taps = sum(parts[1:], start=parts[0])
     low.append((taps.new_ones(1, 1, 1, 1).expand(n, -1, -1, -1), taps.flatten(1)[:, None]))
     y = sum(full[1:], start=full[0]).permute(0, 2, 3, 1).flatten(2)  # (N, H, W D)
     if y.device.type == "cpu" and not torch.is_grad_enabled():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -16,9 +17,9 @@ class Encoder(nn.Module, ABC):
     Attributes
     ----------
     name : str
-        As in the plans.
+        Name of the encoder in the plans.
     channels : tuple of int
-        Widths of the stages.
+        Channels of each stage.
     stride : int
         Height and width of the image must be multiples of this.
     stages : torch.nn.Sequential or torch.nn.ModuleList
@@ -28,6 +29,7 @@ class Encoder(nn.Module, ABC):
     name: str
     channels: tuple[int, ...]
     stride: int
+    stages: nn.Sequential | nn.ModuleList
 
     @staticmethod
     def input_stride(name: str, stem_stride: int = 1) -> int:
@@ -47,8 +49,8 @@ class Encoder(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, x: Tensor) -> list[tuple[Tensor | None, Tensor]]:
-        """Encode.
+    def forward(self, x: Tensor) -> Sequence[tuple[Tensor | None, Tensor]]:
+        """Encode a batch of images.
 
         Parameters
         ----------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
 import timm
 from timm.layers import GELU, LayerNorm, LayerNorm2d, Mlp
 from timm.models import convnext
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_din.network.containers import ModuleList, Sequential
 from nnunet_din.network.encoders.base import Encoder
 from nnunet_din.network.ops import normalize, pixelwise, pointwise, recompute
 
@@ -32,7 +36,7 @@ class ConvNeXtBlock(nn.Module):
         self.drop_path = block.drop_path
 
     @staticmethod
-    def fits(block: nn.Module) -> bool:
+    def fits(block: nn.Module) -> TypeGuard[convnext.ConvNeXtBlock]:
         """Whether a block is of the plain kind: LayerNorm, two linear layers, GELU in between."""
         return (
             type(block) is convnext.ConvNeXtBlock
@@ -53,7 +57,7 @@ class ConvNeXtBlock(nn.Module):
     def _project(self, x: Tensor) -> Tensor:
         weight, bias = self.mlp.fc2.weight.flatten(1), self.mlp.fc2.bias
         if self.gamma is not None:
-            weight, bias = self.gamma[:, None] * weight, self.gamma * bias
+            weight, bias = self.gamma[:, None] * weight, None if bias is None else self.gamma * bias
         return F.linear(F.gelu(x), weight, bias)
 
 
@@ -87,6 +91,9 @@ class ConvNeXtEncoder(Encoder):
         Height and width of the input must be multiples of this.
     """
 
+    stages: Sequential[convnext.ConvNeXtStage]
+    edge_pooling: ModuleList[nn.Sequential] | None
+
     def __init__(
         self,
         in_channels: int,
@@ -99,8 +106,9 @@ class ConvNeXtEncoder(Encoder):
         super().__init__()
         self.stride = self.input_stride(name, stem_stride)
         self.checkpointing = checkpointing
-        options = {} if layer_scale is None else {"ls_init_value": layer_scale}
-        model = timm.create_model(name, in_chans=in_channels, num_classes=0, drop_path_rate=drop_path_rate, **options)
+        options: dict[str, Any] = {} if layer_scale is None else {"ls_init_value": layer_scale}
+        options |= {"in_chans": in_channels, "num_classes": 0, "drop_path_rate": drop_path_rate}
+        model: Any = timm.create_model(name, **options)  # a ConvNeXt: timm knows only that it is a module
         self.name = name
         self.channels = tuple(info["num_chs"] for info in model.feature_info)
         self.stem = nn.Sequential(
@@ -111,7 +119,7 @@ class ConvNeXtEncoder(Encoder):
         for stage in self.stages:
             stage.blocks = nn.Sequential(*(ConvNeXtBlock(b) if ConvNeXtBlock.fits(b) else b for b in stage.blocks))
         # Two kinds of pooling convolution (Table 14): the stages' own feed the blocks, these give f_edge.
-        self.edge_pooling = nn.ModuleList(
+        self.edge_pooling = ModuleList(
             nn.Sequential(LayerNorm2d(d_in), nn.Conv2d(d_in, d_out, kernel_size=2, stride=2))
             for d_in, d_out in zip(self.channels[:-1], self.channels[1:], strict=True)
         )
@@ -121,13 +129,14 @@ class ConvNeXtEncoder(Encoder):
     def keep_stages(self, count: int) -> None:
         """Leave out the stages after the first ``count``."""
         super().keep_stages(count)
-        self.edge_pooling = self.edge_pooling[: count - 1]
+        if self.edge_pooling is not None:
+            self.edge_pooling = self.edge_pooling[: count - 1]
 
     def leave_out_edges(self) -> None:
         """Give None for f_low, which some fusions do not use, and drop the layers that make it."""
         self.edge_pooling = None
 
-    def forward(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor) -> Sequence[tuple[Tensor | None, Tensor]]:
         """Encode, see :meth:`Encoder.forward`. f_low are the edge features after the (first) pooling layer and f_high
         the output of the last block: f_edge and f_shape of Table 14.
         """
@@ -147,4 +156,5 @@ class ConvNeXtEncoder(Encoder):
 def _init_like_timm(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -177,7 +177,7 @@ class ConvolutionalAttention(nn.Module):
         self.project = nn.Linear(heads * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(N, d, h, w)`` -> same."""
+        """Apply the module to a map ``(N, d, h, w)``; the result has the same shape."""
         q, k, v = (
             linear(norm(depthwise(x).flatten(2).transpose(1, 2))).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for depthwise, norm, linear in zip(self.depthwise, self.norms, self.linear, strict=True)
@@ -204,7 +204,7 @@ class WideFocus(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(N, d, h, w)`` -> same."""
+        """Apply the module to a map ``(N, d, h, w)``; the result has the same shape."""
         y = sum(self.dropout(F.gelu(branch(x))) for branch in self.branches)
         return self.dropout(F.gelu(self.fuse(y)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import timm
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
 from nnunet_din.network.encoders.pyramid import PyramidEncoder
 
+if TYPE_CHECKING:
+    from nnunet_din.network.din import DualInteractionNetwork
+
 
 @dataclass
 class LoadReport:
-    """What became of each entry.
+    """What became of each entry of the weights.
 
     Attributes
     ----------
@@ -53,7 +57,7 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def load_pretrained_encoders(network: nn.Module, source: str | Path) -> LoadReport:
+def load_pretrained_encoders(network: DualInteractionNetwork, source: str | Path) -> LoadReport:
     """Load pretrained weights into both encoders of a :class:`DualInteractionNetwork`.
 
     Parameters
@@ -120,23 +124,28 @@ def _read_convnext(source: str | Path, encoder: ConvNeXtEncoder) -> dict[str, Te
 
 def _read_pyramid(source: str | Path, encoder: PyramidEncoder) -> dict[str, Tensor]:
     """State dict with the encoder's key names, the first convolution adapted to its channels as timm does it."""
-    name, options = encoder.name, {}
+    name, file = encoder.name, None
     if Path(source).is_file():
-        options["pretrained_cfg_overlay"] = {"file": str(source)}
+        file = {"file": str(source)}
     else:
         _check_name(source, name)
         name = str(source)
         if name.partition(".")[0] != encoder.name:
             raise _does_not_fit(source, encoder.name, "they are another model's")
     with torch.device("cpu"):
-        if options:
+        if file:
             # Strict, as timm is not where it leaves the classifier out.
             try:
-                timm.create_model(name, pretrained=True, **options)
+                timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file)
             except (RuntimeError, KeyError) as error:
                 raise _does_not_fit(source, encoder.name, str(error).splitlines()[0]) from error
         body = timm.create_model(
-            name, pretrained=True, features_only=True, out_indices=encoder.levels, **encoder.options, **options
+            name,
+            pretrained=True,
+            pretrained_cfg_overlay=file,
+            features_only=True,
+            out_indices=encoder.levels,
+            **encoder.options,
         )
     return {f"body.{key}": value for key, value in body.state_dict().items()}
 

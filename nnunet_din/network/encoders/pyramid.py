@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import timm
 import torch
 from timm.layers import LayerNorm2d
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
+from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.encoders.base import Encoder
 from nnunet_din.network.initialization import init_by_fan_in
 from nnunet_din.network.ops import recompute
@@ -59,6 +63,9 @@ class PyramidEncoder(Encoder):
         sizes than its own, or if it has no use for an option.
     """
 
+    edge_stem: nn.Sequential | None
+    edge_pooling: ModuleList[nn.Sequential] | None
+
     def __init__(
         self,
         in_channels: int,
@@ -87,7 +94,7 @@ class PyramidEncoder(Encoder):
         halvings = pyramid.reduction.bit_length() - 1
         widths = [max(8, self.channels[0] >> (halvings - i)) for i in range(1, halvings)]
         self.edge_stem = _edge_stem([in_channels, *widths, self.channels[0]], stride=2 if halvings else 1)
-        self.edge_pooling = nn.ModuleList(
+        self.edge_pooling = ModuleList(
             nn.Sequential(LayerNorm2d(d_in), nn.Conv2d(d_in, d_out, kernel_size=2, stride=2))
             for d_in, d_out in itertools.pairwise(self.channels)
         )
@@ -105,17 +112,18 @@ class PyramidEncoder(Encoder):
         """Leave out the stages after the first ``count``; draws the weights again."""
         self.channels = self.channels[:count]
         self.levels = self.levels[:count]
-        self.edge_pooling = self.edge_pooling[: count - 1]
+        if self.edge_pooling is not None:
+            self.edge_pooling = self.edge_pooling[: count - 1]
         self.body = self._build_body()
 
     def leave_out_edges(self) -> None:
         """Give None for f_low, which some fusions do not use, and drop the layers that make it."""
         self.edge_stem = self.edge_pooling = None
 
-    def forward(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor) -> Sequence[tuple[Tensor | None, Tensor]]:
         """Encode, see :meth:`Encoder.forward`. f_low are the edge features, f_high is the level of the pyramid."""
         highs = _maps(self.body, x)
-        if self.edge_stem is None:
+        if self.edge_stem is None or self.edge_pooling is None:
             return [(None, high) for high in highs]
         lows = [self.edge_stem(x)]
         lows += [recompute(pooling, high) for pooling, high in zip(self.edge_pooling, highs[:-1], strict=True)]
@@ -141,7 +149,7 @@ def _edge_stem(widths: list[int], stride: int) -> nn.Sequential:
 
 
 def _maps(body: nn.Module, x: Tensor) -> list[Tensor]:
-    """Levels as ``(N, d_i, H_i, W_i)``; some models of timm give channels last."""
+    """Bring the levels to ``(N, d_i, H_i, W_i)``; some models of timm give channels last."""
     levels = body(x)
     if str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC"):
         levels = [level.permute(0, 3, 1, 2) for level in levels]
@@ -149,10 +157,10 @@ def _maps(body: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def _checkpoint(body: nn.Module, name: str) -> None:
-    model = body if hasattr(body, "set_grad_checkpointing") else getattr(body, "model", body)
+    model: Any = body if hasattr(body, "set_grad_checkpointing") else getattr(body, "model", body)
     for module in body.modules():  # what one module keeps for the backward pass, the next must not overwrite
         if getattr(module, "inplace", False):
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment]  # to torch, every attribute is a tensor or a module
     try:
         model.set_grad_checkpointing(True)
     except (AttributeError, AssertionError) as error:  # timm asserts where a model has none
@@ -201,7 +209,7 @@ def describe(name: str) -> Pyramid:
         arguments = inspect.signature(type(_create(name))).parameters
         options = {"strict_img_size": False} if "strict_img_size" in arguments else {}
         try:
-            info = _create(name, features_only=True, **options).feature_info.info
+            info = cast(FeatureInfo, _create(name, features_only=True, **options).feature_info).info
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"timm's '{name}' gives no feature pyramid ({error}): use another encoder.") from error
         levels = tuple(range(len(info)))[-4:]
@@ -236,7 +244,8 @@ def _unused_parameters(name: str, levels: tuple[int, ...]) -> frozenset[str]:
     pyramid = describe(name)
     with torch.device("meta"):
         body = _create(name, features_only=True, out_indices=levels, **pyramid.options).eval()
-        sum(y.sum() for y in _maps(body, torch.empty(1, 3, pyramid.stride, 2 * pyramid.stride))).backward()
+        maps = _maps(body, torch.empty(1, 3, pyramid.stride, 2 * pyramid.stride))
+        torch.stack([y.sum() for y in maps]).sum().backward()
     return frozenset(key for key, parameter in body.named_parameters() if parameter.grad is None)
 
 

@@ -6,21 +6,20 @@ import difflib
 import inspect
 from collections.abc import Iterable, Sequence
 
-from torch import nn
-
+from nnunet_din.network.fusion.base import Fusion
 from nnunet_din.network.fusion.concat import ConcatenationFusion, InputFusion
 from nnunet_din.network.fusion.difm import DualInteractiveFusionModule
 
-#: Name in the plans -> class, called with (dim, streams, **options); ``needs_edges`` says whether it uses f_low.
-FUSIONS: dict[str, type[nn.Module]] = {
+#: Name in the plans -> class, called with (dim, streams, **options).
+FUSIONS: dict[str, type[Fusion]] = {
     "difm": DualInteractiveFusionModule,
     "concat": ConcatenationFusion,
     "input": InputFusion,
 }
 
 
-def get_fusion(name: str) -> type[nn.Module]:
-    """The fusion called ``name``.
+def get_fusion(name: str) -> type[Fusion]:
+    """Return the fusion called ``name``.
 
     Raises
     ------
@@ -32,7 +31,7 @@ def get_fusion(name: str) -> type[nn.Module]:
     return FUSIONS[name]
 
 
-def build_fusion(name: str, dim: int, streams: int, **options) -> nn.Module:
+def build_fusion(name: str, dim: int, streams: int, **options) -> Fusion:
     """Build the fusion called ``name`` for one scale.
 
     Raises

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.ops import in_slices, pointwise
 
 
@@ -55,14 +56,15 @@ class CrossAttention(nn.Module):
         asked_for = {j for others in self.attended.values() for j in others}
         self.has_query = [i in self.queries for i in range(streams)]
         self.has_key = [i in asked_for for i in range(streams)]
-        self.project = nn.ModuleList(
+        self.project = ModuleList(
             nn.Conv2d(dim, (query + 2 * key) * dim, kernel_size=1)
             for query, key in zip(self.has_query, self.has_key, strict=True)
         )
 
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
-        """Maps ``(N, d, H, W)`` of all streams -> one such map for each query."""
-        windows = Windows(*streams[0].shape[-2:], self.window_size)
+        """Attend; from the maps ``(N, d, H, W)`` of all streams comes one such map for each query."""
+        height, width = streams[0].shape[-2:]
+        windows = Windows(height, width, self.window_size)
         inputs = [windows.cut(f) for f in streams]
         mask = windows.key_mask(streams[0].device)
         if mask is not None:
@@ -101,8 +103,8 @@ class CrossAttention(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
 
-def _concatenate(tensors: Sequence[Tensor]) -> Tensor:
-    """Along the pixels of a window."""
+def _concatenate(tensors: list[Tensor]) -> Tensor:
+    """Concatenate along the pixels of a window."""
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=2)
 
 
@@ -117,7 +119,7 @@ class Windows:
         self.pad_right = self.columns * self.window_width - width
 
     def cut(self, x: Tensor) -> Tensor:
-        """Shape ``(N, d, H, W)`` -> ``(N * windows, L, d)``, L pixels a window."""
+        """Cut a map ``(N, d, H, W)`` into windows of L pixels, ``(N * windows, L, d)``."""
         n, d = x.shape[:2]
         x = x.permute(0, 2, 3, 1)  # channels last, as in memory
         if self.pad_bottom or self.pad_right:
@@ -126,7 +128,7 @@ class Windows:
         return x.transpose(2, 3).reshape(n * self.rows * self.columns, -1, d)
 
     def join(self, x: Tensor) -> Tensor:
-        """The inverse of :meth:`cut`."""
+        """Put windows together to a map again: the inverse of :meth:`cut`."""
         d = x.shape[-1]
         x = x.reshape(-1, self.rows, self.columns, self.window_height, self.window_width, d).transpose(2, 3)
         x = x.reshape(-1, self.rows * self.window_height, self.columns * self.window_width, d)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nnunet_din.network.fusion.base import Fusion
 from nnunet_din.network.fusion.difm import DualInteractiveFusionModule
 from nnunet_din.network.initialization import init_by_fan_in
 
 
-class ConcatenationFusion(nn.Module):
+class ConcatenationFusion(Fusion):
     """Concatenate the high-level features of all streams and reduce them by a 3 x 3 convolution: layer fusion without
     DIFM, the paper's baseline (Table 3, first row) and Ours_concat (Table 5).
 
@@ -28,7 +29,7 @@ class ConcatenationFusion(nn.Module):
         self.conv = nn.Conv2d(streams * dim, dim, kernel_size=3, padding=1)
         self.apply(init_by_fan_in)
 
-    def forward(self, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, *pairs: tuple[Tensor | None, Tensor]) -> Tensor:
         """Fuse ``(f_low, f_high)`` of every stream, each ``(N, d, H, W)``, to ``(N, d, H, W)``."""
         return self.conv(torch.cat([f_high for _, f_high in pairs], dim=1))
 

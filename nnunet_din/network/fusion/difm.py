@@ -9,7 +9,9 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.fusion.attention import CrossAttention
+from nnunet_din.network.fusion.base import Fusion
 from nnunet_din.network.initialization import init_by_fan_in
 from nnunet_din.network.ops import normalize, pixelwise, pointwise, recompute
 
@@ -22,7 +24,7 @@ class FeatureMerging(nn.Module):
         self.conv = nn.Conv2d(2 * dim, dim, kernel_size=3, padding=1)
 
     def forward(self, f_low: Tensor, f_high: Tensor) -> Tensor:
-        """Shapes ``(N, d, H, W)``, ``(N, d, H, W)`` -> ``(N, d, H, W)``."""
+        """Merge two maps ``(N, d, H, W)`` to one of the same shape."""
         return recompute(self._merge, f_low, f_high)
 
     def _merge(self, f_low: Tensor, f_high: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ class GatedFeedForward(nn.Module):
         self.project = nn.Conv2d(expansion * dim, dim, kernel_size=3, padding=1)
 
     def forward(self, f: Tensor) -> Tensor:
-        """Shape ``(N, d, H, W)`` -> same."""
+        """Apply the module to a map ``(N, d, H, W)``; the result has the same shape."""
         return pixelwise((self._expand, self._gate), f, self.expand.out_channels, then=self.project) + f  # eq. 5
 
     def _expand(self, f: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ def global_spatial_attention(f: Tensor) -> Tensor:
     return torch.sigmoid(f.mean(dim=1, keepdim=True)) * f
 
 
-class DualInteractiveFusionModule(nn.Module):
+class DualInteractiveFusionModule(Fusion):
     """Fuse the features of the original and the enhanced image at one scale; or those of any number of streams.
 
     It asks nothing of the encoders but the pairs (f_low, f_high) and their width.
@@ -100,12 +102,12 @@ class DualInteractiveFusionModule(nn.Module):
         super().__init__()
         self.needs_edges = feature_merging
         self.spatial_attention = spatial_attention
-        self.merging = nn.ModuleList(FeatureMerging(dim) for _ in range(streams)) if feature_merging else None
+        self.merging = ModuleList(FeatureMerging(dim) for _ in range(streams)) if feature_merging else None
         self.attention = CrossAttention(dim, streams, queries, window_size, num_heads)
-        self.ffn = nn.ModuleList(GatedFeedForward(dim, ffn_expansion) for _ in self.attention.queries)
+        self.ffn = ModuleList(GatedFeedForward(dim, ffn_expansion) for _ in self.attention.queries)
         self.apply(init_by_fan_in)
 
-    def forward(self, *pairs: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, *pairs: tuple[Tensor | None, Tensor]) -> Tensor:
         """Fuse ``(f_low, f_high)`` of every stream, each ``(N, d, H, W)``, to F_IE + F_EI, ``(N, d, H, W)``."""
         if self.merging is None:
             streams = [f_high for _, f_high in pairs]
