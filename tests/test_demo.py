@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_din.commands import demo
+from nnunet_din import demo
+from nnunet_din.commands import demo as demo_command
 from nnunet_din.data import write_dataset
 from nnunet_din.nnunet import commandline
 from nnunet_din.nnunet.labels import label_names
@@ -92,7 +93,7 @@ def raw(tmp_path):
 def run(*arguments):
     """The demo as the command line runs it; returns the exit code."""
     parser = argparse.ArgumentParser()
-    demo.add_parser(parser.add_subparsers())
+    demo_command.add_parser(parser.add_subparsers())
     args = parser.parse_args(["demo", *map(str, arguments)])
     return args.run(args)
 
@@ -100,9 +101,9 @@ def run(*arguments):
 def test_defaults_of_the_command_line():
     """Fails if the sub-command's defaults change, on which the documentation relies."""
     parser = argparse.ArgumentParser()
-    demo.add_parser(parser.add_subparsers())
+    demo_command.add_parser(parser.add_subparsers())
     args = vars(parser.parse_args(["demo"]))
-    assert args == {"folder": Path("nnunet_din_demo"), "data": None, "device": None, "seed": 0, "run": demo.run}
+    assert args == {"folder": Path("nnunet_din_demo"), "data": None, "device": None, "seed": 0, "run": demo_command.run}
 
 
 def test_commands_are_nnunets_with_dins_names(tmp_path):

@@ -1,0 +1,356 @@
+"""From raw data to segmented test cases with nnU-Net's own commands, in a few minutes.
+
+The demo needs no download: it draws its own data set, a phantom of cardiac MR. Every command is printed before it runs,
+so that the demo can be repeated by hand.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_din.data import write_dataset
+from nnunet_din.data.files import read_json
+from nnunet_din.data.images import read_image
+from nnunet_din.nnunet.commandline import (
+    FOLDERS,
+    CommandError,
+    EpochProgress,
+    FileProgress,
+    Progress,
+    child_environment,
+    duration,
+    run_step,
+)
+from nnunet_din.nnunet.labels import label_names
+
+__all__ = ["DemoError", "DemoResult", "build_commands", "run_demo"]
+
+PHANTOM = "Dataset999_CardiacPhantom"
+CONFIGURATION = "2d"
+
+
+class DemoError(CommandError):
+    """The demo cannot go on; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+        The demo's folder.
+    dice : dict of str to float
+        Mean Dice over the cases of each structure, 0 to 1; NaN where no case has the structure.
+    mean_dice : float
+        Mean over the structures, 0 to 1.
+    unseen : bool
+        Whether these are test cases. False: they are the training cases, because no test cases with labels are there.
+    predictions : pathlib.Path
+        Folder with the predicted label maps and nnU-Net's `summary.json`.
+    picture : pathlib.Path
+        PNG with three cases.
+    seconds : dict of str to float
+        Duration of each step in s.
+    """
+
+    folder: Path
+    dice: dict[str, float]
+    mean_dice: float
+    unseen: bool
+    predictions: Path
+    picture: Path
+    seconds: dict[str, float]
+
+
+def run_demo(
+    folder: Path,
+    data: Path | None = None,
+    device: str | None = None,
+    trainer: str = "nnUNetTrainerDIN_demo",
+    planner: str = "nnUNetPlannerDINAtto",
+    plans: str = "nnUNetDINAttoPlans",
+    seed: int = 0,
+) -> DemoResult:
+    """Plan, train, predict and evaluate with nnU-Net's own commands, and draw a picture of the result.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Where everything is written; made if needed. nnU-Net's three folders, logs, predictions and `demo.png` go there.
+    data : pathlib.Path, optional
+        Raw nnU-Net data set to use, a folder called DatasetXXX_Name. It is linked into `folder` and never written to.
+        By default the phantom is drawn.
+    device : {"cpu", "cuda", "mps"}, optional
+        Where to train and predict. By default CUDA if present, else Apple's GPU, else the CPU.
+    trainer, planner, plans : str
+        Names of nnU-Net's trainer and planner classes, and of the plans that the planner writes.
+    seed : int
+        Seed of the phantom, 0 or more; without effect on `data`.
+
+    Returns
+    -------
+    DemoResult
+        Dice values, and where the picture and the predictions are.
+
+    Raises
+    ------
+    DemoError
+        If the data set cannot be used, a command is not installed, or a command fails. Results of earlier steps stay.
+    """
+    begin = time.monotonic()
+    if seed < 0:
+        raise DemoError(f"The seed must be 0 or more, not {seed}.")
+    folder = Path(os.path.abspath(folder))
+    raw = _prepare_dataset(folder, data, seed)
+    dataset_json = read_json(raw / "dataset.json")
+    ending = dataset_json["file_ending"]
+    part, reason = _cases_to_predict(raw, ending)
+    cases = _list_cases(raw / f"images{part}", ending)
+    number_of_training_cases = len(_list_cases(raw / "imagesTr", ending))
+    device = device or _best_device()
+    environment = child_environment(folder, device)
+    predictions = folder / "predictions" / f"{raw.name}_images{part}"
+    # An earlier run must not be scored in place of this one.
+    for name in [*(case + ending for case in cases), "summary.json"]:
+        (predictions / name).unlink(missing_ok=True)
+
+    print(f"Data set: {raw.name}, {number_of_training_cases} training cases, {len(cases)} cases to predict.")
+    if reason:
+        print(f"NOTE: {reason}, so the TRAINING images are predicted: the Dice below is not that of unseen cases.")
+    print(f"Device: {device}. To repeat a command by hand, set nnU-Net's folders first:")
+    for name in FOLDERS:
+        print(f"  export {name}={shlex.quote(environment[name])}")
+
+    fold = folder / "nnUNet_results" / raw.name / f"{trainer}__{plans}__{CONFIGURATION}" / "fold_all"
+    preprocessed = folder / "nnUNet_preprocessed" / raw.name
+    commands = build_commands(raw, part, predictions, device, trainer, planner, plans)
+    steps = {
+        "preprocess": ("Plan and preprocess", FileProgress(number_of_training_cases, preprocessed, "*/*.pkl")),
+        "train": ("Train", EpochProgress(fold / "debug.json")),
+        "predict": ("Predict", FileProgress(len(cases), predictions, f"*{ending}")),
+        "evaluate": ("Compare with the ground truth", Progress()),
+    }
+    seconds = {}
+    for number, (name, (title, progress)) in enumerate(steps.items(), start=1):
+        print(f"\nStep {number} of {len(steps)}: {title} (begins at {duration(time.monotonic() - begin)})", flush=True)
+        # nnU-Net's planner takes this for its number of threads, which cannot be the 0 that is best for training.
+        changes = {"nnUNet_n_proc_DA": "1"} if name == "preprocess" else {}
+        log = folder / "logs" / f"{name}.log"
+        seconds[name] = run_step(commands[name], log, {**environment, **changes}, progress)
+
+    dice, dice_of_case = _read_summary(predictions / "summary.json", dataset_json["labels"])
+    mean_dice = float(np.nanmean(list(dice.values())))
+    picture = _draw(raw, part, predictions, ending, dataset_json, dice_of_case, folder / "demo.png")
+
+    print(f"\nMean Dice over {len(cases)} {'unseen test cases' if part == 'Ts' else 'TRAINING cases (not unseen)'}:")
+    width = max(len(name) for name in [*dice, "mean"])
+    for name, value in [*dice.items(), ("mean", mean_dice)]:
+        print(f"  {name:<{width}}  {value:.3f}")
+    print(f"\nPicture:     {picture}\nPredictions: {predictions}\nTotal time:  {duration(time.monotonic() - begin)}")
+    print(
+        "\nTry next:\n"
+        "  nnunet-din demo other_folder --data /path/to/DatasetXXX_Name\n"
+        "and, on a GPU, the network of the paper on a data set of yours in nnUNet_raw:\n"
+        "  nnUNetv2_plan_and_preprocess -d XXX -pl nnUNetPlannerDIN -c 2d\n"
+        "  nnUNetv2_train XXX 2d 0 -tr nnUNetTrainerDIN -p nnUNetDINPlans\n"
+        "  nnUNetv2_predict -d XXX -i IMAGES -o OUTPUT -c 2d -tr nnUNetTrainerDIN -p nnUNetDINPlans -f 0",
+        flush=True,
+    )
+    return DemoResult(folder, dice, mean_dice, part == "Ts", predictions, picture, seconds)
+
+
+def build_commands(
+    raw: Path, part: str, predictions: Path, device: str, trainer: str, planner: str, plans: str
+) -> dict[str, list[str]]:
+    """Build nnU-Net's commands for the four steps.
+
+    Parameters
+    ----------
+    raw : pathlib.Path
+        Raw data set, called DatasetXXX_Name.
+    part : {"Tr", "Ts"}
+        Which images to predict.
+    predictions : pathlib.Path
+        Where the predictions go.
+    device, trainer, planner, plans : str
+        As in `run_demo`.
+
+    Returns
+    -------
+    dict of str to list of str
+        Command and arguments of the steps "preprocess", "train", "predict" and "evaluate", in this order.
+    """
+    number = str(int(raw.name[7:10]))
+    model = ["-tr", trainer, "-p", plans]
+    return {
+        # --clean: a fingerprint of an earlier run may be of another data set.
+        "preprocess": [
+            "nnUNetv2_plan_and_preprocess", "-d", number, "-pl", planner, "-c", CONFIGURATION,
+            "--verify_dataset_integrity", "--clean", "-np", "1", "-npfp", "1", "--no_pbar",
+        ],
+        "train": ["nnUNetv2_train", number, CONFIGURATION, "all", *model, "-device", device],
+        # 0 workers: nnU-Net works in the process itself, which saves loading torch twice more.
+        "predict": [
+            "nnUNetv2_predict", "-d", number, "-i", str(raw / f"images{part}"), "-o", str(predictions),
+            "-c", CONFIGURATION, *model, "-f", "all", "-device", device,
+            "-npp", "0", "-nps", "0", "--disable_progress_bar",
+        ],
+        "evaluate": [
+            "nnUNetv2_evaluate_folder", str(raw / f"labels{part}"), str(predictions),
+            "-djfile", str(predictions / "dataset.json"), "-pfile", str(predictions / "plans.json"), "-np", "1",
+        ],
+    }  # fmt: skip
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _prepare_dataset(folder: Path, data: Path | None, seed: int) -> Path:
+    """Put the data set into the demo's `nnUNet_raw`; returns its folder there."""
+    source = None if data is None else Path(os.path.abspath(data))
+    if source is not None:
+        _check_dataset(source)
+    if folder.exists() and not folder.is_dir():
+        raise DemoError(f"{folder} is a file; choose another folder.")
+    name = PHANTOM if source is None else source.name
+    for parent in FOLDERS:
+        (folder / parent).mkdir(parents=True, exist_ok=True)
+        for other in (folder / parent).glob(f"{name[:10]}*"):
+            # nnU-Net refuses to work when two data sets have the same number.
+            if other.name != name:
+                raise DemoError(
+                    f"{folder / parent} already holds {other.name}, which has the same number as {name}; "
+                    "choose another folder."
+                )
+    target = folder / "nnUNet_raw" / name
+    if source is None:
+        if target.is_symlink():
+            raise DemoError(f"{target} is a link to other data; choose another folder.")
+        try:
+            return write_dataset(target, seed=seed)
+        except FileExistsError as error:
+            raise DemoError(f"{error}; choose another folder.") from error
+    if target.exists() and target.resolve() == source.resolve():
+        return target
+    if target.is_symlink():
+        target.unlink()
+    elif target.exists():
+        raise DemoError(f"{target} already holds a data set of that name; choose another folder.")
+    try:
+        target.symlink_to(source, target_is_directory=True)
+    except OSError:
+        # Windows allows links to few users only.
+        shutil.copytree(source, target)
+    return target
+
+
+def _check_dataset(data: Path) -> None:
+    if not data.is_dir():
+        raise DemoError(f"{data} is not a folder.")
+    if not re.fullmatch(r"Dataset\d{3}_.+", data.name):
+        raise DemoError(f"{data} must be called DatasetXXX_Name with three digits, for example Dataset027_ACDC.")
+    if not (data / "dataset.json").is_file():
+        raise DemoError(f"{data} has no dataset.json, so it is not a raw nnU-Net data set.")
+    for name in ("imagesTr", "labelsTr"):
+        if not (data / name).is_dir():
+            raise DemoError(f"{data} has no folder {name}, so it is not a raw nnU-Net data set.")
+    try:
+        description = read_json(data / "dataset.json")
+    except ValueError as error:
+        raise DemoError(str(error)) from error
+    missing = [key for key in ("labels", "file_ending") if key not in description]
+    if missing:
+        raise DemoError(f"{data / 'dataset.json'} has no entry {' and no entry '.join(missing)}.")
+    if not _list_cases(data / "imagesTr", description["file_ending"]):
+        raise DemoError(f"{data / 'imagesTr'} holds no image called CASE_0000{description['file_ending']}.")
+
+
+def _list_cases(images: Path, ending: str) -> list[str]:
+    """Names of the cases in a folder of images, which are called CASE_0000 for the first channel and so on."""
+    return sorted(path.name[: -len("_0000" + ending)] for path in images.glob(f"*_0000{ending}"))
+
+
+def _cases_to_predict(raw: Path, ending: str) -> tuple[str, str | None]:
+    """Whether to predict the test images ("Ts") or the training images ("Tr"), and why not the test images."""
+    if not (raw / "imagesTs").is_dir() or not (raw / "labelsTs").is_dir():
+        return "Tr", "The data set has no test cases with labels (imagesTs and labelsTs)"
+    images = _list_cases(raw / "imagesTs", ending)
+    labels = sorted(path.name[: -len(ending)] for path in (raw / "labelsTs").glob(f"*{ending}"))
+    if not images or images != labels:
+        return "Tr", "The images in imagesTs and the labels in labelsTs are not of the same cases"
+    return "Ts", None
+
+
+def _read_summary(path: Path, labels: dict[str, int | list[int]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean Dice of each structure, and of each case over its structures, from nnU-Net's `summary.json`."""
+    summary = read_json(path)
+    # nnU-Net names a structure by its label, or by the tuple of labels that make up a region.
+    keys = {name: str(tuple(value)) if isinstance(value, list) else str(value) for name, value in labels.items()}
+    dice = {name: float(summary["mean"][key]["Dice"]) for name, key in keys.items() if key in summary["mean"]}
+    dice_of_case = {}
+    for case in summary["metric_per_case"]:
+        values = [metrics["Dice"] for metrics in case["metrics"].values() if not math.isnan(metrics["Dice"])]
+        dice_of_case[Path(case["prediction_file"]).name] = float(np.mean(values)) if values else math.nan
+    return dice, dice_of_case
+
+
+def _read_volume(path: Path) -> np.ndarray:
+    """An image or label map as (Z, H, W); the colours of a photograph are averaged."""
+    return read_image(path).channels().mean(axis=0)
+
+
+def _draw(
+    raw: Path,
+    part: str,
+    predictions: Path,
+    ending: str,
+    dataset_json: dict,
+    dice_of_case: dict[str, float],
+    picture: Path,
+) -> Path:
+    """Draw the cases of highest, median and lowest Dice, each by the slice that shows most."""
+    from nnunet_din.nnunet.network_input import channel_files, enhanced_on_image_grid
+    from nnunet_din.plotting.panel import panel
+    from nnunet_din.plotting.selection import largest_slice
+    from nnunet_din.plotting.style import save_figure
+
+    plans = read_json(predictions / "plans.json")
+    ranked = sorted(dice_of_case, key=lambda name: -np.nan_to_num(dice_of_case[name]))
+    places = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
+    chosen = {ranked[place]: word for word, place in reversed(places.items())}
+    rows = []
+    for name, word in reversed(chosen.items()):
+        case = name[: -len(ending)]
+        first = raw / f"images{part}" / f"{case}_0000{ending}"
+        image = _read_volume(first)
+        files = channel_files(first, len(list(first.parent.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))), ending)
+        enhanced = enhanced_on_image_grid(files, plans, CONFIGURATION, dataset_json)[0]
+        truth = _read_volume(raw / f"labels{part}" / name).astype(int)
+        index = largest_slice(truth)
+        rows.append(
+            {
+                "name": f"{case}: {word} of {len(ranked)}, Dice {dice_of_case[name]:.2f}",
+                "image": image[index],
+                # The first channel, or the mean of the colours of one image, as above.
+                "enhanced": (enhanced.mean(axis=0) if len(files) < len(enhanced) else enhanced[0])[index],
+                "prediction": _read_volume(predictions / name)[index].astype(int),
+                "truth": truth[index],
+            }
+        )
+    return save_figure(panel(rows, label_names(dataset_json)), picture)
