@@ -121,7 +121,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         self.gpu_memory_gb = gpu_memory_target_in_gb or self.default_gpu_memory_gb
 
     def get_plans_for_configuration(self, spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache):
-        """As in nnU-Net; DIN where there are two axes."""
+        """Plan a configuration as nnU-Net does; where there are two axes, it is DIN's."""
         plan = super().get_plans_for_configuration(
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
@@ -180,7 +180,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         )
 
     def _choose(self, median: np.ndarray, budget: float) -> tuple[list[int], int, bool]:
-        """Patch, number of them that fit into ``budget`` bytes, checkpointing."""
+        """Choose the patch, how many of them fit into ``budget`` bytes, and whether to checkpoint activations."""
         stride, smallest = input_stride(**PRESETS[self.preset]), 64
         patch = np.array([stride * math.ceil(s / stride) for s in median])
         floor = np.minimum(patch, smallest)
@@ -192,7 +192,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         return patch.tolist(), int(max(fitting_pixels, 0) // np.prod(patch, dtype=np.float64)), bool(checkpointing)
 
     def _memory_model(self, checkpointing: bool) -> MemoryModel:
-        """The preset's memory on this data set's channels and classes."""
+        """Make the memory model of the preset on this data set's channels and classes."""
         return MemoryModel(self.preset, self._n_channels(), len(self.dataset_json["labels"]), checkpointing)
 
     def _n_channels(self) -> int:
@@ -220,7 +220,9 @@ class nnUNetPlannerDINAtto(nnUNetPlannerDIN):
 
 
 class nnUNetPlannerDINFast(nnUNetPlannerDIN):
-    """Plans DIN with ConvNeXt-Atto encoders at half resolution: trains at the speed of nnU-Net's ResEnc-M."""
+    """Plans DIN with plain convolutions for encoders, from half resolution on: for trainings from random weights, at
+    the speed of nnU-Net's ResEnc-M.
+    """
 
     preset = "fast"
     default_plans_name = "nnUNetDINFastPlans"

@@ -17,6 +17,7 @@ from nnunet_din.network.encoders.pyramid import PyramidEncoder
 ENCODERS = {
     "convnext_atto": (8, 1, (40, 80, 160, 320)),
     "fct": (8, 1, (16, 32, 64, 128)),
+    "plain_atto": (8, 1, (40, 80, 160, 320)),
     "swin_tiny_patch4_window7_224": (32, 4, (96, 192, 384, 768)),
     "resnet18": (32, 4, (64, 128, 256, 512)),
     "pvt_v2_b0": (32, 4, (32, 64, 160, 256)),
@@ -116,7 +117,7 @@ def test_low_features_come_from_the_stage_before_and_not_from_the_blocks_of_thei
     before, low, high = (parameters_behind(y) for y in (pairs[1][1], *pairs[2]))
     assert before < low, "all of the stage before, and a pooling"
     assert high - before - low, "blocks of its own"
-    if name != "fct":  # whose blocks start from f_low
+    if name not in ("fct", "plain_atto"):  # whose blocks start from f_low
         assert low - before - high, "a pooling of its own"
 
 
@@ -130,7 +131,9 @@ def test_kept_stages_are_the_first_ones_and_nothing_else_waits_for_gradients(nam
     assert all(p.grad is not None for p in encoder.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["fct", "swin_tiny_patch4_window7_224", "resnet18", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "name", ["fct", "plain_atto", "swin_tiny_patch4_window7_224", "resnet18", "mobilenetv3_small_050"]
+)
 def test_checkpointing_changes_no_gradient_and_saves_memory(name):
     """Fails also where timm would overwrite, in place, what is kept for the backward pass."""
     x = torch.randn(2, 1, 64, 64)
@@ -176,9 +179,10 @@ def test_drop_path_acts_in_training_only(name):
 def test_unknown_names_list_the_known_ones_and_close_ones_of_timm():
     with pytest.raises(ValueError, match="Unknown encoder 'resnet35'.*convnext_tiny.*fct, and any other.*resnet34"):
         build_encoder("resnet35", 1)
-    with pytest.raises(ValueError, match="Unknown encoder 'fct2'"):
-        input_stride("fct2")
-    assert {"convnext_atto", "convnext_base", "convnextv2_atto", "fct"} <= set(known_encoders())
+    for name in ("fct2", "plain", "plain_huge"):
+        with pytest.raises(ValueError, match=f"Unknown encoder '{name}'"):
+            input_stride(name)
+    assert {"convnext_atto", "convnext_base", "convnextv2_atto", "fct", "plain_atto"} <= set(known_encoders())
 
 
 @pytest.mark.parametrize(
@@ -200,6 +204,9 @@ def test_models_without_a_pyramid_for_any_size_are_refused(name, message):
     [
         ("fct", {"layer_scale": 1.0}, "layer_scale=1.0 has no meaning for encoder 'fct'"),
         ("fct", {"stem_stride": 4}, "stem_stride must be 1 or 2, got 4"),
+        ("plain_atto", {"stem_stride": 4}, "stem_stride must be 1 or 2, got 4"),
+        ("plain_atto", {"layer_scale": 1.0}, "layer_scale=1.0 has no meaning for encoder 'plain_atto'"),
+        ("plain_atto", {"drop_path_rate": 0.1}, "drop_path_rate=0.1 has no meaning for encoder 'plain_atto'"),
         ("resnet18", {"layer_scale": 1.0}, "layer_scale=1.0 has no meaning for encoder 'resnet18'"),
         ("resnet18", {"stem_stride": 2}, "stem_stride=2 has no meaning for encoder 'resnet18'"),
         ("vgg11_bn", {"drop_path_rate": 0.1}, "drop_path_rate=0.1 has no meaning for encoder 'vgg11_bn'"),

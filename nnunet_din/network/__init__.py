@@ -12,6 +12,7 @@ from nnunet_din.network.din import DualInteractionNetwork
 from nnunet_din.network.encoders import build_encoder, input_stride, known_encoders
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
 from nnunet_din.network.encoders.fct import FCTEncoder
+from nnunet_din.network.encoders.plain import PlainEncoder
 from nnunet_din.network.encoders.pretrained import LoadReport, load_pretrained_encoders
 from nnunet_din.network.encoders.pyramid import PyramidEncoder
 from nnunet_din.network.fusion import FUSIONS, ConcatenationFusion, InputFusion, build_fusion
@@ -30,6 +31,7 @@ __all__ = [
     "FCTEncoder",
     "InputFusion",
     "LoadReport",
+    "PlainEncoder",
     "PyramidEncoder",
     "SegFormerHead",
     "build_decoder",

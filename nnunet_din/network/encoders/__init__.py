@@ -9,6 +9,7 @@ import timm
 from nnunet_din.network.encoders.base import Encoder
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
 from nnunet_din.network.encoders.fct import FCTEncoder
+from nnunet_din.network.encoders.plain import WIDTHS, PlainEncoder
 from nnunet_din.network.encoders.pyramid import PyramidEncoder
 
 #: Prefix of the encoder's name -> class, called with (in_channels, name, **options). Every other model of timm is a
@@ -16,14 +17,15 @@ from nnunet_din.network.encoders.pyramid import PyramidEncoder
 ENCODERS: dict[str, type[Encoder]] = {
     "convnext": ConvNeXtEncoder,
     "fct": FCTEncoder,
+    "plain": PlainEncoder,
 }
 
 
 def known_encoders() -> list[str]:
-    """Names with an encoder of their own; :func:`build_encoder` accepts any timm model with a feature pyramid as
-    well.
+    """List the names with an encoder of their own; :func:`build_encoder` accepts any timm model with a feature pyramid,
+    too.
     """
-    return sorted([*timm.list_models("convnext*"), "fct"])
+    return sorted([*timm.list_models("convnext*"), "fct", *WIDTHS])
 
 
 def build_encoder(name: str, in_channels: int, **options) -> Encoder:
@@ -32,11 +34,12 @@ def build_encoder(name: str, in_channels: int, **options) -> Encoder:
     Parameters
     ----------
     name
-        ``convnext_base`` and its like (:class:`ConvNeXtEncoder`), ``fct`` (:class:`FCTEncoder`), or any timm model with
-        a feature pyramid, for example ``swin_tiny_patch4_window7_224`` (:class:`PyramidEncoder`).
+        ``convnext_base`` and its like (:class:`ConvNeXtEncoder`), ``plain_atto`` and its like (:class:`PlainEncoder`),
+        ``fct`` (:class:`FCTEncoder`), or any timm model with a feature pyramid, for example
+        ``swin_tiny_patch4_window7_224`` (:class:`PyramidEncoder`).
     in_channels
         Channels of the image.
-    options
+    **options
         ``layer_scale``, ``drop_path_rate``, ``checkpointing``, ``stem_stride``: see the class.
 
     Raises
