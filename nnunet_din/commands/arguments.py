@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_din.nnunet.folders import dataset_name
-from nnunet_din.nnunet.models import Model, choose_models, find_models, short_names
-
 __all__ = [
     "PICTURES",
     "add_picture",
     "add_trained_models",
     "check_output",
-    "chosen_models",
-    "fold_folders",
     "named_folders",
     "named_path",
 ]
@@ -87,65 +82,3 @@ def check_output(path: Path) -> None:
     """
     if path.suffix.lower() not in PICTURES:
         raise ValueError(f"{path}: the name of the picture must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}.")
-
-
-def chosen_models(dataset: str, chosen: Sequence[str] | None, short: bool = True) -> dict[str, Model]:
-    """Trained models of a data set by the name to show.
-
-    Parameters
-    ----------
-    dataset
-        Number or name of the data set.
-    chosen
-        ``TRAINER__PLANS__CONFIGURATION`` or ``NAME=TRAINER__PLANS__CONFIGURATION``; None: all models.
-    short
-        Whether models without a name get a short one, in place of their folder's.
-
-    Returns
-    -------
-    dict of str to nnunet_din.nnunet.models.Model
-        In the given order, else in alphabetical order.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such data set or model, or two models have the same name.
-    """
-    aliases = {}
-    for text in chosen or ():
-        alias, _, name = text.rpartition("=")
-        aliases[name] = alias
-    models = choose_models(find_models(dataset), list(aliases))
-    if not models:
-        raise FileNotFoundError(f"nnU-Net has trained no model on {dataset_name(dataset)} yet.")
-    shown = short_names(model.name for model in models) if short else {}
-    named = {aliases.get(model.name) or shown.get(model.name, model.name): model for model in models}
-    if len(named) < len(models):
-        raise ValueError(
-            "Two models have the same name: give each its own with --models NAME=TRAINER__PLANS__CONFIGURATION."
-        )
-    return named
-
-
-def fold_folders(model: Model, folds: Sequence[str] | None) -> dict[str, Path]:
-    """Folders of a model's folds.
-
-    Parameters
-    ----------
-    model
-        The model whose folds are looked for.
-    folds
-        Numbers of folds, or "all"; None: all numbered folds.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the model has no such fold.
-    """
-    if folds is None:
-        return dict(model.folds)
-    folders = {fold: model.folder / f"fold_{fold}" for fold in folds}
-    for fold, folder in folders.items():
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{model.name} has no fold {fold}: there is no folder {folder}.")
-    return folders

@@ -9,10 +9,9 @@ from nnunet_din.commands.arguments import (
     add_picture,
     add_trained_models,
     check_output,
-    chosen_models,
-    fold_folders,
     named_path,
 )
+from nnunet_din.nnunet.models import fold_folders, named_models
 from nnunet_din.nnunet.training_log import read_training
 from nnunet_din.plotting.curves import training_curves
 from nnunet_din.plotting.style import save_figure
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     for name, folder in (named_path(text, "curves") for text in args.folders):
         folders.setdefault(name, []).append(folder)
     if args.dataset is not None:
-        for name, model in chosen_models(args.dataset, args.models).items():
+        for name, model in named_models(args.dataset, args.models).items():
             folders[name] = list(fold_folders(model, args.folds).values())
             if not folders[name]:
                 raise FileNotFoundError(f"{model.folder} has no numbered fold: name one with -f, for example all.")

@@ -3,100 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from nnunet_din.commands.arguments import (
-    add_picture,
-    add_trained_models,
-    check_output,
-    chosen_models,
-    fold_folders,
-    named_folders,
-)
-from nnunet_din.data.files import read_json
-from nnunet_din.data.images import read_image, read_label_map
-from nnunet_din.evaluation.metrics import mean_dice
-from nnunet_din.nnunet.configurations import has_enhancement
-from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
-from nnunet_din.nnunet.labels import label_names, read_labels
-from nnunet_din.nnunet.network_input import channel_files, enhanced_on_image_grid
+from nnunet_din.commands.arguments import add_picture, add_trained_models, check_output, named_folders
+from nnunet_din.evaluation.comparison import Comparison, choose_cases, compare_folders, compare_models, read_row
 from nnunet_din.plotting.panel import panel
-from nnunet_din.plotting.selection import make_row
 from nnunet_din.plotting.style import save_figure
 
-__all__ = ["Case", "Comparison", "add_parser", "run"]
+__all__ = ["add_parser", "run"]
 
 _DPI = 300
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case and its files.
-
-    Attributes
-    ----------
-    name : str
-        Name that nnU-Net gives the case.
-    image : pathlib.Path
-        The channel to show.
-    truth : pathlib.Path or None
-        Label map of the truth, if there is one.
-    predictions : dict of str to pathlib.Path
-        Label map that each model has predicted.
-    """
-
-    name: str
-    image: Path
-    truth: Path | None
-    predictions: Mapping[str, Path]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What the network of a DIN model gets.
-
-    Attributes
-    ----------
-    plans : dict
-        Plans of a DIN planner.
-    configuration : str
-        One of their configurations, with an enhancement.
-    dataset_json : dict
-        Content of the data set's file.
-    """
-
-    plans: Mapping
-    configuration: str
-    dataset_json: Mapping
-
-
-@dataclass
-class Comparison:
-    """What is compared.
-
-    Attributes
-    ----------
-    cases : list of Case
-        Those to choose from, in alphabetical order.
-    structures : dict of str to tuple of int
-        Values in the label maps that make up each structure; empty: every value of the truth is one.
-    ignore : int or None
-        Value of voxels of the truth that do not count.
-    names : dict of int to str
-        Names of the values for the legend.
-    planned : Planned or None
-        Whose network's input is shown; None: images are enhanced as they are stored.
-    """
-
-    cases: list[Case]
-    structures: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    ignore: int | None = None
-    names: Mapping[int, str] = field(default_factory=dict)
-    planned: Planned | None = None
 
 
 def add_parser(subparsers) -> None:
@@ -146,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("Give either -d with the number of a data set, or --images and --pred NAME=FOLDER.")
     comparison = _from_folders(args) if args.pred else _from_results(args)
     rows = []
-    for case, remark in _choose_cases(comparison, args.cases):
-        rows.append(_row(case, remark, comparison, args))
+    for case, remark in choose_cases(comparison, bool(args.cases)):
+        rows.append(read_row(case, comparison, remark, args.axis, args.slice, args.boxes, not args.no_crop))
         print(rows[-1]["name"])
     save_figure(panel(rows, comparison.names, args.style), args.output, dpi=_DPI)
     print(f"Wrote {args.output}")
@@ -155,211 +71,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _from_folders(args: argparse.Namespace) -> Comparison:
-    """What the folders on the command line hold; the cases are those that the first model has predicted."""
     if args.images is None:
         raise ValueError("--images FOLDER is missing: the images that were predicted.")
     if args.folds or args.models:
         raise ValueError("--models and -f go with -d, not with --pred.")
-    folders = named_folders(args.pred, "--pred")
-    for folder in (args.images, *([args.gt] if args.gt else []), *folders.values()):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder.")
-    ending = _file_ending(args.images, args.channel)
-    first = next(iter(folders.values()))
-    names = args.cases or sorted(path.name[: -len(ending)] for path in first.glob(f"*{ending}"))
-    if not names:
-        raise FileNotFoundError(f"{first} holds no predictions called *{ending}.")
-    cases = [
-        Case(
-            name,
-            args.images / f"{name}_{args.channel:04d}{ending}",
-            args.gt / f"{name}{ending}" if args.gt else None,
-            {model: folder / f"{name}{ending}" for model, folder in folders.items()},
-        )
-        for name in names
-    ]
-    for case in cases:
-        for model, path in case.predictions.items():
-            if not path.is_file():
-                raise FileNotFoundError(f"{model} has no prediction of the case {case.name}: {path} does not exist.")
-        for what, file in (("image", case.image), ("ground truth", case.truth)):
-            if file is not None and not file.is_file():
-                raise FileNotFoundError(f"The case {case.name} has no {what}: {file} does not exist.")
-    places = [*folders.values(), *([args.gt.parent] if args.gt else []), args.images.parent]
-    description = args.dataset_json or next((p for p in (f / "dataset.json" for f in places) if p.is_file()), None)
-    planned = None
-    if args.plans:
-        planned = _planned(args.plans, "2d", description)
-        if planned is None:
-            raise ValueError(f"{args.plans} has no `enhancement`: these plans were not made by a DIN planner.")
-    return _described(cases, description, planned)
+    predictions = named_folders(args.pred, "--pred")
+    return compare_folders(args.images, predictions, args.gt, args.cases, args.channel, args.dataset_json, args.plans)
 
 
 def _from_results(args: argparse.Namespace) -> Comparison:
-    """What nnU-Net's folders hold; the cases are those that all models have predicted."""
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
     if args.images or args.gt or args.dataset_json or args.plans:
         raise ValueError("With -d the images, labels and plans are nnU-Net's: leave out --images, --gt and their like.")
-    raw = nnunet_folder("nnUNet_raw") / dataset_name(args.dataset)
-    description = raw / "dataset.json"
-    ending = read_json(description)["file_ending"]
-    predictions: dict[str, dict[str, Path]] = {}
-    planned: Planned | None = None
-    for name, model in chosen_models(args.dataset, args.models).items():
-        folders = [folder / "validation" for folder in fold_folders(model, args.folds).values()]
-        found = {path.name[: -len(ending)]: path for folder in folders for path in sorted(folder.glob(f"*{ending}"))}
-        if not found and args.models:
-            where = ", ".join(map(str, folders)) or model.folder
-            raise FileNotFoundError(
-                f"{model.name} has no validation predictions in {where}: nnUNetv2_train writes them."
-            )
-        if not found:
-            print(f"Left out: {model.name}, which has no validation predictions.")
-            continue
-        predictions[name] = found
-        planned = planned or _planned(model.folder / "plans.json", model.name.split("__")[-1], description)
-    if not predictions:
-        raise FileNotFoundError("No model has validation predictions: nnUNetv2_train writes them at its end.")
-    common = sorted(set.intersection(*map(set, predictions.values())))
-    for case in args.cases or ():
-        for name, found in predictions.items():
-            if case not in found:
-                raise FileNotFoundError(f"{name} has no validation prediction of the case {case}.")
-    if not common:
-        raise ValueError(f"No case was predicted by all of {', '.join(predictions)}: choose other folds or models.")
-    files = get_filenames_of_train_images_and_targets(str(raw), read_json(description))
-    cases = []
-    for name in args.cases or common:
-        if name not in files:
-            raise FileNotFoundError(f"The case {name} was predicted and is not in {raw} any more.")
-        images = files[name]["images"]
-        if not 0 <= args.channel < len(images):
-            raise ValueError(
-                f"--channel {args.channel}: the case {name} has {len(images)} image files, counted from 0."
-            )
-        chosen = {model: found[name] for model, found in predictions.items()}
-        cases.append(Case(name, Path(images[args.channel]), Path(files[name]["label"]), chosen))
-    return _described(cases, description, planned)
-
-
-def _described(cases: list[Case], description: Path | None, planned: Planned | None) -> Comparison:
-    if description is None:
-        return Comparison(cases)
-    labels = read_labels(description)
-    return Comparison(cases, labels.structures, labels.ignore, label_names(read_json(description)), planned)
-
-
-def _planned(plans: Path, configuration: str, description: Path | None) -> Planned | None:
-    """What the plans say about the network's input; None if they are not a DIN planner's."""
-    content = read_json(plans)
-    if not has_enhancement(content, configuration):
-        return None
-    if description is None:
-        raise FileNotFoundError(f"{plans} belongs to a data set whose dataset.json is needed: --dataset-json FILE.")
-    return Planned(content, configuration, read_json(description))
-
-
-def _file_ending(images: Path, channel: int) -> str:
-    mark = f"_{channel:04d}."
-    for path in sorted(images.iterdir()):
-        if mark in path.name and not path.name.startswith("."):
-            return path.name[path.name.rindex(mark) + len(mark) - 1 :]
-    raise FileNotFoundError(
-        f"{images} holds no image called CASE_{channel:04d}.nii.gz, CASE_{channel:04d}.png or alike."
-    )
-
-
-def _choose_cases(comparison: Comparison, chosen: Sequence[str] | None) -> list[tuple[Case, str]]:
-    """Choose the cases to draw, each with a remark."""
-    cases = comparison.cases
-    if chosen:
-        return [(case, "") for case in cases]
-    if cases[0].truth is None:
-        return [(case, "") for case in cases[:3]]
-    dice = {case.name: next(iter(_dice_of_models(case, comparison, first_only=True).values())) for case in cases}
-    ranked = sorted((case for case in cases if not np.isnan(dice[case.name])), key=lambda case: -dice[case.name])
-    if not ranked:
-        return [(case, "") for case in cases[:3]]
-    # Where two of these are the same case, the later word holds.
-    words = {ranked[len(ranked) // 2].name: "median", ranked[-1].name: "worst", ranked[0].name: "best"}
-    return [(case, f"{words[case.name]} of {len(ranked)}") for case in ranked if case.name in words]
-
-
-def _dice_of_models(case: Case, comparison: Comparison, first_only: bool = False) -> dict[str, float]:
-    """Compute the mean Dice of each model, or of the first one only."""
-    if case.truth is None:
-        raise ValueError(f"The case {case.name} has no truth to compare with.")
-    truth = read_label_map(case.truth)
-    dice = {}
-    for model, path in list(case.predictions.items())[: 1 if first_only else None]:
-        prediction = read_label_map(path)
-        _check_shape(path, prediction, case.truth, truth)
-        dice[model] = mean_dice(prediction, truth, comparison.structures, comparison.ignore)
-    return dice
-
-
-def _row(case: Case, remark: str, comparison: Comparison, args: argparse.Namespace) -> dict:
-    """Make the row of a case: read its files, slice them, and write the title."""
-    image = read_image(case.image)
-    axis = image.slice_axis if image.flat or args.axis is None else args.axis
-    height, width = (size for number, size in enumerate(image.spacing) if number != axis)
-    shape = image.array.shape[:3]
-    if args.slice is not None and not 0 <= args.slice < shape[axis]:
-        raise ValueError(f"--slice {args.slice}: the case {case.name} has {shape[axis]} slices, counted from 0.")
-
-    def slices_of(path: Path) -> np.ndarray:
-        label_map = read_label_map(path)
-        _check_shape(path, label_map, case.image, image.channels()[0])
-        return _slices(label_map, axis)
-
-    maps = {model: slices_of(path) for model, path in case.predictions.items()}
-    truth = None if case.truth is None else slices_of(case.truth)
-    try:
-        row = make_row(
-            np.stack([_slices(channel, axis) for channel in image.channels()]),
-            maps,
-            truth,
-            color=image.color,
-            aspect=height / width,
-            index=args.slice,
-            ignore=comparison.ignore,
-            boxes=args.boxes,
-            crop=not args.no_crop,
-            enhanced=_enhanced(case, comparison.planned, axis),
-        )
-    except ValueError as error:
-        raise ValueError(f"{case.image}: {error}") from error
-    title = case.name if image.flat else f"{case.name}, slice {row['index']}"
-    title += f" ({remark})" if remark else ""
-    if truth is not None:
-        dice = _dice_of_models(case, comparison)
-        # Names may hold commas.
-        title += ": Dice " + "; ".join(f"{name} {value:.3f}" for name, value in dice.items())
-    return {**row, "name": title}
-
-
-def _enhanced(case: Case, planned: Planned | None, axis: int) -> np.ndarray | None:
-    """The first enhancement that the network gets, of the channel shown or of all colours: slices ``(C, Z, H, W)``."""
-    if planned is None:
-        return None
-    names = planned.dataset_json.get("channel_names", planned.dataset_json.get("modality", ("",)))
-    ending = planned.dataset_json["file_ending"]
-    shown = int(case.image.name.removesuffix(ending)[-4:])
-    first = case.image.with_name(f"{case.image.name.removesuffix(ending)[:-4]}0000{ending}")
-    color = read_image(case.image).color
-    files = channel_files(first, 1 if color else len(names), ending)
-    enhanced = enhanced_on_image_grid(files, planned.plans, planned.configuration, planned.dataset_json)[0]
-    chosen = enhanced if color else enhanced[shown : shown + 1]
-    return np.stack([_slices(channel, axis) for channel in chosen])
-
-
-def _slices(volume: np.ndarray, axis: int) -> np.ndarray:
-    """Cut a volume (Z, Y, X) into slices along an axis; where z runs along the rows, it points upwards."""
-    slices = np.moveaxis(volume, axis, 0)
-    return slices if axis == 0 else slices[:, ::-1]
-
-
-def _check_shape(path: Path, array: np.ndarray, other_path: Path, other: np.ndarray) -> None:
-    if array.shape != other.shape:
-        raise ValueError(f"{path} has shape {array.shape} and {other_path} has {other.shape}: they must be the same.")
+    return compare_models(args.dataset, args.models, args.folds, args.cases, args.channel)

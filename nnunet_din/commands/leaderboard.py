@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
-from nnunet_din.commands.arguments import add_trained_models, chosen_models, named_folders
+from nnunet_din.commands.arguments import add_trained_models, named_folders
 from nnunet_din.evaluation.collection import Collection, collect_cross_validation, collect_predictions
 from nnunet_din.evaluation.published import PUBLISHED
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.labels import read_labels
-from nnunet_din.nnunet.models import find_models
+from nnunet_din.nnunet.models import find_models, named_models
 
 
 def add_parser(subparsers) -> None:
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.pred:
         collection = collect_predictions(named_folders(args.pred, "--pred"), args.gt, labels.file_ending)
     else:
-        models = chosen_models(args.dataset, args.models, short=False)
+        models = named_models(args.dataset, args.models, short=False)
         collection = collect_cross_validation(args.dataset, labels, models, args.folds)
     if not collection.cases:
         raise ValueError(

@@ -91,3 +91,65 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
     differing = [place for place in range(3) if len({name[place] for name in parts.values()}) > 1]
     short = {m: ", ".join(parts[m][place] for place in differing) if m in parts else m for m in models}
     return short if len(set(short.values())) == len(models) else {model: model for model in models}
+
+
+def named_models(dataset: str, chosen: Sequence[str] | None, short: bool = True) -> dict[str, Model]:
+    """Trained models of a data set by the name to show.
+
+    Parameters
+    ----------
+    dataset
+        Number or name of the data set.
+    chosen
+        ``TRAINER__PLANS__CONFIGURATION`` or ``NAME=TRAINER__PLANS__CONFIGURATION``; None: all models.
+    short
+        Whether models without a name get a short one, in place of their folder's.
+
+    Returns
+    -------
+    dict of str to Model
+        In the given order, else in alphabetical order.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such data set or model, or two models have the same name.
+    """
+    aliases = {}
+    for text in chosen or ():
+        alias, _, name = text.rpartition("=")
+        aliases[name] = alias
+    models = choose_models(find_models(dataset), list(aliases))
+    if not models:
+        raise FileNotFoundError(f"nnU-Net has trained no model on {dataset_name(dataset)} yet.")
+    shown = short_names(model.name for model in models) if short else {}
+    named = {aliases.get(model.name) or shown.get(model.name, model.name): model for model in models}
+    if len(named) < len(models):
+        raise ValueError(
+            "Two models have the same name: give each its own with --models NAME=TRAINER__PLANS__CONFIGURATION."
+        )
+    return named
+
+
+def fold_folders(model: Model, folds: Sequence[str] | None) -> dict[str, Path]:
+    """Folders of a model's folds.
+
+    Parameters
+    ----------
+    model
+        The model whose folds are looked for.
+    folds
+        Numbers of folds, or "all"; None: all numbered folds.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the model has no such fold.
+    """
+    if folds is None:
+        return dict(model.folds)
+    folders = {fold: model.folder / f"fold_{fold}" for fold in folds}
+    for fold, folder in folders.items():
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{model.name} has no fold {fold}: there is no folder {folder}.")
+    return folders
