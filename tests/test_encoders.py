@@ -177,7 +177,9 @@ def test_drop_path_acts_in_training_only(name):
 
 
 def test_unknown_names_list_the_known_ones_and_close_ones_of_timm():
-    with pytest.raises(ValueError, match="Unknown encoder 'resnet35'.*convnext_tiny.*fct, and any other.*resnet34"):
+    with pytest.raises(
+        ValueError, match="Unknown encoder 'resnet35'.*convnext_tiny.*fct.*plain_tiny, and any other.*resnet34"
+    ):
         build_encoder("resnet35", 1)
     for name in ("fct2", "plain", "plain_huge"):
         with pytest.raises(ValueError, match=f"Unknown encoder '{name}'"):

@@ -27,9 +27,9 @@ SLOPE = 0.01
 class PlainEncoder(Encoder):
     """Four stages of convolution, instance normalization and LeakyReLU, with the resolutions and widths of a ConvNeXt.
 
-    ConvNeXt's blocks add little to their shortcuts at first: without pretrained weights it takes them thousands of
-    steps to see more than their stem and poolings do. Here every layer is on the only way through the network and
-    normalized, and learns at once (docs/results.md). It has less arithmetic, too.
+    ConvNeXt's blocks add little to their shortcuts at first, and without pretrained weights it takes them thousands of
+    steps to change that. Here there are no shortcuts, every layer is normalized, and all learn at once
+    (docs/results.md). It has less arithmetic, too.
 
     f_low is the stage after its first convolution, which pools, f_high after its last.
 
@@ -42,7 +42,7 @@ class PlainEncoder(Encoder):
     layer_scale, drop_path_rate
         Not options here: only their defaults (1e-6 or None, and 0) are accepted.
     checkpointing
-        Keep only the input of each stage for the backward pass, and compute the stage again there.
+        Keep only the input of each convolution for the backward pass, and compute the rest again there.
     stem_stride
         Stride of the first stage, 1 or 2.
     convolutions
@@ -86,13 +86,17 @@ class PlainEncoder(Encoder):
     def forward(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Encode, see :meth:`Encoder.forward`."""
         pairs = []
-        for stage in self.stages:
-            if self.checkpointing and self.training:
-                f_low, x = checkpoint(_both, stage, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                f_low, x = _both(stage, x)
+        for first, *others in self.stages:
+            f_low = x = self._keeping_input(first, x)
+            for layer in others:
+                x = self._keeping_input(layer, x)
             pairs.append((f_low, x))
         return pairs
+
+    def _keeping_input(self, layer: nn.Module, x: Tensor) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+        return layer(x)
 
 
 def convolution(d_in: int, d_out: int, stride: int = 1) -> nn.Sequential:
@@ -110,9 +114,3 @@ class InstanceNorm(nn.InstanceNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(N, d, H, W)`` -> same."""
         return torch.instance_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, True)
-
-
-def _both(stage: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
-    """f_low and f_high of a stage."""
-    f_low = stage[0](x)
-    return f_low, stage[1:](f_low)
