@@ -394,26 +394,6 @@ def test_equal_costs_stand_side_by_side():
     assert [line.get_xdata()[0] for line in markers] == [5, 5, 6]
 
 
-@pytest.mark.parametrize("models", [["A"], [DIN, UNET], LONG[:4], [f"model {i}" for i in range(9)], LONG])
-def test_names_overlap_neither_each_other_nor_points(models):
-    """Fails if names are unreadable; where there is no room for them, all must be in the legend."""
-    rng = np.random.default_rng(0)
-    costs, dice = rng.uniform((1e9, 0.7), (2e10, 0.8), (len(models), 2)).T
-    figure = dice_against_cost(make_table(models, costs, dice))
-    figure.draw_without_rendering()
-    (ax,) = figure.axes
-    names = list(short_names(models).values())
-    if figure.legends:
-        assert len(models) > 1 and not ax.texts
-        assert [on_one_line(name) for name in legend(figure)] == names
-        return
-    assert [on_one_line(text.get_text()) for text in ax.texts] == names
-    extents = [text.get_window_extent().padded(-1) for text in ax.texts]
-    assert not any(a.overlaps(b) for i, a in enumerate(extents) for b in extents[:i])
-    markers = [ax.transData.transform(point) for point in points(ax)]
-    assert not any(extent.contains(*marker) for extent in extents for marker in markers)
-
-
 def test_costs_that_cannot_be_drawn_are_refused():
     """Fails if a wrong name or a table without costs gives an empty picture."""
     with pytest.raises(ValueError, match="'price'.*multiply_adds, seconds_per_epoch, parameters"):
@@ -433,30 +413,6 @@ def figures(models):
     yield rank_stability(pd.DataFrame(order, columns=models))
     yield dice_against_cost(make_table(models, np.geomspace(1e9, 1e12, n), np.linspace(0.7, 0.9, n)))
     yield dice_against_cost(make_table(models, [1e9, *[np.nan] * (n - 1)]))
-
-
-@pytest.mark.parametrize("models", [LONG[:1], LONG[:2], LONG])
-def test_long_names_stay_inside_a_column_of_a_paper(models):
-    """Fails if a name is cut at the edge, covers the axes, or leaves them too small to read."""
-    for figure in figures(models):
-        figure.draw_without_rendering()
-        width = figure.get_figwidth() * MILLIMETRES
-        assert min(abs(width - 85), abs(width - 175)) < 0.01
-        assert figure.get_figheight() * MILLIMETRES < 235, "higher than a page"
-        page = figure.bbox
-        things = [*figure.legends, *([figure._supxlabel] if figure._supxlabel else [])]
-        for ax in figure.axes:
-            # Matplotlib also holds labels of ticks beyond the ends of the axis, which it does not draw.
-            ticks = [tick for tick in ax.xaxis.get_major_ticks() if ax.viewLim.x0 <= tick.get_loc() <= ax.viewLim.x1]
-            things += [ax.yaxis.label, *ax.texts, *(tick.label1 for tick in ticks)]
-        for thing in things:
-            box = thing.get_window_extent()
-            assert box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1, thing
-            assert box.y0 >= page.y0 - 1 and box.y1 <= page.y1 + 1, thing
-        for ax in figure.axes:
-            size = ax.bbox.size / figure.dpi * MILLIMETRES
-            assert size[0] > 50 and size[1] > 25
-            assert not any(found.get_window_extent().overlaps(ax.bbox) for found in figure.legends)
 
 
 def test_type_is_readable():

@@ -115,16 +115,6 @@ def test_label_without_a_name_is_called_by_its_number(row):
     assert [text.get_text() for text in legend.get_texts()] == ["RV", "label 3"]
 
 
-def test_legend_in_two_rows_is_even(row):
-    """Fails if one name of eight is left alone in the second row."""
-    label = np.arange(480).reshape(20, 24) // 54
-    figure = panel([{**row, "prediction": None, "truth": label}], {n: f"structure {n}" for n in range(1, 9)})
-    figure.draw_without_rendering()
-    (legend,) = figure.legends
-    heights = [round(text.get_window_extent().y0) for text in legend.get_texts()]
-    assert sorted(heights.count(height) for height in set(heights)) == [4, 4]
-
-
 def test_labels_are_painted_where_they_are(row):
     """Fails if overlays are shifted, flipped, opaque or in the wrong colour: checked on the drawn pixels."""
     row = {"image": np.zeros((20, 24)), "truth": row["truth"]}
@@ -203,27 +193,6 @@ def test_pixels_keep_their_shape(row):
     boxes = [ax.get_window_extent() for ax in figure.axes]
     assert boxes[0].height / boxes[0].width == pytest.approx(0.5 * 20 / 24)
     assert boxes[4].height / boxes[4].width == pytest.approx(20 / 24)
-
-
-def test_no_text_lies_on_another_or_outside(row):
-    """Fails if long names of models, titles or many labels run into each other or out of the picture."""
-    label = np.arange(480).reshape(20, 24) // 60
-    long = "nnUNetTrainerDIN_noBoundaryLoss__nnUNetDINAttoPlans__2d"
-    rows = [
-        {**row, "name": f"case, slice 3: Dice {long} 0.900; {long}x 0.900; {long}y 0.900",
-         "predictions": {name: label for name in (long, long + "x", long + "y")}}
-    ] * 2  # fmt: skip
-    figure = panel(rows, {value: f"a structure of the number {value}" for value in range(1, 8)})
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    texts = [text for ax in figure.axes for text in (*ax.texts, ax._left_title) if text.get_text()]
-    texts += figure.legends[0].get_texts()
-    extents = [text.get_window_extent(canvas.get_renderer()) for text in texts]
-    whole = figure.bbox
-    pictures = [ax.get_window_extent() for ax in figure.axes]
-    for number, extent in enumerate(extents):
-        assert extent.x0 >= whole.x0 and extent.x1 <= whole.x1 and extent.y0 >= whole.y0 and extent.y1 <= whole.y1
-        assert not any(extent.overlaps(other) for other in extents[number + 1 :] + pictures), texts[number]
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)])
