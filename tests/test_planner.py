@@ -108,6 +108,14 @@ def test_warning_tells_figures_apart_and_names_smaller_networks_only(dataset, cl
     assert named == {"atto": ["nnUNetPlannerDINFast"], "fast": []}[cls.preset]
 
 
+def test_warning_of_a_planner_with_a_preset_of_its_own_recommends_none_of_ours(dataset, monkeypatch, capsys):
+    monkeypatch.setitem(PRESETS, "theirs", PRESETS["fast"])
+    cls = type("nnUNetPlannerTheirs", (nnUNetPlannerDIN,), {"preset": "theirs"})
+    planner(dataset, cls, gpu_memory_target_in_gb=0.01)._patch_and_batch_size((64, 64), 1e9)
+    warning = capsys.readouterr().out
+    assert "DIN theirs" in warning and "nnUNetPlannerDIN" not in warning
+
+
 def test_batch_is_at_most_five_percent_of_the_data(dataset):
     p = planner(dataset)
     patch, batch, checkpointing = p._patch_and_batch_size((64, 64), 200 * 64 * 64)
