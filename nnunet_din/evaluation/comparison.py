@@ -111,7 +111,7 @@ def compare_folders(
     channel
         Channel to show.
     description
-        dataset.json, which names the labels; None: looked for beside the folders.
+        The file ``dataset.json``, which names the labels; None: looked for beside the folders.
     plans
         Plans of a DIN planner, for what the network gets.
 
