@@ -4,7 +4,7 @@
     python scripts/test_dependencies.py lowest --python 3.10
 
 `lowest` is the oldest allowed version of every direct dependency, `newest` the newest release of all of them. Each gets
-an environment of its own in a temporary folder (about 7 GB). Prints one row of the table in docs/dependencies.md.
+an environment of its own in a temporary folder (about 7 GB). Prints a row of a table for each.
 Needs uv, which finds the versions: `pip install uv`.
 """
 

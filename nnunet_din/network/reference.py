@@ -62,7 +62,7 @@ def of_kind(kind: type[M], part: nn.Module) -> M:
 
 def encode(encoder: nn.Module, x: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Compute f_low and f_high of every stage: the edge and the shape features of Table 14."""
-    if isinstance(encoder, PlainEncoder):  # has this one form only
+    if isinstance(encoder, PlainEncoder):  # not the paper's, and has this one form only
         return encoder(x)
     encoder = of_kind(ConvNeXtEncoder, encoder)
     if encoder.edge_pooling is None:

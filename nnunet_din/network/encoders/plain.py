@@ -31,7 +31,7 @@ class PlainEncoder(Encoder):
     steps to change that. Here there are no shortcuts, every layer is normalized, and all learn at once
     (docs/results.md). It has less arithmetic, too.
 
-    f_low is the stage after its first convolution, which pools, f_high after its last.
+    f_low is the stage after its first convolution, which pools, f_high after its second.
 
     Parameters
     ----------
@@ -45,8 +45,6 @@ class PlainEncoder(Encoder):
         Keep only the input of each convolution for the backward pass, and compute the rest again there.
     stem_stride
         Stride of the first stage, 1 or 2.
-    convolutions
-        Convolutions a stage.
 
     Raises
     ------
@@ -64,7 +62,6 @@ class PlainEncoder(Encoder):
         drop_path_rate: float = 0.0,
         checkpointing: bool = False,
         stem_stride: int = 1,
-        convolutions: int = 2,
     ):
         super().__init__()
         if layer_scale not in (None, 1e-6):
@@ -77,19 +74,16 @@ class PlainEncoder(Encoder):
         self.checkpointing = checkpointing
         strides = (stem_stride, 2, 2, 2)
         self.stages = ModuleList(
-            nn.Sequential(
-                convolution(d_in, d_out, stride), *(convolution(d_out, d_out) for _ in range(convolutions - 1))
-            )
+            nn.Sequential(convolution(d_in, d_out, stride), convolution(d_out, d_out))
             for (d_in, d_out), stride in zip(pairwise((in_channels, *self.channels)), strides, strict=True)
         )
 
     def forward(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Encode, see :meth:`Encoder.forward`."""
         pairs = []
-        for first, *others in self.stages:
-            f_low = x = self._keeping_input(first, x)
-            for layer in others:
-                x = self._keeping_input(layer, x)
+        for first, second in self.stages:
+            f_low = self._keeping_input(first, x)
+            x = self._keeping_input(second, f_low)
             pairs.append((f_low, x))
         return pairs
 
