@@ -1,9 +1,9 @@
 """Joins this package to nnU-Net: nnU-Net's class look-up finds our classes by name, in every process.
 
 nnU-Net finds planners, preprocessors and trainers with one function, ``recursive_find_python_class``, which walks its
-own folders. When ``nnunetv2.utilities.find_class_by_name`` is imported, :class:`_LookupFinder` lets that module load as
-usual and then wraps the function: names listed in :data:`CLASSES` are answered from here, everything else goes through
-untouched.
+own folders. When the module that defines it is imported, :class:`_Finder` lets it load as usual and then wraps the
+function: names listed in :data:`CLASSES` are answered from here, everything else goes through untouched. The function
+behind ``-pretrained_weights`` is wrapped in the same way, for DIN's networks.
 
 This module runs at every start of Python in the environment (``nnunet_din.pth``), so it imports nothing but ``sys``.
 """
@@ -37,18 +37,22 @@ CLASSES = {
     "nnUNetTrainerDIN_pretrained": "nnunet_din.trainers.pretrained",
 }
 
-#: The nnU-Net module and the function in it that looks classes up by name.
+#: nnU-Net's function that looks classes up by name, and the module that defines it.
 LOOKUP_MODULE = "nnunetv2.utilities.find_class_by_name"
 LOOKUP_FUNCTION = "recursive_find_python_class"
+#: nnU-Net's function behind ``nnUNetv2_train -pretrained_weights``, and the module that defines it.
+WEIGHTS_MODULE = "nnunetv2.run.load_pretrained_weights"
+WEIGHTS_FUNCTION = "load_pretrained_weights"
 
 
 def register() -> None:
     """Make nnU-Net find :data:`CLASSES` in this process. Cheap, idempotent, and safe without nnU-Net."""
-    module = sys.modules.get(LOOKUP_MODULE)
-    if module is not None:
-        _wrap_everywhere(module)
-    elif not any(isinstance(finder, _LookupFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _LookupFinder())
+    for name in WRAPPED:
+        module = sys.modules.get(name)
+        if module is not None:
+            _wrap_everywhere(module)
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
 
 
 def _load(class_name: str) -> type:
@@ -57,38 +61,64 @@ def _load(class_name: str) -> type:
     return getattr(import_module(CLASSES[class_name]), class_name)
 
 
-def _wrap(module):
-    """Replace the look-up function in ``module`` by one that knows our names; returns (original, replacement)."""
-    from functools import wraps
+def _look_up(original):
+    """The look-up that knows our names."""
 
-    original = getattr(module, LOOKUP_FUNCTION)
-    if hasattr(original, "__nnunet_din__"):
-        return original.__wrapped__, original
-
-    @wraps(original)
     def find(folder, class_name, *args, **kwargs):
         if class_name in CLASSES:
             return _load(class_name)
         return original(folder, class_name, *args, **kwargs)
 
-    find.__nnunet_din__ = True
-    setattr(module, LOOKUP_FUNCTION, find)
-    return original, find
+    return find
+
+
+def _start_from(original):
+    """The start from other weights; of DIN's networks, with other channels, too, and with an error of one sentence."""
+
+    def load(network, fname, *args, **kwargs):
+        bare = getattr(network, "module", network)  # distributed
+        bare = getattr(bare, "_orig_mod", bare)  # compiled
+        if type(bare).__module__.partition(".")[0] != "nnunet_din":
+            return original(network, fname, *args, **kwargs)
+        from nnunet_din.nnunet.fine_tuning import load_pretrained_weights
+
+        return load_pretrained_weights(bare, fname)
+
+    return load
+
+
+#: Module of nnU-Net -> the function in it that is wrapped, and what wraps it.
+WRAPPED = {LOOKUP_MODULE: (LOOKUP_FUNCTION, _look_up), WEIGHTS_MODULE: (WEIGHTS_FUNCTION, _start_from)}
+
+
+def _wrap(module):
+    """Wrap the function of a module of :data:`WRAPPED`; returns (original, replacement)."""
+    from functools import wraps
+
+    name, wrapper = WRAPPED[module.__name__]
+    original = getattr(module, name)
+    if hasattr(original, "__nnunet_din__"):
+        return original.__wrapped__, original
+    replacement = wraps(original)(wrapper(original))
+    replacement.__nnunet_din__ = True
+    setattr(module, name, replacement)
+    return original, replacement
 
 
 def _wrap_everywhere(module) -> None:
-    """Wrap after the fact: modules that did ``from ... import recursive_find_python_class`` hold the original too."""
+    """Wrap after the fact: modules that imported the function by name hold the original, too."""
+    function, _ = WRAPPED[module.__name__]
     original, replacement = _wrap(module)
     for name, other in list(sys.modules.items()):
-        if name.partition(".")[0] == "nnunetv2" and getattr(other, LOOKUP_FUNCTION, None) is original:
-            setattr(other, LOOKUP_FUNCTION, replacement)
+        if name.partition(".")[0] == "nnunetv2" and getattr(other, function, None) is original:
+            setattr(other, function, replacement)
 
 
-class _LookupFinder:
-    """A ``sys.meta_path`` finder that acts for :data:`LOOKUP_MODULE` only, whatever way nnU-Net is installed."""
+class _Finder:
+    """A ``sys.meta_path`` finder that acts for :data:`WRAPPED` only, whatever way nnU-Net is installed."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname != LOOKUP_MODULE:
+        if fullname not in WRAPPED:
             return None
         for finder in sys.meta_path:
             find_spec = None if finder is self else getattr(finder, "find_spec", None)
@@ -112,7 +142,7 @@ class _WrappingLoader:
     def exec_module(self, module):
         self._loader.exec_module(module)
         # A future nnU-Net without the function must keep working; `nnunet-din doctor` reports it.
-        if hasattr(module, LOOKUP_FUNCTION):
+        if hasattr(module, WRAPPED[module.__name__][0]):
             _wrap(module)
 
     def __getattr__(self, name):

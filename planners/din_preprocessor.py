@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 
 import blosc2
@@ -9,10 +10,12 @@ import numpy as np
 from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_din.enhancement import enhance_slices
 from nnunet_din.enhancement.entry import enhancements_of
+from nnunet_din.nnunet.folders import nnunet_folder
 
 try:
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
@@ -28,6 +31,18 @@ class DINPreprocessor(DefaultPreprocessor):
     configuration. Training and prediction both go through :meth:`run_case_npy`, and nothing in it looks at the
     segmentation, so both see the same image.
     """
+
+    def run(self, dataset_name_or_id, configuration_name, plans_identifier, num_processes) -> None:
+        """As in nnU-Net; also where the plans come from another data set (``nnUNetv2_move_plans_between_datasets``).
+
+        nnU-Net copies ``dataset.json`` to the preprocessed data when it plans, and cannot preprocess without it.
+        """
+        name = maybe_convert_to_dataset_name(dataset_name_or_id)
+        source = nnunet_folder("nnUNet_raw") / name / "dataset.json"
+        copy = nnunet_folder("nnUNet_preprocessed") / name / "dataset.json"
+        if source.is_file() and copy.parent.is_dir() and not copy.is_file():
+            shutil.copyfile(source, copy)
+        super().run(dataset_name_or_id, configuration_name, plans_identifier, num_processes)
 
     def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):
         """Preprocess a case as nnU-Net does; errors name the image, whatever a reader raises.

@@ -131,6 +131,33 @@ def test_a_configuration_of_the_papers_tables_competes_with_the_first(nnunet):
     assert any(name.endswith("__2d_concat") for name in scores)
 
 
+def test_fine_tuning_on_a_data_set_of_other_classes(nnunet):
+    """The plans move to the other data set, and the weights with them, all by nnU-Net's commands."""
+    import SimpleITK as sitk
+
+    name = "Dataset995_TestThreeClasses"
+    raw = nnunet.root / "nnUNet_raw" / name
+    write_dataset(raw, train=5, test=1, size=32, slices=3, seed=1)
+    description = json.loads((raw / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "myocardium": 1, "ventricle": 2}
+    (raw / "dataset.json").write_text(json.dumps(description))
+    for path in (raw / "labelsTr").glob("*.nii.gz"):
+        labels = sitk.ReadImage(str(path))
+        changed = sitk.GetImageFromArray(np.array([0, 2, 1, 2], np.uint8)[sitk.GetArrayFromImage(labels)])
+        changed.CopyInformation(labels)
+        sitk.WriteImage(changed, str(path))
+    nnunet("nnUNetv2_extract_fingerprint", "-d", 995, "-np", 1)
+    nnunet("nnUNetv2_move_plans_between_datasets", "-s", 996, "-t", 995, "-sp", MODEL[3], "-tp", "nnUNetMovedPlans")
+    nnunet("nnUNetv2_preprocess", "-d", 995, "-plans_name", "nnUNetMovedPlans", "-c", "2d", "-np", 1)
+    weights = nnunet.model / "fold_0" / "checkpoint_final.pth"
+    arguments = ("-tr", MODEL[1], "-p", "nnUNetMovedPlans", "-device", "cpu", "-pretrained_weights", weights)
+    nnunet("nnUNetv2_train", 995, "2d", 0, *arguments)
+    folder = nnunet.model.parents[1] / name / "nnUNetTrainerDIN_smoke__nnUNetMovedPlans__2d" / "fold_0"
+    (log,) = folder.glob("training_log_*.txt")
+    assert f"Pretrained weights from {weights}" in log.read_text()
+    assert set(json.loads((folder / "validation" / "summary.json").read_text())["mean"]) == {"1", "2"}
+
+
 def test_errors_of_the_commands_say_what_to_do(nnunet):
     nnunet("nnUNetv2_plan_experiment", "-d", 996)
     output = nnunet(

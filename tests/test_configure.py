@@ -43,6 +43,16 @@ def test_another_network_shares_the_data(path, capsys):
     assert len(check_plans(plans, "2d_concat")) == 1
 
 
+def test_settings_of_the_training(path, capsys):
+    assert configure("--name", "2d_long", "--set-training", "num_epochs=150", "mirroring=false") == 0
+    assert configure("--name", "2d_longer", "--from", "2d_long", "--set-training", "num_epochs=300") == 0
+    plans = json.loads(path.read_text())
+    assert plans["configurations"]["2d_long"]["training"] == {"num_epochs": 150, "mirroring": False}
+    manager = PlansManager(plans).get_configuration("2d_longer")
+    assert manager.configuration["training"] == {"num_epochs": 300, "mirroring": False}
+    assert "nnUNetv2_train 998 2d_long 0" in capsys.readouterr().out
+
+
 def test_another_enhancement_gets_data_of_its_own_and_a_stream_for_each(path, capsys):
     assert configure("--name", "2d_twice", "--enhancement", "fuzzy", "fuzzy") == 0
     plans = json.loads(path.read_text())
@@ -129,6 +139,13 @@ def test_nothing_is_written_in_a_dry_run_or_over_what_is_there(path, capsys):
         (["--name", "x", "--from", "2d_y"], "no configuration '2d_y'"),
         (["--name", "x", "--from", "3d_fullres"], "is not one of a DIN planner"),
         (["--name", "x", "--enhancement", "magic"], "Unknown enhancement 'magic'"),
+        (["--name", "x", "--set-training", "epochs=3"], "no setting 'epochs'; did you mean 'num_epochs'? Settings: "),
+        (["--name", "x", "--set-training", "num_epochs=0"], "num_epochs must be a whole number from 1 on, got 0"),
+        (["--name", "x", "--set-training", "num_epochs=1.5"], "got 1.5"),
+        (["--name", "x", "--set-training", "mirroring=1"], "mirroring must be true or false, got 1"),
+        (["--name", "x", "--set-training", "initial_lr=true"], "got true"),
+        (["--name", "x", "--set-training", "warmup=half"], 'from 0 to 1, got "half"'),
+        (["--name", "x", "--set-training", "warmup"], "--set-training takes KEY=VALUE"),
         ([], "Give either --name"),
         (["--paper-tables", "--set", "fusion=concat"], "go with --name"),
     ],

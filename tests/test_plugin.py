@@ -102,7 +102,7 @@ def test_register_twice_wraps_once():
     plugin.register()
     module = importlib.import_module(plugin.LOOKUP_MODULE)
     assert not hasattr(inspect.unwrap(getattr(module, plugin.LOOKUP_FUNCTION)), "__nnunet_din__")
-    assert sum(isinstance(f, plugin._LookupFinder) for f in sys.meta_path) <= 1
+    assert sum(isinstance(f, plugin._Finder) for f in sys.meta_path) <= 1
 
 
 def test_ours_are_found_although_a_module_of_nnunet_is_broken(tmp_path):

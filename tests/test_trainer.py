@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -12,10 +13,14 @@ import nnunetv2
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities import find_class_by_name
+from torch import nn
 
 from nnunet_dataset import preprocess
+from nnunet_din.nnunet.training_settings import SETTINGS
 from nnunet_din.plugin import CLASSES
 from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN, rotated_extent
 
@@ -69,6 +74,49 @@ def test_class_attributes_are_what_the_trainer_uses(make, name):
     ):
         assert getattr(trainer, key) == getattr(cls, key)
     assert trainer.my_init_kwargs.keys() == {"plans", "configuration", "fold", "dataset_json", "device"}
+
+
+def test_plans_have_the_last_word_on_the_training(make, monkeypatch):
+    settings = {"num_epochs": 7, "initial_lr": 1e-3, "spatial_only": False, "p_rotation": 0.25, "max_rotation": None}
+
+    def change(plans):
+        plans["configurations"]["2d"]["training"] = settings
+
+    trainer = make("nnUNetTrainerDIN_50epochs", change)
+    assert {key: getattr(trainer, key) for key in settings} == settings
+    plain = make()
+    for each, angle, p in ((trainer, 180, 0.25), (plain, 20, 0.5)):
+        rotation, *_ = each.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        assert np.rad2deg(rotation[1]) == pytest.approx(angle)
+        compose = each.get_training_transforms((40, 40), rotation, None, (0, 1), False)
+        spatial = [t for t in compose.transforms if isinstance(t, SpatialTransform)]
+        assert [t.p_rotation for t in spatial] == [p]
+        assert any(isinstance(t, RandomTransform) for t in compose.transforms) == (each is trainer)
+    lines = []
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
+    monkeypatch.setattr(trainer, "print_to_log_file", lambda *args, **kwargs: lines.append(" ".join(map(str, args))))
+    trainer.network = nn.Module()
+    trainer.network.origin = None
+    trainer.on_train_start()
+    assert any("Set by the plans: num_epochs 7, initial_lr 0.001" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 3}, "'2d' of nnUNetDINAttoPlans: The training has no setting 'epochs'; did you mean 'num_epochs'"),
+        ({"weight_dice": -1}, "weight_dice must be a number from 0 on, got -1"),
+        ([150], "must hold names and values"),
+    ],
+)
+def test_settings_of_the_plans_that_are_refused(make, settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(change=lambda plans: plans["configurations"]["2d"].update(training=settings))
+
+
+def test_every_setting_of_the_plans_is_the_trainers():
+    assert all(SETTINGS[key].takes(getattr(nnUNetTrainerDIN, key)) for key in SETTINGS)
+    assert set(SETTINGS) <= set(vars(nnUNetTrainerDIN))
 
 
 def test_the_papers_hyper_parameters():

@@ -24,6 +24,7 @@ from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.losses import AuxiliaryLoss, DINLoss
 from nnunet_din.network import input_stride
 from nnunet_din.network.din import AUXILIARY_PREFIX, DualInteractionNetwork
+from nnunet_din.nnunet.training_settings import check_training_settings
 
 
 class nnUNetTrainerDIN(nnUNetTrainer):
@@ -33,8 +34,9 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     within 20 degrees and flips.
     :class:`nnunet_din.trainers.paper.nnUNetTrainerDIN_paper` is the paper's text to the letter.
 
-    Hyper-parameters are class attributes; a variant is a subclass that changes them. An epoch is nnU-Net's: 250
-    iterations.
+    Hyper-parameters are class attributes; a variant is a subclass that changes them. A configuration of the plans may
+    set them, too, under ``training`` (:mod:`nnunet_din.nnunet.training_settings`), and has the last word. An epoch is
+    nnU-Net's: 250 iterations.
 
     Attributes
     ----------
@@ -97,12 +99,20 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),
     ):
         enhancements = check_plans(plans, configuration)
+        settings = training_settings(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         # nnU-Net's __init__ sets its own defaults on the instance, which would hide the class attributes.
         for name in [name for name in vars(self) if hasattr(type(self), name)]:
             delattr(self, name)
+        for name, value in settings.items():
+            setattr(self, name, value)
         # A class method in nnU-Net, which cannot know the plans.
-        self.get_training_transforms = partial(type(self).get_training_transforms, versions=1 + len(enhancements))  # type: ignore[method-assign]
+        self.get_training_transforms = partial(  # type: ignore[method-assign]
+            type(self).get_training_transforms,
+            versions=1 + len(enhancements),
+            spatial_only=self.spatial_only,
+            p_rotation=self.p_rotation,
+        )
         self._iteration = 0  # within the epoch
         self.amp_dtype = None
         if self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
@@ -171,23 +181,40 @@ class nnUNetTrainerDIN(nnUNetTrainer):
 
     @classmethod
     def get_training_transforms(
-        cls, *args, use_mask_for_norm: list[bool] | None = None, versions: int = 2, **kwargs
+        cls,
+        *args,
+        use_mask_for_norm: list[bool] | None = None,
+        versions: int = 2,
+        spatial_only: bool | None = None,
+        p_rotation: float | None = None,
+        **kwargs,
     ) -> BasicTransform:
         """nnU-Net's pipeline, or less its intensity transforms and its scaling (the paper's section 4.2). The enhanced
         channels are augmented like any other channel.
         """
+        spatial_only = cls.spatial_only if spatial_only is None else spatial_only
         compose = nnUNetTrainer.get_training_transforms(
             *args, use_mask_for_norm=for_all_versions(use_mask_for_norm, versions), **kwargs
         )
-        if cls.spatial_only:
+        if spatial_only:
             # nnU-Net wraps every intensity transform, and no other, in RandomTransform.
             compose.transforms = [t for t in compose.transforms if not isinstance(t, RandomTransform)]
         for transform in compose.transforms:
             if isinstance(transform, SpatialTransform):
-                transform.p_rotation = cls.p_rotation
-                if cls.spatial_only:
+                transform.p_rotation = cls.p_rotation if p_rotation is None else p_rotation
+                if spatial_only:
                     transform.p_scaling = 0
         return compose
+
+    def on_train_start(self) -> None:
+        """As in nnU-Net; the log says what the plans set of the training, and what the weights were started from."""
+        super().on_train_start()
+        if settings := self.configuration_manager.configuration.get("training"):
+            self.print_to_log_file(
+                f"Set by the plans: {', '.join(f'{key} {value}' for key, value in settings.items())}"
+            )
+        if origin := bare(self.network).origin:
+            self.print_to_log_file(origin)
 
     def on_train_epoch_start(self) -> None:
         """As in nnU-Net."""
@@ -310,6 +337,21 @@ def check_plans(plans: dict, configuration: str) -> list[dict]:
             f"every axis. Set it to {rounded} in the plans file; the data need not be preprocessed again."
         )
     return enhancements
+
+
+def training_settings(plans: dict, configuration: str) -> dict:
+    """What the plans set of a configuration's training.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown or its value not allowed; the message names the configuration.
+    """
+    try:
+        manager = PlansManager(plans).get_configuration(configuration)
+        return check_training_settings(manager.configuration.get("training", {}))
+    except ValueError as error:
+        raise ValueError(f"Configuration '{configuration}' of {plans['plans_name']}: {error}") from error
 
 
 class WarmupPolyLRScheduler(PolyLRScheduler):

@@ -15,10 +15,10 @@ def add_parser(subparsers) -> None:
     """Add the sub-command ``configure`` to the parser of ``nnunet-din``."""
     parser = subparsers.add_parser(
         "configure",
-        help="add configurations with another network or enhancement to the plans",
-        description="Add a configuration that inherits from another one and differs in arguments of the network or in "
-        "the enhancement. Where only the network differs, the preprocessed data are shared; another enhancement gets "
-        "data of its own (nnUNetv2_preprocess).",
+        help="add configurations with another network, training or enhancement to the plans",
+        description="Add a configuration that inherits from another one and differs in arguments of the network, in "
+        "settings of the training or in the enhancement. Another enhancement gets data of its own "
+        "(nnUNetv2_preprocess); otherwise the preprocessed data are shared.",
     )
     parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="number or name of the data set")
     parser.add_argument("-p", dest="plans", default="nnUNetDINPlans", help="name of the plans (default: %(default)s)")
@@ -30,6 +30,13 @@ def add_parser(subparsers) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="arguments of the network, for example fusion=concat inputs=[0]; values are JSON or words",
+    )
+    parser.add_argument(
+        "--set-training",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings of the training that DIN's trainers obey, for example num_epochs=150 initial_lr=0.001",
     )
     parser.add_argument(
         "--enhancement",
@@ -47,15 +54,16 @@ def run(args: argparse.Namespace) -> int:
     """Add the configurations that the arguments ask for to the plans."""
     if args.paper_tables == bool(args.name):
         raise ValueError("Give either --name with what is different, or --paper-tables.")
-    if args.paper_tables and (args.set or args.enhancement):
-        raise ValueError("--set and --enhancement go with --name, not with --paper-tables.")
+    if args.paper_tables and (args.set or args.set_training or args.enhancement):
+        raise ValueError("--set, --set-training and --enhancement go with --name, not with --paper-tables.")
     path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.dataset) / f"{args.plans}.json"
     if not path.is_file():
         there = sorted(p.stem for p in path.parent.glob("*Plans.json"))
         do = f"Name one of these with -p: {', '.join(there)}." if there else "Plan with -pl nnUNetPlannerDIN first."
         raise FileNotFoundError(f"{path} does not exist. {do}")
     plans = read_json(path)
-    wanted = PAPER_TABLES if args.paper_tables else {args.name: (_values(args.set), args.enhancement)}
+    wanted = PAPER_TABLES if args.paper_tables else {args.name: (_values(args.set, "--set"), args.enhancement)}
+    training = _values(args.set_training, "--set-training")
     added, notes = {}, []
     for name, (network, methods) in wanted.items():
         if args.paper_tables and "zero_dce" in (methods or ()) and not weights_file(args.dataset).is_file():
@@ -64,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
                 "command again."
             )
             continue
-        configuration = derive(plans, args.base, name, network, methods)
+        configuration = derive(plans, args.base, name, network, methods, training)
         there = plans["configurations"].get(name)
         if there == configuration:
             notes.append(f"{name} is there already.")
@@ -87,12 +95,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _values(texts: Sequence[str]) -> dict:
+def _values(texts: Sequence[str], option: str) -> dict:
     values = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not (key and equals):
-            raise ValueError(f"--set takes KEY=VALUE, got '{text}'.")
+            raise ValueError(f"{option} takes KEY=VALUE, got '{text}'.")
         try:
             values[key] = json.loads(value)
         except ValueError:

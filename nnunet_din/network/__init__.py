@@ -17,6 +17,7 @@ from nnunet_din.network.encoders.pretrained import LoadReport, load_pretrained_e
 from nnunet_din.network.encoders.pyramid import PyramidEncoder
 from nnunet_din.network.fusion import FUSIONS, ConcatenationFusion, InputFusion, build_fusion
 from nnunet_din.network.fusion.difm import DualInteractiveFusionModule
+from nnunet_din.network.transfer import Transfer, adapt_channels, transfer_weights
 from nnunet_din.presets import PRESETS
 
 __all__ = [
@@ -34,10 +35,13 @@ __all__ = [
     "PlainEncoder",
     "PyramidEncoder",
     "SegFormerHead",
+    "Transfer",
+    "adapt_channels",
     "build_decoder",
     "build_encoder",
     "build_fusion",
     "input_stride",
     "known_encoders",
     "load_pretrained_encoders",
+    "transfer_weights",
 ]

@@ -71,6 +71,8 @@ class DualInteractionNetwork(nn.Module):
         Additional outputs for training, see :meth:`add_auxiliary_heads`.
     deep_supervision : bool
         Whether :meth:`forward` gives the auxiliary outputs, too.
+    origin : str or None
+        What the weights were started from if they are not random, for the log of a training.
 
     Raises
     ------
@@ -138,6 +140,7 @@ class DualInteractionNetwork(nn.Module):
         self.decoder = build_decoder(decoder, channels, num_classes * self.subpixels**2, decoder_channels)
         self.auxiliary_heads: AuxiliaryHeads | None = None
         self.deep_supervision = False
+        self.origin: str | None = None
         # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions): keep
         # them last in memory.
         self.to(memory_format=torch.channels_last)

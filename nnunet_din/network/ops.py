@@ -17,6 +17,26 @@ SLICE_ELEMENTS = 1 << 21
 _Result = TypeVar("_Result", Tensor, tuple[Tensor, ...])
 
 
+def in_graph() -> bool:
+    """Whether torch is turning the network into a graph (export, ``torch.compile``, ``torch.jit.trace``).
+
+    What depends on the size of an image by branches or by loops must then take the form that holds for every size.
+    """
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def exporting() -> bool:
+    """Whether torch is making a graph for other programs, which compute no gradients."""
+    # torch < 2.7 has only the latter.
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return is_exporting() or torch.jit.is_tracing()
+
+
+def ceil_div(n: int, m: int) -> int:
+    """N / m rounded up, of numbers that may be symbols of a graph."""
+    return (n + m - 1) // m
+
+
 def pointwise(x: Tensor, layer: nn.Conv2d | nn.Linear) -> Tensor:
     """Apply a 1 x 1 convolution or linear layer along the last axis: ``(..., d_in)`` -> ``(..., d_out)``."""
     return F.linear(x, layer.weight.flatten(1), layer.bias)
@@ -34,7 +54,7 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     has the product's inputs, so that the product itself is not repeated. ``function`` must not draw random numbers and
     must not change anything outside itself.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or exporting():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
@@ -72,7 +92,7 @@ def pixelwise(
         return reduce(lambda y, function: function(y), functions, x)
 
     *first, last = functions
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not exporting():
         for function in first:
             pixels = recompute(function, pixels)
         return recompute(lambda x: as_map(last(x)), pixels)
@@ -94,8 +114,9 @@ def in_slices(function: Callable[..., _Result], *inputs: Tensor, dim: int, width
     width
         Elements of the largest intermediate result for each entry along ``dim``.
     """
-    whole = inputs[0].shape[dim] * width
-    if torch.is_grad_enabled() or inputs[0].device.type != "cpu" or whole <= 2 * SLICE_ELEMENTS:
+    if torch.is_grad_enabled() or inputs[0].device.type != "cpu" or in_graph():
+        return function(*inputs)
+    if inputs[0].shape[dim] * width <= 2 * SLICE_ELEMENTS:
         return function(*inputs)
     slices = (x.split(max(1, SLICE_ELEMENTS // width), dim) for x in inputs)
     results = [function(*parts) for parts in zip(*slices, strict=True)]

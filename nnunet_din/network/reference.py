@@ -108,13 +108,14 @@ def fuse(difm: DualInteractiveFusionModule, image: tuple[Tensor, Tensor], enhanc
 
 def attend(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
     """Attention of one head in windows (eq. 2), maps ``(N, d, H, W)``."""
+    n = q.shape[0]
     q, k, v = (windows.cut(t) for t in (q, k, v))  # (N * windows, L, d)
     scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
     is_pixel = windows.key_mask(q.device)  # and not padding
     if is_pixel is not None:
         repeats = len(scores) // len(is_pixel)
         scores = scores.masked_fill(~is_pixel[:, 0].repeat(repeats, 1, 1), -math.inf)
-    return windows.join(torch.softmax(scores, dim=-1) @ v)
+    return windows.join(torch.softmax(scores, dim=-1) @ v, n)
 
 
 def feed_forward(ffn: GatedFeedForward, f: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ def resize_and_shift_matrix(n_in: int, n_out: int, like: Tensor) -> Tensor:
     U, or 0 outside.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    identity = torch.eye(n_in, device=like.device, dtype=dtype)
-    resize = F.interpolate(identity[None], size=n_out, mode="linear", align_corners=False)[0].T  # U, (n_out, n_in)
+    pixels, read = (torch.arange(n, device=like.device, dtype=dtype) for n in (n_out, n_in))
+    source = ((pixels + 0.5) * (n_in / n_out) - 0.5).clamp(0, n_in - 1)  # where pixel p of the result lies
+    resize = (1 - (source[:, None] - read).abs()).clamp(min=0)  # U, (n_out, n_in)
     padded = F.pad(resize, (0, 0, 1, 1))
     return torch.stack([padded[t : t + n_out] for t in range(3)], dim=1).to(like.dtype)
 

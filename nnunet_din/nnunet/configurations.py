@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.enhancement.intensity import INTENSITIES
 from nnunet_din.nnunet.folders import weights_file
+from nnunet_din.nnunet.training_settings import check_training_settings
 
 #: SwinUNet's encoder.
 _SWIN = "swin_tiny_patch4_window7_224"
@@ -51,7 +52,14 @@ PAPER_TABLES: dict[str, tuple[dict, list[str] | None]] = {
 }
 
 
-def derive(plans: Mapping, base: str, name: str, network: Mapping, methods: Sequence[str] | None = None) -> dict:
+def derive(
+    plans: Mapping,
+    base: str,
+    name: str,
+    network: Mapping,
+    methods: Sequence[str] | None = None,
+    training: Mapping | None = None,
+) -> dict:
     """A configuration that inherits from ``base`` and differs from it.
 
     Parameters
@@ -64,6 +72,8 @@ def derive(plans: Mapping, base: str, name: str, network: Mapping, methods: Sequ
         Arguments of :class:`nnunet_din.network.DualInteractionNetwork` to set.
     methods
         Names of the enhancements; None: the inherited ones.
+    training
+        Settings of the training in addition to inherited ones, see :mod:`nnunet_din.nnunet.training_settings`.
 
     Returns
     -------
@@ -73,8 +83,8 @@ def derive(plans: Mapping, base: str, name: str, network: Mapping, methods: Sequ
     Raises
     ------
     ValueError
-        If there is no such configuration, it is not one of DIN's, or the network cannot be built or takes another
-        patch.
+        If there is no such configuration, it is not one of DIN's, the network cannot be built, or a setting of the
+        training is unknown.
     """
     import torch
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -88,6 +98,8 @@ def derive(plans: Mapping, base: str, name: str, network: Mapping, methods: Sequ
     if not enhancements:
         raise ValueError(f"Configuration '{base}' is not one of a DIN planner: it has no `enhancement`.")
     configuration: dict = {"inherits_from": base}
+    if training:
+        configuration["training"] = check_training_settings({**inherited.get("training", {}), **training})
     if methods is not None:
         enhancements = [_enhancement(method, enhancements, plans["dataset_name"]) for method in methods]
         configuration |= {

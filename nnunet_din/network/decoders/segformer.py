@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.initialization import init_by_fan_in
-from nnunet_din.network.ops import SLICE_ELEMENTS, in_slices
+from nnunet_din.network.ops import SLICE_ELEMENTS, in_graph, in_slices
 from nnunet_din.network.resize import BandedProducts, band_of_resize, resize_and_shift_matrix
 
 
@@ -100,7 +100,7 @@ def fuse_levels(
     taps = sum(parts[1:], start=parts[0])
     low.append((taps.new_ones(1, 1, 1, 1).expand(n, -1, -1, -1), taps.flatten(1)[:, None]))
     y = sum(full[1:], start=full[0]).permute(0, 2, 3, 1).flatten(2)  # (N, H, W D)
-    if y.device.type == "cpu" and not torch.is_grad_enabled():
+    if y.device.type == "cpu" and not torch.is_grad_enabled() and not in_graph():
         for x, composed in low:
             _add_level_(y, x, composed, size)
     else:
@@ -113,8 +113,8 @@ def _add_levels(y: Tensor, low: Sequence[tuple[Tensor, Tensor]], size: Sequence[
     heights = [x.shape[1] for x, _ in low]
     rows = [_resize_and_shift_columns(x, composed, size[1]) for x, composed in low]
     along_y = [resize_and_shift_matrix(h, size[0], y).flatten(1) for h in heights]  # columns (dy, h)
-    if y.device.type != "cpu":
-        return torch.baddbmm(y, torch.cat(along_y, dim=1).expand(len(y), -1, -1), torch.cat(rows, dim=1))
+    if y.device.type != "cpu" or in_graph():
+        return torch.baddbmm(y, torch.cat(along_y, dim=1).expand(y.shape[0], -1, -1), torch.cat(rows, dim=1))
     # The matrices are banded: on a CPU it pays to leave the zeros out.
     blocks = [
         [
@@ -154,4 +154,4 @@ def _resize_and_shift_columns(x: Tensor, composed: Tensor, width: int) -> Tensor
     z = x.flatten(1, 2)[:, None] @ composed  # (N, 3, h w, 3 D)
     along_x = resize_and_shift_matrix(w, width, z).transpose(1, 2).flatten(1)  # columns (w, dx), as z in memory
     z = z.reshape(n * 3 * h, 3 * w, -1)
-    return torch.bmm(along_x.expand(len(z), -1, -1), z).reshape(n, 3 * h, -1)
+    return torch.bmm(along_x.expand(z.shape[0], -1, -1), z).reshape(n, 3 * h, -1)

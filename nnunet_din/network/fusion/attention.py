@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_din.network.containers import ModuleList
-from nnunet_din.network.ops import in_slices, pointwise
+from nnunet_din.network.ops import ceil_div, in_graph, in_slices, pointwise
 
 
 class CrossAttention(nn.Module):
@@ -70,7 +69,7 @@ class CrossAttention(nn.Module):
         if mask is not None:
             inputs.append(mask.repeat(streams[0].shape[0], 1, 1, 1))
         results = in_slices(self._attend, *inputs, dim=0, width=3 * inputs[0][0].numel())
-        return [windows.join(f) for f in results]
+        return [windows.join(f, streams[0].shape[0]) for f in results]
 
     def _attend(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Windows of all streams, ``(N * windows, L, d)``, and the mask of keys if there is one -> windows of the
@@ -113,30 +112,32 @@ class Windows:
 
     def __init__(self, height: int, width: int, window_size: int):
         self.height, self.width = height, width
-        self.rows, self.columns = math.ceil(height / window_size), math.ceil(width / window_size)
-        self.window_height, self.window_width = math.ceil(height / self.rows), math.ceil(width / self.columns)
+        self.rows, self.columns = ceil_div(height, window_size), ceil_div(width, window_size)
+        self.window_height, self.window_width = ceil_div(height, self.rows), ceil_div(width, self.columns)
         self.pad_bottom = self.rows * self.window_height - height
         self.pad_right = self.columns * self.window_width - width
+        # A graph for any size pads always, if by nothing.
+        self.padded = in_graph() or self.pad_bottom > 0 or self.pad_right > 0
 
     def cut(self, x: Tensor) -> Tensor:
         """Cut a map ``(N, d, H, W)`` into windows of L pixels, ``(N * windows, L, d)``."""
         n, d = x.shape[:2]
         x = x.permute(0, 2, 3, 1)  # channels last, as in memory
-        if self.pad_bottom or self.pad_right:
+        if self.padded:
             x = F.pad(x, (0, 0, 0, self.pad_right, 0, self.pad_bottom))
         x = x.reshape(n, self.rows, self.window_height, self.columns, self.window_width, d)
-        return x.transpose(2, 3).reshape(n * self.rows * self.columns, -1, d)
+        return x.transpose(2, 3).flatten(0, 2).flatten(1, 2)
 
-    def join(self, x: Tensor) -> Tensor:
-        """Put windows together to a map again: the inverse of :meth:`cut`."""
+    def join(self, x: Tensor, n: int) -> Tensor:
+        """Put windows of n maps together to maps again: the inverse of :meth:`cut`."""
         d = x.shape[-1]
-        x = x.reshape(-1, self.rows, self.columns, self.window_height, self.window_width, d).transpose(2, 3)
-        x = x.reshape(-1, self.rows * self.window_height, self.columns * self.window_width, d)
+        x = x.reshape(n, self.rows, self.columns, self.window_height, self.window_width, d).transpose(2, 3)
+        x = x.reshape(n, self.rows * self.window_height, self.columns * self.window_width, d)
         return x[:, : self.height, : self.width].permute(0, 3, 1, 2)
 
     def key_mask(self, device: torch.device) -> Tensor | None:
         """Which keys are pixels of the map and not padding, boolean ``(windows, 1, 1, L)``; None if all are."""
-        if not (self.pad_bottom or self.pad_right):
+        if not self.padded:
             return None
         inside = torch.ones(1, 1, self.height, self.width, device=device)
         return self.cut(inside)[:, None, None, :, 0] > 0

@@ -1,0 +1,37 @@
+"""``nnUNetv2_train -pretrained_weights`` for DIN's networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from nnunet_din.network.din import DualInteractionNetwork
+from nnunet_din.network.transfer import transfer_weights
+
+
+def load_pretrained_weights(network: DualInteractionNetwork, path: str | Path) -> None:
+    """Start a network from a checkpoint of nnU-Net, see :func:`nnunet_din.network.transfer.transfer_weights`.
+
+    What was done is printed, and kept in ``network.origin`` for the log of the training.
+
+    Raises
+    ------
+    ValueError
+        If the file is no checkpoint of nnU-Net, or one of another network; the message names it.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        weights = checkpoint["network_weights"]
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever pickle says of files that are not its own
+        raise ValueError(f"-pretrained_weights {path}: this is no readable checkpoint of nnU-Net ({error}).") from error
+    try:
+        transfer = transfer_weights(network, weights)
+    except ValueError as error:
+        plans = checkpoint.get("init_args", {}).get("plans", {}).get("plans_name", "plans without a name")
+        trainer = checkpoint.get("trainer_name", "an unknown trainer")
+        raise ValueError(f"-pretrained_weights {path} ({trainer}, {plans}): {error}") from error
+    network.origin = f"Pretrained weights from {path}: {transfer}"
+    print(network.origin)
