@@ -25,7 +25,9 @@ def alternatives():
         if name.startswith("2d_swin_"):
             kwargs["encoder"] = "pvt_v2_b0"
     arguments["three versions, one direction"] = {"versions": 3, "queries": [0]}
-    return {json.dumps(kwargs): (name, kwargs) for name, kwargs in arguments.items()}.values()
+    different = {json.dumps(kwargs): (name, kwargs) for name, kwargs in arguments.items()}.values()
+    quick = ("2d_concat", "2d_only_I", "2d_fct")
+    return [pytest.param(kwargs, id=name, marks=[pytest.mark.slow] * (name not in quick)) for name, kwargs in different]
 
 
 def build(**kwargs):
@@ -34,7 +36,7 @@ def build(**kwargs):
     return DualInteractionNetwork(1, 3, **options), torch.randn(2, options.get("versions", 2), 32, 64)
 
 
-@pytest.mark.parametrize("kwargs", [pytest.param(kwargs, id=name) for name, kwargs in alternatives()])
+@pytest.mark.parametrize("kwargs", alternatives())
 def test_every_alternative_trains_every_parameter_and_comes_back_from_its_state(kwargs, tmp_path):
     network, x = build(**kwargs)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-4)

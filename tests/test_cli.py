@@ -31,6 +31,7 @@ def no_worker(monkeypatch):
 # ---- doctor ----
 
 
+@pytest.mark.slow
 def test_doctor_finds_everything_here_and_in_a_spawned_worker(folders, capsys):
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -41,6 +41,7 @@ def image():
     return torch.sin(torch.arange(2 * 64 * 64, dtype=torch.float32) * 0.37).reshape(1, 2, 64, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_before_give_the_same_logits(name):
     expected = NETWORKS[name]
@@ -55,6 +56,7 @@ def test_networks_of_before_give_the_same_logits(name):
     np.testing.assert_allclose(logits, expected["logits"], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer_name", ["nnUNetTrainerDIN", "nnUNetTrainerDIN_5en4", "nnUNetTrainerDIN_5epochs"])
 def test_model_folder_of_before_predicts_the_same(tmp_path, dataset, trainer_name):
     """nnU-Net's predictor on a model folder as that commit wrote it."""

@@ -75,6 +75,7 @@ def zero_dce_weights(dataset):
     path.unlink()
 
 
+@pytest.mark.slow
 def test_paper_tables(path, zero_dce_weights):
     assert configure("--paper-tables") == 0
     plans = json.loads(path.read_text())
@@ -91,6 +92,7 @@ def test_paper_tables(path, zero_dce_weights):
     assert configurations["2d_zero_dce"]["enhancement"]["weights"] == str(zero_dce_weights)
 
 
+@pytest.mark.slow
 def test_paper_tables_again_adds_what_is_missing(path, zero_dce_weights, capsys, monkeypatch):
     """Zero-DCE's configuration waits for its weights; what is there is left, unless it is another one."""
     some = {name: PAPER_TABLES[name] for name in ("2d_concat", "2d_zero_dce")}
@@ -112,6 +114,7 @@ def test_paper_tables_again_adds_what_is_missing(path, zero_dce_weights, capsys,
     assert "has a configuration '2d_concat' already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_nothing_is_written_in_a_dry_run_or_over_what_is_there(path, capsys):
     before = path.read_text()
     assert configure("--name", "2d_x", "--set", "fused_stages=2", "--dry-run") == 0

@@ -145,6 +145,7 @@ def check_folds(folds, names, group=lambda name: name):
 # ---- the four data sets ----
 
 
+@pytest.mark.slow
 def test_acdc_has_the_published_split_and_folds_by_patient(tmp_path, capsys):
     source = make_acdc(tmp_path / "download")
     assert main(["convert", "acdc", str(source)]) == 0
@@ -198,6 +199,7 @@ def test_acdc_without_the_published_validation_patients_has_no_fold_5(tmp_path, 
     assert "18 cases are there" in out and "no folder patient010" in out and "and 86 more" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["", "RawData", "RawData/Training"])
 def test_synapse_keeps_eight_organs_in_the_papers_order(part, tmp_path):
     source = make_synapse(tmp_path / "download")
@@ -231,6 +233,7 @@ def test_synapse_folds_are_those_that_nnunet_would_make(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_clinicdb_is_split_by_frame_without_metadata(tmp_path, capsys):
     source = make_clinicdb(tmp_path / "download")
     assert main(["convert", "clinicdb", str(source)]) == 0

@@ -81,6 +81,7 @@ def test_epoch_that_is_not_finished_is_left_out(tmp_path):
     assert read_training(tmp_path)["epoch"].tolist() == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_log_and_checkpoint_of_the_installed_nnunet(dataset, plans, monkeypatch):
     """Fails if this release of nnU-Net writes its logs or checkpoints in another way than we read them."""

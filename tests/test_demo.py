@@ -197,6 +197,7 @@ def test_result_tells_dice_and_files(tmp_path, stand_ins, small_phantom):
     assert list(result.seconds) == ["preprocess", "train", "predict", "evaluate"]
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_works(tmp_path, stand_ins, small_phantom):
     """Fails if the demo trips over its own files, or scores predictions of the first run."""
     assert run(tmp_path / "demo", "--device", "cpu") == 0
@@ -275,6 +276,7 @@ def test_own_data_is_linked_and_not_written_to(tmp_path, stand_ins, raw, capsys)
     assert run(folder, "--data", raw, "--device", "cpu") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["no folders", "no labels", "empty", "other cases"])
 def test_without_labelled_test_cases_the_training_images_are_predicted_and_it_says_so(
     tmp_path, stand_ins, raw, change, capsys

@@ -49,6 +49,7 @@ def gradients(encoder, x):
     return {key: p.grad for key, p in encoder.named_parameters()}
 
 
+@pytest.mark.slow
 @each_encoder
 @pytest.mark.parametrize(("in_channels", "multiple"), [(1, (1, 1)), (3, (3, 2))])
 def test_pairs_have_the_widths_and_resolutions_of_the_stages(name, in_channels, multiple):
@@ -68,6 +69,7 @@ def test_stride_is_known_without_the_encoder(name):
     assert input_stride(encoder=name, decoder_channels=16) == build(name).stride == ENCODERS[name][0]
 
 
+@pytest.mark.slow
 @each_encoder
 def test_every_parameter_gets_a_finite_gradient(name):
     x = torch.randn(2, 1, 64, 96) if ENCODERS[name][0] == 32 else torch.randn(2, 1, 32, 48)
@@ -92,6 +94,7 @@ def test_another_encoder_with_its_weights_gives_its_output(name):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @each_encoder
 def test_bfloat16_is_close_to_float32(name):
     """Fails if a part does not run under autocast, or computes something else there."""
@@ -105,6 +108,7 @@ def test_bfloat16_is_close_to_float32(name):
         assert (ours.float() - y).norm() <= 0.05 * y.norm()
 
 
+@pytest.mark.slow
 @each_encoder
 def test_low_features_come_from_the_stage_before_and_not_from_the_blocks_of_their_own(name):
     encoder = build(name)
@@ -121,6 +125,7 @@ def test_low_features_come_from_the_stage_before_and_not_from_the_blocks_of_thei
         assert low - before - high, "a pooling of its own"
 
 
+@pytest.mark.slow
 @each_encoder
 def test_kept_stages_are_the_first_ones_and_nothing_else_waits_for_gradients(name):
     encoder = build(name)
@@ -131,6 +136,7 @@ def test_kept_stages_are_the_first_ones_and_nothing_else_waits_for_gradients(nam
     assert all(p.grad is not None for p in encoder.parameters() if p.requires_grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["fct", "plain_atto", "swin_tiny_patch4_window7_224", "resnet18", "mobilenetv3_small_050"]
 )
@@ -159,6 +165,7 @@ class Summed(torch.nn.Module):
         return sum(y.sum() for y in flat(self.encoder(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fct", "swin_tiny_patch4_window7_224", "resnet18"])
 def test_drop_path_acts_in_training_only(name):
     encoder = without_zeros(build(name, drop_path_rate=0.9))
@@ -228,6 +235,7 @@ def test_stride_of_a_refused_stem_is_refused():
 # ---- pyramids of timm ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stride"), [("maxvit_nano_rw_256", 256), ("regnetx_002", 32), ("efficientnet_b0", 32), ("mvitv2_tiny", 32)]
 )
@@ -240,6 +248,7 @@ def test_other_families_give_their_pyramid_at_their_stride(name, stride):
         assert low.shape == high.shape
 
 
+@pytest.mark.slow
 def test_high_features_of_a_swin_are_those_of_timm():
     import timm
 

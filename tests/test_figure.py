@@ -245,6 +245,7 @@ def results(folders, monkeypatch):
     return folders
 
 
+@pytest.mark.slow
 def test_cross_validation_predictions_of_all_models(results, drawn, capsys):
     """Fails if a case is shown that a model has not predicted, or the best of them is not of the cases in common."""
     assert main(["figure", "-d", "27", "-o", str(results / "figure.png")]) == 0
@@ -265,6 +266,7 @@ def test_chosen_models_and_folds(results, drawn):
     np.testing.assert_allclose(row["enhanced"], enhance_slices(image[None], m=0, n=0)[0, 1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_regions_are_named_and_scored_as_nnunet_does(results, drawn):
     """Fails if the legend takes a region's first value for its colour, or Dice is that of the values."""
     description = {"labels": {"background": 0, "whole": [1, 2], "inner": 2}, "regions_class_order": [1, 2]}

@@ -63,6 +63,7 @@ def test_a_compiled_or_distributed_network_is_recognised(tmp_path):
         assert torch.equal(fresh.state_dict()[key], trained.state_dict()[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize(("before", "now"), [(1, 3), (3, 1), (2, 4)])
 def test_other_channels_with_equal_values_give_the_same_features(encoder, before, now):

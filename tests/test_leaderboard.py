@@ -86,6 +86,7 @@ def test_models_of_a_data_set(results):
     assert list(models[0].folds) == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_the_whole_command(results, tmp_path, capsys):
     assert leaderboard("-d", 995, "-o", tmp_path, "--protocol", "merit", "--published", "acdc") == 0
     out = capsys.readouterr().out
@@ -162,6 +163,7 @@ def test_report_in_a_browser(results, tmp_path, width):
     assert "CONSOLE" not in run.stderr, run.stderr
 
 
+@pytest.mark.slow
 def test_a_single_model_is_not_ranked(results, tmp_path):
     assert leaderboard("-d", 995, "-o", tmp_path, "--models", DIN) == 0
     text = (tmp_path / "leaderboard.md").read_text()
@@ -178,12 +180,14 @@ def test_prediction_in_another_place_is_refused(results, tmp_path, capsys):
     assert "patient1_a.nii.gz has the origin (5, 5, 5) and its truth" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_on_all_cases_has_no_validation_and_is_not_called_untrained(results, tmp_path, capsys):
     (results.trained / DIN / "fold_all").mkdir()
     assert leaderboard("-d", 995, "-o", tmp_path, "-f", "0", "all") == 0
     assert "fold all has no validation predictions yet" in (tmp_path / "leaderboard.md").read_text()
 
 
+@pytest.mark.slow
 def test_scores_of_another_version_of_the_metrics_are_computed_again(results, tmp_path, capsys, monkeypatch):
     leaderboard("-d", 995, "-o", tmp_path)
     capsys.readouterr()
@@ -198,6 +202,7 @@ def test_a_missing_folder_of_truths_is_named(results, tmp_path, capsys):
     assert "nowhere is not a folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named(results, tmp_path, capsys):
     """Fails if a fold or case that is not there is silently left out of a mean."""
     (results.trained / STOCK / "fold_1" / "validation" / "patient2_a.nii.gz").unlink()
@@ -216,6 +221,7 @@ def test_what_is_missing_is_named(results, tmp_path, capsys):
     assert "There is nothing to score for Dataset995" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_models_under_names(results, tmp_path, capsys):
     """Fails if a name is lost in a table, or the costs are looked up under another one."""
     chosen = ("--models", f"DIN={DIN}", STOCK)
@@ -226,6 +232,7 @@ def test_models_under_names(results, tmp_path, capsys):
     assert "Two models have the same name" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_continues_and_sees_new_predictions(results, tmp_path, capsys):
     """Fails if finished cases are computed again, or a prediction that was made anew is not."""
     assert leaderboard("-d", 995, "-o", tmp_path) == 0
@@ -243,6 +250,7 @@ def test_continues_and_sees_new_predictions(results, tmp_path, capsys):
     assert pd.read_csv(tmp_path / "leaderboard.csv").set_index("model").loc[DIN, "Dice_mean_mean"] == 1
 
 
+@pytest.mark.slow
 def test_folders_of_predictions(results, tmp_path, capsys):
     """A test set: predictions of any origin against true label maps; the default tolerance can be changed."""
     truth = results.preprocessed / "gt_segmentations"
@@ -279,6 +287,7 @@ def test_what_cannot_be_scored(results, tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_overlapping_folds_are_not_one_cross_validation(results, tmp_path, capsys):
     write_label(results.trained / DIN / "fold_2" / "validation" / "patient1_a.nii.gz", truth_of("patient1_a"))
     assert leaderboard("-d", 995, "-o", tmp_path) == 1

@@ -51,15 +51,18 @@ def test_base_reproduces_the_papers_totals():
     assert count_multiply_adds(ReferenceNetwork(network), (1, 2, 224, 224)) == pytest.approx(1860.09e9, rel=0.002)
 
 
+@pytest.mark.slow
 def test_reordering_halves_the_multiply_adds():
     network = on_meta(1, 4, **PRESETS["base"])
     assert count_multiply_adds(network, (1, 2, 224, 224)) < 0.5 * 1860.09e9
 
 
+@pytest.mark.slow
 def test_defaults_are_the_papers_network():
     assert count_parameters(on_meta(1, 4)) == count_parameters(on_meta(1, 4, **PRESETS["base"]))
 
 
+@pytest.mark.slow
 def test_widths_and_resolutions_of_table_14():
     encoder = build_encoder("convnext_base", 1).to("meta")
     shapes = [
@@ -126,6 +129,11 @@ def test_decoder_module_uses_the_reordered_form():
 # ---- the whole network against its literal twin ----
 
 
+def slow(*cases):
+    """Cases of a test for the long run."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 DOUBLE, SINGLE = (torch.float64, 1e-11), (torch.float32, 1e-4)
 WITH_PADDING, WITHOUT = (1, (24, 40)), (2, (32, 48))  # stem's stride and size; attention's windows padded or not
 
@@ -133,9 +141,11 @@ WITH_PADDING, WITHOUT = (1, (24, 40)), (2, (32, 48))  # stem's stride and size; 
 @pytest.mark.parametrize(
     ("encoder", "precision", "shape", "checkpointing"),
     [
-        *product(["convnext_atto"], (SINGLE, DOUBLE), (WITH_PADDING, WITHOUT), (False, True)),  # 1 x 1 convolutions
-        ("convnext_tiny", DOUBLE, WITH_PADDING, False),  # linear layers
-        ("convnext_tiny", SINGLE, WITHOUT, True),
+        # 1 x 1 convolutions
+        ("convnext_atto", SINGLE, WITH_PADDING, False),
+        *slow(*product(["convnext_atto"], (SINGLE, DOUBLE), (WITH_PADDING, WITHOUT), (False, True)))[1:],
+        # linear layers
+        *slow(("convnext_tiny", DOUBLE, WITH_PADDING, False), ("convnext_tiny", SINGLE, WITHOUT, True)),
     ],
 )
 def test_network_equals_the_literal_one_forward_and_backward(encoder, precision, shape, checkpointing):
@@ -159,6 +169,7 @@ def test_network_equals_the_literal_one_forward_and_backward(encoder, precision,
         assert (ours - twin).abs().max() <= tolerance * (scale if i else twin.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["atto", "fast"])
 def test_prediction_in_slices_equals_the_reference(preset):
     """A CPU without gradients, at a size above the threshold of the slices: what nnU-Net's prediction runs."""
@@ -174,6 +185,7 @@ def test_prediction_in_slices_equals_the_reference(preset):
     assert (ours - twin).abs().max() <= 1e-4 * twin.abs().max()
 
 
+@pytest.mark.slow
 def test_bf16_is_as_near_to_the_truth_as_the_references_bf16():
     network = small(layer_scale=0.5)
     x = torch.randn(2, 2, 48, 40)
@@ -194,22 +206,25 @@ def test_images_of_a_batch_do_not_mix():
 
 @pytest.mark.slow
 def test_compiled_network_equals_the_reference():
+    """In one graph, without breaks; two levels have all that four have, in half the time."""
     torch._dynamo.reset()
-    network = small(layer_scale=0.5)
+    network = small(layer_scale=0.5, fused_stages=2)
     x = torch.randn(2, 2, 48, 40)
-    ours, twin = torch.compile(network)(x), ReferenceNetwork(network)(x)
+    ours, twin = torch.compile(network, fullgraph=True)(x), ReferenceNetwork(network)(x)
     gradients = [torch.autograd.grad(y.square().mean(), list(network.parameters())) for y in (ours, twin)]
     assert (ours - twin).abs().max() <= 1e-4 * twin.abs().max()
     scale = max(g.abs().max() for g in gradients[1])
     assert all((a - b).abs().max() <= 1e-4 * scale for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.slow
 def test_a_training_step_needs_three_quarters_of_the_literal_ones_memory():
     network = on_meta(1, 4, **PRESETS["base"])
     shape = (1, 2, 224, 224)
     assert training_memory(network, shape) < 0.75 * training_memory(ReferenceNetwork(network), shape)
 
 
+@pytest.mark.slow
 def test_literal_multiply_adds_of_the_decoder_are_those_of_its_twin():
     network = on_meta(1, 4, **PRESETS["atto"])
     size = (56, 56)  # no padded attention windows, whose products the literal form leaves out
@@ -288,6 +303,7 @@ def test_difm_is_symmetric_in_the_two_images_up_to_its_weights():
 # ---- the whole ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_preset_builds_and_gives_logits(preset):
     network = on_meta(2, 5, **PRESETS[preset])
@@ -371,6 +387,7 @@ def test_memory_accounting_of_a_network_that_can_be_counted_by_hand():
     assert half < 0.75 * training_memory(network, (4, 2, 16, 16))
 
 
+@pytest.mark.slow
 def test_checkpointing_saves_memory():
     shape = (2, 2, 224, 224)
     less, more = (training_memory(on_meta(1, 4, **PRESETS["base"], checkpointing=c), shape) for c in (True, False))
@@ -473,6 +490,7 @@ def test_a_file_that_fits_nothing_is_refused(tmp_path, content):
         load_pretrained_encoders(small(), tmp_path / "other.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
 def test_pretrained_weights_of_a_pyramid(tmp_path, name):
     """As timm loads them; fails if a layer but the edge features keeps its random weights."""
@@ -491,6 +509,7 @@ def test_pretrained_weights_of_a_pyramid(tmp_path, name):
             assert torch.equal(encoder.body.state_dict()[key], value), key
 
 
+@pytest.mark.slow
 def test_pretrained_weights_that_no_pyramid_takes(tmp_path):
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
     network = small(encoder="pvt_v2_b0", layer_scale=None)

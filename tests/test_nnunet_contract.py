@@ -68,6 +68,7 @@ def test_preprocessed_cases(dataset):
     assert progress.count() == dataset.dataset_json["numTraining"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "labels",
     [{"background": 0, "RV": 1, "MYO": 2, "LV": 3}, {"background": 0, "whole": [1, 2, 3], "LV": 3}],

@@ -60,6 +60,7 @@ def costs(models):
     )
 
 
+@pytest.mark.slow
 @compared
 def test_panel_of_three_models_with_long_names_and_many_labels():
     name = "nnUNetTrainerDIN_noBoundaryLoss__nnUNetDINAttoPlans__2d"
@@ -97,6 +98,7 @@ def test_distances_with_a_missed_structure():
     return metric_by_structure(table, "HD95")
 
 
+@pytest.mark.slow
 @compared
 def test_ranks_of_nine_models():
     order = np.argsort(np.random.default_rng(0).normal(size=(50, len(LONG))), axis=1) + 1.0
@@ -108,6 +110,7 @@ def test_names_beside_their_points():
     return dice_against_cost(costs(LONG[:4]))
 
 
+@pytest.mark.slow
 @compared
 def test_names_in_the_legend_where_there_is_no_room():
     return dice_against_cost(costs(LONG))

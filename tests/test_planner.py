@@ -65,6 +65,7 @@ def test_patch_covers_the_median_slice(dataset, plans):
     assert config["patch_size"] == [8 * math.ceil(m / 8) for m in median]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cls", [*(pytest.param(p, marks=pytest.mark.slow) for p in PLANNERS[:2]), *PLANNERS[2:]], ids=lambda p: p.preset
 )
@@ -94,6 +95,7 @@ def test_patch_and_batch_fit_the_memory(dataset, cls, median, gb, capsys):
         assert without > gb * 1e9, "two patches would have fitted without checkpointing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", PLANNERS[2:], ids=lambda p: p.preset)
 def test_warning_tells_figures_apart_and_names_smaller_networks_only(dataset, cls, capsys):
     """A target that is a little too small: what is needed is more than what is there, in the figures that are shown."""
@@ -108,6 +110,7 @@ def test_warning_tells_figures_apart_and_names_smaller_networks_only(dataset, cl
     assert named == {"atto": ["nnUNetPlannerDINFast"], "fast": []}[cls.preset]
 
 
+@pytest.mark.slow
 def test_warning_of_a_planner_with_a_preset_of_its_own_recommends_none_of_ours(dataset, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "theirs", PRESETS["fast"])
     cls = type("nnUNetPlannerTheirs", (nnUNetPlannerDIN,), {"preset": "theirs"})
@@ -116,6 +119,7 @@ def test_warning_of_a_planner_with_a_preset_of_its_own_recommends_none_of_ours(d
     assert "DIN theirs" in warning and "nnUNetPlannerDIN" not in warning
 
 
+@pytest.mark.slow
 def test_batch_is_at_most_five_percent_of_the_data(dataset):
     p = planner(dataset)
     patch, batch, checkpointing = p._patch_and_batch_size((64, 64), 200 * 64 * 64)
@@ -123,6 +127,7 @@ def test_batch_is_at_most_five_percent_of_the_data(dataset):
     assert p._patch_and_batch_size((64, 64), 10 * 64 * 64)[1] == 2
 
 
+@pytest.mark.slow
 def test_less_memory_checkpointing_first_then_smaller_patches_never_a_smaller_batch(dataset):
     results = [planner(dataset, gpu_memory_target_in_gb=gb)._patch_and_batch_size((600, 600), 1e9) for gb in (2, 6, 24)]
     (small, _, first), (middle, _, second), (large, batch, third) = results
@@ -131,6 +136,7 @@ def test_less_memory_checkpointing_first_then_smaller_patches_never_a_smaller_ba
     assert all(b >= 2 for _, b, _ in results) and batch >= 2
 
 
+@pytest.mark.slow
 def test_plans_with_checkpointing_build_a_network_that_uses_it(dataset):
     p = planner(
         dataset,

@@ -229,6 +229,7 @@ def test_equal_scores_are_drawn_within_a_sensible_range(metric, value):
         assert -6 < low and high < 103
 
 
+@pytest.mark.slow
 def test_many_boxes_go_to_several_rows():
     """Fails if 72 boxes are squeezed into one row, or structures are lost when rows are broken."""
     structures = [f"s{j}" for j in range(7)]
@@ -415,6 +416,7 @@ def figures(models):
     yield dice_against_cost(make_table(models, [1e9, *[np.nan] * (n - 1)]))
 
 
+@pytest.mark.slow
 def test_type_is_readable():
     """Fails if letters are smaller than 7 or larger than 9 points where a paper prints the picture."""
     for figure in figures(LONG[:3]):
@@ -448,6 +450,7 @@ def test_pdf_holds_text_as_text(tmp_path):
     assert {"swinunet", "Myo"} <= set(drawn_text(pdf).split("\n"))
 
 
+@pytest.mark.slow
 def test_drawing_needs_neither_pyplot_nor_a_display(tmp_path):
     """Fails if pyplot is loaded, or matplotlib is when the command line only imports the module."""
     code = (

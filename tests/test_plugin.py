@@ -105,6 +105,7 @@ def test_register_twice_wraps_once():
     assert sum(isinstance(f, plugin._Finder) for f in sys.meta_path) <= 1
 
 
+@pytest.mark.slow
 def test_ours_are_found_although_a_module_of_nnunet_is_broken(tmp_path):
     """A module in the searched folder that cannot be imported hides every class behind it, but not ours."""
     (tmp_path / "a_broken.py").write_text("import does_not_exist_anywhere")

@@ -164,6 +164,7 @@ def test_unknown_enhancement_is_refused(setting):
         run(setting, volume())
 
 
+@pytest.mark.slow
 def test_color_images_from_png(nnunet_folders):
     """Natural RGB images: planned, preprocessed with one luminosity for the three channels."""
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2

@@ -15,6 +15,7 @@ from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.nnunet.configurations import PAPER_TABLES, derive
 
 
+@pytest.mark.slow
 def test_counts_of_the_papers_network(capsys):
     assert main(["profile", "--count-only", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -26,6 +27,7 @@ def test_counts_of_the_papers_network(capsys):
     assert "measured" not in report
 
 
+@pytest.mark.slow
 def test_measures_on_this_device(capsys):
     assert main(["profile", "--preset", "atto", "--size", "32", "40", "--repeats", "1", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
@@ -33,6 +35,7 @@ def test_measures_on_this_device(capsys):
         assert f"\n{name} " in out
 
 
+@pytest.mark.slow
 def test_plans_give_network_patch_and_batch(dataset, plans, tmp_path, capsys):
     path = tmp_path / "plans.json"
     path.write_text(json.dumps(plans))
@@ -43,6 +46,7 @@ def test_plans_give_network_patch_and_batch(dataset, plans, tmp_path, capsys):
     assert report["network"] == config["architecture"]["arch_kwargs"]
 
 
+@pytest.mark.slow
 def test_configurations_of_other_encoders_and_versions(dataset, plans, tmp_path, capsys):
     """What a configuration inherits counts as its own; fails if patch, versions or the decoder's size are not its."""
     derived = {name: derive(plans, "2d", name, *PAPER_TABLES[name]) for name in ("2d_swin", "2d_fuzzy_clahe")}
@@ -67,6 +71,7 @@ def test_configurations_of_other_encoders_and_versions(dataset, plans, tmp_path,
     assert "| `2d` |" in table and "3d_fullres" not in table
 
 
+@pytest.mark.slow
 def test_table_of_the_papers_configurations(capsys, monkeypatch):
     monkeypatch.setattr("nnunet_din.commands.profile.PAPER_TABLES", {"2d_concat": PAPER_TABLES["2d_concat"]})
     assert main(["profile", "--all", "--preset", "base", "--size", "224", "224"]) == 0
@@ -125,6 +130,7 @@ def test_peak_memory_of_a_training_step_that_can_be_counted_by_hand():
     assert peak_memory(step, network, torch.device("cpu")) == pytest.approx(16e6, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("size", "batch"), [((224, 224), 1), ((64, 96), 4)])
 def test_counted_memory_is_the_measured_one(size, batch, checkpointing):

@@ -129,6 +129,7 @@ def test_the_papers_hyper_parameters():
     assert lengths == {5: 5, 50: 50, 100: 100}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nnUNetTrainerDIN_paper", "nnUNetTrainerDIN_noDeepSupervision"])
 def test_trainers_without_auxiliary_outputs_have_the_network_of_prediction(make, name):
     trainer = make(name)
@@ -137,6 +138,7 @@ def test_trainers_without_auxiliary_outputs_have_the_network_of_prediction(make,
     assert np.isfinite(trainer.train_step(batch(trainer))["loss"])
 
 
+@pytest.mark.slow
 def test_auxiliary_outputs_are_of_training_only(make, tmp_path):
     """nnU-Net's prediction builds the network without them and loads the checkpoint: the same segmentation."""
     trainer = make()
@@ -158,6 +160,7 @@ def test_auxiliary_outputs_are_of_training_only(make, tmp_path):
     assert torch.is_tensor(trainer.network(x))
 
 
+@pytest.mark.slow
 def test_a_training_from_before_the_auxiliary_outputs_goes_on(make, tmp_path):
     before = make(enable_deep_supervision=False)
     before.initialize()
@@ -187,6 +190,7 @@ def test_one_training_step_reaches_every_parameter(make):
     assert trainer.validation_step(batch(trainer))["tp_hard"].shape == (3,)
 
 
+@pytest.mark.slow
 def test_loss_falls_when_one_batch_is_repeated(make):
     trainer = make(initial_lr=1e-3, warmup=0.0)
     trainer.initialize()
@@ -359,6 +363,7 @@ def test_both_images_are_moved_together():
         torch.testing.assert_close(out["image"][0], out["image"][1])
 
 
+@pytest.mark.slow
 def test_training_and_resuming_are_bit_exact(make, dataset, tmp_path):
     """Two epochs in one go, and one epoch, save, load into a new trainer, one more epoch: same weights, optimizer and
     schedule.
@@ -406,6 +411,7 @@ def test_one_epoch_of_nnunets_loop_on_the_data_set(make, dataset, monkeypatch):
     assert len(trainer.logger.get_value("train_losses", step=None)) == 1
 
 
+@pytest.mark.slow
 def test_pretrained_encoders_are_loaded_for_training_only(make, tmp_path):
     import timm
 
@@ -466,6 +472,7 @@ def test_unknown_names_in_the_plans(make, key, match):
         make(change=change).initialize()
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_preset_is_refused(make, tmp_path):
     other = make()
     other.initialize()
@@ -531,6 +538,7 @@ def two_enhancements(plans):
     config["architecture"]["arch_kwargs"]["versions"] = 3
 
 
+@pytest.mark.slow
 def test_several_enhancements_are_trained(make):
     trainer = make(change=two_enhancements)
     trainer.initialize()
@@ -564,6 +572,7 @@ def stock_plans(dataset):
     return {**plans, "continue_training": False}
 
 
+@pytest.mark.slow
 def test_boundary_loss_with_nnunets_own_network(dataset, stock_plans):
     """nnU-Net's loss plus L_bnd of the full-resolution output, ramped up; deep supervision stays."""
     cls = find_trainer("nnUNetTrainerBoundaryLoss")

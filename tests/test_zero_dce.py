@@ -158,6 +158,7 @@ def test_total_loss_has_the_weights_of_the_authors():
 # ---- fitting ----
 
 
+@pytest.mark.slow
 def test_fitting_lowers_the_loss_and_brightens_dark_images():
     """Fails if the curves are fitted in the wrong direction or the network that is given back was not fitted."""
     dark = slices()
@@ -168,6 +169,7 @@ def test_fitting_lowers_the_loss_and_brightens_dark_images():
         assert apply_curves(x, fit.network(x)).mean() > x.mean() + 0.1
 
 
+@pytest.mark.slow
 def test_fitting_darkens_bright_images():
     """Fails if the curves can only brighten: the level is 0.6 from either side."""
     fit = fit_zero_dce(slices(level=0.5, shape=(3, 32, 32)), iterations=1, size=16)
@@ -338,6 +340,7 @@ def test_command_writes_weights_and_says_how_to_use_them(folders, capsys):
     assert [file.name for file in path.parent.iterdir()] == ["zero_dce.pth"], "no part of a file is left"
 
 
+@pytest.mark.slow
 def test_command_makes_the_same_file_again(folders, capsys):
     """Fails if the hash depends on the name of the file or on chance, or weights are overwritten unasked."""
     other = folders / "new" / "other.pth"
@@ -377,6 +380,7 @@ def test_slices_along_the_largest_spacing(folders):
         assert any(np.allclose(image[0], expected[..., x], atol=1e-6) for image in of_case)
 
 
+@pytest.mark.slow
 def test_large_slices_are_cut_and_many_are_sampled(folders, monkeypatch):
     """Fails if a large data set does not fit into memory, or one case takes the place of the others."""
     monkeypatch.setattr(slices_module, "_MOST_SLICES", 4)
