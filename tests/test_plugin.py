@@ -53,6 +53,14 @@ def test_contract_with_nnunet():
         assert getattr(importlib.import_module(name), plugin.LOOKUP_FUNCTION) is function
 
 
+def test_contract_of_pretrained_weights_with_nnunet():
+    """So is the one behind `-pretrained_weights`, and `nnUNetv2_train` calls the wrapped one."""
+    function = getattr(importlib.import_module(plugin.WEIGHTS_MODULE), plugin.WEIGHTS_FUNCTION)
+    assert list(inspect.signature(inspect.unwrap(function)).parameters)[:2] == ["network", "fname"]
+    assert inspect.unwrap(function) is not function
+    assert getattr(importlib.import_module("nnunetv2.run.run_training"), plugin.WEIGHTS_FUNCTION) is function
+
+
 def test_a_bare_interpreter_has_the_plugin_but_not_its_weight():
     out = run(
         "import sys; print('nnunet_din' in sys.modules, [m for m in ('torch', 'numpy', 'nnunetv2') "
