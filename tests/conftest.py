@@ -24,6 +24,22 @@ FOLDERS = {name: Path(mkdtemp(prefix=f"nnUNet_{name}_")) for name in ("raw", "pr
 os.environ.update({f"nnUNet_{name}": str(folder) for name, folder in FOLDERS.items()}, nnUNet_n_proc_DA="1")
 
 
+#: Files that take minutes: first, so that no worker is left with one of them while the others have nothing to do.
+LONG_FILES = ("test_demo.py", "test_commands.py", "test_network.py", "test_deployment.py", "test_leaderboard.py")
+
+
+def pytest_configure(config):
+    """Keep the order of the files where workers get whole files (pytest-xdist reorders them by number of tests)."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest."""
+    order = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 def pytest_sessionfinish():
     """Remove the folders."""
     for folder in FOLDERS.values():

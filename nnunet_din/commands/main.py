@@ -14,6 +14,7 @@ from nnunet_din.commands import (
     demo,
     doctor,
     enhance,
+    export,
     figure,
     leaderboard,
     profile,
@@ -22,7 +23,7 @@ from nnunet_din.commands import (
 
 #: Each module adds its sub-command with ``add_parser(subparsers)`` and sets ``run``, a function of the parsed arguments
 #: that returns the exit code.
-COMMANDS = (doctor, enhance, train_zero_dce, profile, demo, convert, configure, leaderboard, figure, curves)
+COMMANDS = (doctor, enhance, train_zero_dce, profile, demo, convert, configure, leaderboard, figure, curves, export)
 
 
 def build_parser() -> argparse.ArgumentParser:

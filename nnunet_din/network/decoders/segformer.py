@@ -153,5 +153,5 @@ def _resize_and_shift_columns(x: Tensor, composed: Tensor, width: int) -> Tensor
     n, h, w, _ = x.shape
     z = x.flatten(1, 2)[:, None] @ composed  # (N, 3, h w, 3 D)
     along_x = resize_and_shift_matrix(w, width, z).transpose(1, 2).flatten(1)  # columns (w, dx), as z in memory
-    z = z.reshape(n * 3 * h, 3 * w, -1)
-    return torch.bmm(along_x.expand(z.shape[0], -1, -1), z).reshape(n, 3 * h, -1)
+    z = z.reshape(n * 3 * h, 3 * w, composed.shape[-1] // 3)
+    return torch.bmm(along_x.expand(z.shape[0], -1, -1), z).reshape(n, 3 * h, width * z.shape[-1])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_din.network.containers import ModuleList
-from nnunet_din.network.ops import ceil_div, in_graph, in_slices, pointwise
+from nnunet_din.network.ops import ceil_div, exporting, in_slices, pointwise
 
 
 class CrossAttention(nn.Module):
@@ -63,7 +63,7 @@ class CrossAttention(nn.Module):
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
         """Attend; from the maps ``(N, d, H, W)`` of all streams comes one such map for each query."""
         height, width = streams[0].shape[-2:]
-        windows = Windows(height, width, self.window_size)
+        windows = (GraphWindows if exporting() else Windows)(height, width, self.window_size)
         inputs = [windows.cut(f) for f in streams]
         mask = windows.key_mask(streams[0].device)
         if mask is not None:
@@ -116,8 +116,7 @@ class Windows:
         self.window_height, self.window_width = ceil_div(height, self.rows), ceil_div(width, self.columns)
         self.pad_bottom = self.rows * self.window_height - height
         self.pad_right = self.columns * self.window_width - width
-        # A graph for any size pads always, if by nothing.
-        self.padded = in_graph() or self.pad_bottom > 0 or self.pad_right > 0
+        self.padded = self.pad_bottom > 0 or self.pad_right > 0
 
     def cut(self, x: Tensor) -> Tensor:
         """Cut a map ``(N, d, H, W)`` into windows of L pixels, ``(N * windows, L, d)``."""
@@ -141,3 +140,52 @@ class Windows:
             return None
         inside = torch.ones(1, 1, self.height, self.width, device=device)
         return self.cut(inside)[:, None, None, :, 0] > 0
+
+
+class GraphWindows:
+    """The windows of :class:`Windows` in a graph for maps of any size.
+
+    Shapes that are quotients of quotients, rounded up, are beyond what torch and onnxruntime reason about. So every
+    window has the largest size here, ``window_size`` squared: places that read one pixel each. Which one is computed
+    by the graph itself, and places of no pixel are masked.
+    """
+
+    def __init__(self, height: int, width: int, window_size: int):
+        self.height, self.width, self.window_size = height, width, window_size
+        self.rows, self.columns = ceil_div(height, window_size), ceil_div(width, window_size)
+        self.window_height, self.window_width = ceil_div(height, self.rows), ceil_div(width, self.columns)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Cut a map ``(N, d, H, W)`` into windows of L places, ``(N * windows, L, d)``."""
+        n, d = x.shape[:2]
+        y, x_ = self._pixels(x.device)
+        read = y.clamp(max=self.height - 1) * self.width + x_.clamp(max=self.width - 1)
+        windows = x.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, read.flatten())
+        return windows.view(n * self.rows * self.columns, self.window_size**2, d)
+
+    def join(self, x: Tensor, n: int) -> Tensor:
+        """Put windows of n maps together to maps again: the inverse of :meth:`cut`."""
+        y = torch.arange(self.height, device=x.device)[:, None]
+        x_ = torch.arange(self.width, device=x.device)[None]
+        row, column = y // self.window_height, x_ // self.window_width
+        place = (y - row * self.window_height) * self.window_size + x_ - column * self.window_width
+        read = (row * self.columns + column) * self.window_size**2 + place
+        x = x.reshape(n, self.rows * self.columns * self.window_size**2, x.shape[-1])
+        return x.index_select(1, read.flatten()).unflatten(1, (self.height, self.width)).permute(0, 3, 1, 2)
+
+    def key_mask(self, device: torch.device) -> Tensor:
+        """Which places hold a pixel of their window, boolean ``(windows, 1, 1, L)``."""
+        place = torch.arange(self.window_size, device=device)
+        y, x = self._pixels(device)
+        inside_y = (place < self.window_height)[:, None] & (y < self.height)
+        inside_x = (place < self.window_width) & (x < self.width)
+        return (inside_y & inside_x).view(self.rows * self.columns, 1, 1, self.window_size**2)
+
+    def _pixels(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Where the places of all windows lie, or would lie if the map did not end: rows ``(rows, 1, window_size, 1)``
+        and columns ``(1, columns, 1, window_size)``.
+        """
+        place = torch.arange(self.window_size, device=device)
+        y = torch.arange(self.rows, device=device)[:, None] * self.window_height + place
+        x = torch.arange(self.columns, device=device)[:, None] * self.window_width + place
+        return y[:, None, :, None], x[None, :, None, :]

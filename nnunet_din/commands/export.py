@@ -1,0 +1,38 @@
+"""``nnunet-din export``: a trained model as files for programs without nnU-Net."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+FORMATS = ("onnx", "torch-export", "torchscript")
+
+
+def add_parser(subparsers) -> None:
+    """Add the sub-command ``export`` to the parser of ``nnunet-din``."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write a trained model as ONNX, torch.export or TorchScript, to run without nnU-Net",
+        description="Write the network of each fold of a trained model, for any batch, height and width, and "
+        "model.json with everything else that a program needs to run it: spacing, normalization, enhancement, patch, "
+        "mirroring, labels. examples/onnx_predict.py is such a program.",
+    )
+    parser.add_argument("model", type=Path, help="nnU-Net's model folder TRAINER__PLANS__CONFIGURATION")
+    parser.add_argument("out", type=Path, help="folder for the files")
+    parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: %(default)s")
+    parser.add_argument(
+        "-f", dest="folds", nargs="+", metavar="FOLD", help="folds, or `all` (default: every trained one)"
+    )
+    parser.add_argument(
+        "--checkpoint", choices=("final", "best", "latest"), default="final", help="default: %(default)s"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and name the files."""
+    from nnunet_din.deployment.export import export_model
+
+    for path in export_model(args.model, args.out, args.format, args.folds, args.checkpoint):
+        print(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0

@@ -1,0 +1,180 @@
+"""Networks of a trained model as files for other programs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from packaging.version import Version
+from torch import Tensor
+
+from nnunet_din.data.files import write_text
+from nnunet_din.deployment.description import describe
+from nnunet_din.network.din import DualInteractionNetwork
+
+#: Older versions of torch do not make graphs for images of any size of this network.
+OLDEST_TORCH = "2.9"
+#: Largest batch, and largest height and width in strides, that a graph is made for.
+MOST = 1 << 16
+
+
+def export_model(
+    folder: Path, out: Path, form: str = "onnx", folds: Sequence[str] | None = None, checkpoint: str = "final"
+) -> list[Path]:
+    """Write the network of each fold of a trained model, and ``model.json`` with everything else.
+
+    Parameters
+    ----------
+    folder
+        Model folder of nnU-Net, ``TRAINER__PLANS__CONFIGURATION``.
+    out
+        Folder for the files; made if it is not there.
+    form
+        One of :data:`FORMATS`.
+    folds
+        Numbers of the folds or ``all``; None: all that are trained.
+    checkpoint
+        ``final``, ``best`` or ``latest``.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The files: networks first, then the description.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder is not a model's, or a fold has no such checkpoint.
+    ValueError
+        If the model's network is not DIN, or torch or onnxscript are too old or missing.
+    """
+    ending, write = FORMATS[form]
+    _check_tools(form)
+    name = f"checkpoint_{checkpoint}.pth"
+    folds = _trained_folds(folder, name, folds)
+    # Loads nnU-Net: after everything that can be checked without it.
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False)
+    predictor.initialize_from_trained_model_folder(
+        str(folder), [fold if fold == "all" else int(fold) for fold in folds], name
+    )
+    network = getattr(predictor.network, "_orig_mod", predictor.network)  # nnU-Net compiles where told to
+    if not isinstance(network, DualInteractionNetwork):
+        raise ValueError(f"{folder} holds a {type(network).__name__}, and only DIN's networks can be exported.")
+    files = [out / f"fold_{fold}{ending}" for fold in folds]
+    description = describe(
+        predictor.plans_manager.plans,
+        predictor.configuration_manager.configuration,
+        predictor.dataset_json,
+        [path.name for path in files],
+        network.encoders[0].stride,
+        predictor.allowed_mirroring_axes,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    for path, weights in zip(files, predictor.list_of_parameters, strict=True):
+        network.load_state_dict(weights)
+        partial = path.with_name(f"{path.stem}.partial{ending}")
+        write(network.eval(), partial)
+        partial.replace(path)
+    # Last: where it stands, everything that it names is there.
+    write_text(out / "model.json", json.dumps(description, indent=2) + "\n")
+    return [*files, out / "model.json"]
+
+
+def export_program(network: DualInteractionNetwork) -> torch.export.ExportedProgram:
+    """The network as a graph of torch, for any batch, and height and width that are multiples of its stride.
+
+    torch notes the kernels that it would have chosen for the example as conditions of the graph ("guards"), for example
+    more than one image. They have no part in the result: ``program.module(check_guards=False)`` leaves them out.
+    """
+    stride = network.encoders[0].stride
+    rows, columns = (torch.export.Dim(name, min=1, max=MOST) for name in ("rows", "columns"))
+    shape = {0: torch.export.Dim("images", min=1, max=MOST), 2: stride * rows, 3: stride * columns}
+    with torch.no_grad():
+        return torch.export.export(network, (example_input(network),), dynamic_shapes=(shape,))
+
+
+def example_input(network: DualInteractionNetwork) -> Tensor:
+    """A batch to make a graph with. No two of its dimensions are equal, and no attention window is full."""
+    stride = network.encoders[0].stride
+    return torch.zeros(2, network.versions * network.input_channels, 9 * stride, 10 * stride)
+
+
+def write_onnx(network: DualInteractionNetwork, path: Path) -> None:
+    """Write an ONNX file: ``image`` -> ``logits``, see :meth:`DualInteractionNetwork.forward`."""
+    with _quiet():
+        program = torch.onnx.export(
+            export_program(network), input_names=["image"], output_names=["logits"], dynamo=True, verbose=False
+        )
+    assert program is not None  # None is for those who let torch write the file
+    program.save(str(path), external_data=False)
+
+
+def write_program(network: DualInteractionNetwork, path: Path) -> None:
+    """Write a file for :func:`torch.export.load`, see :func:`export_program`."""
+    torch.export.save(export_program(network), str(path))
+
+
+def write_torchscript(network: DualInteractionNetwork, path: Path) -> None:
+    """Write a file for :func:`torch.jit.load` and libtorch."""
+    with torch.no_grad(), _quiet():
+        torch.jit.trace(network, example_input(network)).save(str(path))
+
+
+#: Name -> ending of the files, and what writes one.
+FORMATS: dict[str, tuple[str, Callable[[DualInteractionNetwork, Path], None]]] = {
+    "onnx": (".onnx", write_onnx),
+    "torch-export": (".pt2", write_program),
+    "torchscript": (".pt", write_torchscript),
+}
+
+
+def _check_tools(form: str) -> None:
+    if form != "torchscript" and Version(torch.__version__) < Version(OLDEST_TORCH):
+        raise ValueError(
+            f"--format {form} needs torch {OLDEST_TORCH} or newer, and this is {torch.__version__}. "
+            "--format torchscript works here, too."
+        )
+    if form == "onnx" and not find_spec("onnxscript"):
+        raise ValueError('--format onnx needs onnx and onnxscript: pip install "nnunet-din[onnx]"')
+
+
+def _trained_folds(folder: Path, name: str, folds: Sequence[str] | None) -> list[str]:
+    if not (folder / "plans.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is no model folder of nnU-Net: it has no plans.json. Give the folder "
+            "TRAINER__PLANS__CONFIGURATION in nnUNet_results."
+        )
+    trained = [path.parent.name.removeprefix("fold_") for path in sorted(folder.glob(f"fold_*/{name}"))]
+    if folds is None and set(trained) > {"all"}:
+        folds = [fold for fold in trained if fold != "all"]  # cross-validation, or the training on all cases
+    folds = trained if folds is None else list(folds)
+    missing = [fold for fold in folds if fold not in trained]
+    if missing or not folds:
+        where = f"fold {', '.join(missing)}" if missing else "any fold"
+        raise FileNotFoundError(
+            f"{folder} has no {name} of {where}. It has one of: {', '.join(trained) or 'none'}. Give others by -f and "
+            "--checkpoint."
+        )
+    return folds
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's advice to those who write exporters."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
