@@ -4,12 +4,14 @@ preset.
 
 from __future__ import annotations
 
+import hashlib
 from itertools import product
 
 import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import literal
 from nnunet_din.cost.accounting import count_multiply_adds, count_parameters, multiply_adds_by_part, training_memory
@@ -452,15 +454,73 @@ def test_pretrained_weights_from_a_file(tmp_path, atto_weights, suffix):
 
         save_file(atto_weights, path)
     network = small()
-    stem = network.encoders[0].stem[0].weight.clone()
     report = load_pretrained_encoders(network, path)
     for encoder in network.encoders:
         for key, value in encoder.stages.state_dict().items():
             torch.testing.assert_close(value, atto_weights[f"stages.{key}"], rtol=0, atol=0)
-    torch.testing.assert_close(network.encoders[0].stem[0].weight, stem)
     text = str(report)
-    assert "stem.0.weight: (40, 3, 4, 4), (40, 1, 3, 3)" in text, "the stem's mismatch is reported"
+    assert "fitted to this encoder: stem.0.weight: (40, 3, 4, 4), (40, 1, 3, 3)" in text
     assert "head.fc.weight" in text and "edge_pooling.0.1.weight" in text
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in text
+
+
+@pytest.mark.parametrize("channels", [1, 3, 6])
+def test_the_pretrained_stem_answers_an_enlarged_patch_as_before(tmp_path, atto_weights, channels):
+    torch.save(atto_weights, tmp_path / "weights.pth")
+    torch.manual_seed(0)
+    network = DualInteractionNetwork(channels, 3, **{**PRESETS["atto"], "decoder_channels": 16})
+    load_pretrained_encoders(network, tmp_path / "weights.pth")
+    small_patch = torch.randn(1, 1, 3, 3)
+    patch = F.interpolate(small_patch, size=(4, 4), mode="bilinear")
+    expected = F.conv2d(patch.repeat(1, 3, 1, 1), atto_weights["stem.0.weight"], atto_weights["stem.0.bias"])
+    for encoder in network.encoders:
+        stem = encoder.stem[0]
+        got = F.conv2d(small_patch.repeat(1, channels, 1, 1), stem.weight, stem.bias)
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+def test_pretrained_weights_from_a_folder(tmp_path, atto_weights, prefix):
+    """As a download from the hub leaves it, and with a single file of any name."""
+    from safetensors.torch import save_file
+
+    hub, single = tmp_path / "hub", tmp_path / "single"
+    hub.mkdir(), single.mkdir()
+    (hub / "config.json").write_text("{}")
+    save_file(atto_weights, hub / "model.safetensors")
+    (hub / "pytorch_model.bin").write_text("the other form of the same weights, which nobody reads")
+    torch.save(atto_weights, single / "convnext_atto_d2.pth")
+    for folder, file in ((hub, "model.safetensors"), (single, "convnext_atto_d2.pth")):
+        network = small()
+        report = load_pretrained_encoders(network, f"{prefix}{folder}")
+        assert report.source.startswith(str(folder / file))
+        key = "stages.0.blocks.0.conv_dw.weight"
+        assert torch.equal(network.encoders[1].state_dict()[key], atto_weights[key])
+
+
+def test_folders_without_the_one_file_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="there is no such folder"):
+        load_pretrained_encoders(small(), f"local-dir:{tmp_path / 'nowhere'}")
+    with pytest.raises(ValueError, match="holds no file with weights"):
+        load_pretrained_encoders(small(), tmp_path)
+    for name in ("a.pth", "b.pth"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=r"holds more than one file with weights \(a.pth, b.pth\). Name the file"):
+        load_pretrained_encoders(small(), tmp_path)
+
+
+def test_convnext_v2_is_an_encoder_like_the_others(tmp_path):
+    """No layer scale, global response normalization; every parameter learns, and timm's weights fit."""
+    options = {"encoder": "convnextv2_atto", "layer_scale": None}
+    network = small(**options)
+    assert any(key.endswith("mlp.grn.weight") for key in network.encoders[0].state_dict())
+    assert not any("gamma" in key for key in network.encoders[0].state_dict())
+    network(torch.rand(1, 2, 32, 32)).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    weights = timm.create_model("convnextv2_atto").state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    report = load_pretrained_encoders(network, tmp_path / "weights.pth")
+    assert not report.mismatched and all(key.startswith("edge_pooling") for key in report.not_in_file)
 
 
 def test_pretrained_weights_in_the_original_authors_names(tmp_path, atto_weights):
@@ -517,12 +577,12 @@ def test_pretrained_weights_that_no_pyramid_takes(tmp_path):
         load_pretrained_encoders(network, tmp_path / "resnet.pth")
     with pytest.raises(ValueError, match="do not fit the encoder pvt_v2_b0: they are another model's"):
         load_pretrained_encoders(network, "resnet18")
-    with pytest.raises(ValueError, match="no such file, and timm knows no model"):
+    with pytest.raises(ValueError, match="no such file or folder, and timm knows no model"):
         load_pretrained_encoders(network, tmp_path / "nowhere.pth")
     with pytest.raises(ValueError, match="no pretrained weights for encoder 'fct': use -tr nnUNetTrainerDIN"):
         load_pretrained_encoders(small(encoder="fct", layer_scale=None), tmp_path / "resnet.pth")
 
 
 def test_a_source_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no such file, and timm knows no model of that name"):
+    with pytest.raises(ValueError, match="no such file or folder, and timm knows no model of that name"):
         load_pretrained_encoders(small(), tmp_path / "nowhere.pth")

@@ -11,8 +11,8 @@ class nnUNetTrainerDIN_pretrained(nnUNetTrainerDIN):
     """Starts both encoders from pretrained weights.
 
     The plans' configuration may say which with a key ``pretrained_encoder``: a timm name with tag, or the path of a
-    file. Without it, timm's default weights of the configuration's encoder are used. Resuming, validation and
-    prediction never need the source.
+    file or folder (docs/pretrained.md). Without it, timm's default weights of the configuration's encoder are used.
+    Resuming, validation and prediction never need the source.
     """
 
     _restoring = False

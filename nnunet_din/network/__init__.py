@@ -17,7 +17,8 @@ from nnunet_din.network.encoders.pretrained import LoadReport, load_pretrained_e
 from nnunet_din.network.encoders.pyramid import PyramidEncoder
 from nnunet_din.network.fusion import FUSIONS, ConcatenationFusion, InputFusion, build_fusion
 from nnunet_din.network.fusion.difm import DualInteractiveFusionModule
-from nnunet_din.network.transfer import Transfer, adapt_channels, transfer_weights
+from nnunet_din.network.initialization import adapt_channels
+from nnunet_din.network.transfer import Transfer, transfer_weights
 from nnunet_din.presets import PRESETS
 
 __all__ = [

@@ -1,8 +1,9 @@
-"""Random weights for the parts that are trained from scratch."""
+"""Weights at the start: random ones, and those of a layer for other channels."""
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def init_by_fan_in(module: nn.Module) -> None:
@@ -15,3 +16,33 @@ def init_by_fan_in(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def adapt_channels(weight: Tensor, channels: int, versions: int = 1) -> Tensor:
+    """Adapt the weights of a convolution on images to another number of channels, as timm does.
+
+    One channel gets the sum, more get the given channels in turn, scaled so that the response to an image with the same
+    values in all channels stays about what it was.
+
+    Parameters
+    ----------
+    weight
+        Shape ``(d, versions * C, kh, kw)``.
+    channels
+        The new number of channels C'.
+    versions
+        Images side by side along the channels, each adapted by itself.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(d, versions * C', kh, kw)``.
+    """
+    weight = weight.unflatten(1, (versions, -1))
+    before = weight.shape[2]
+    if channels == 1:
+        weight = weight.sum(dim=2, keepdim=True)
+    else:
+        turn = torch.arange(channels, device=weight.device) % before
+        weight = weight[:, :, turn] * (before / channels)
+    return weight.flatten(1, 2)

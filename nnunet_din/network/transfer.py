@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from nnunet_din.network.din import AUXILIARY_PREFIX, DualInteractionNetwork
+from nnunet_din.network.initialization import adapt_channels
 
 #: Beginnings of the names of what depends on the classes. nnU-Net's own networks keep their heads to themselves, too.
 HEADS = ("decoder.classifier.", AUXILIARY_PREFIX)
@@ -93,36 +93,6 @@ def transfer_weights(network: DualInteractionNetwork, weights: Mapping[str, Tens
     network.load_state_dict({**own, **new})
     taken = tuple(key for key in own if key in new and key not in adapted)
     return Transfer(taken, tuple(sorted(adapted)), kept, channels)
-
-
-def adapt_channels(weight: Tensor, channels: int, versions: int = 1) -> Tensor:
-    """Adapt the weights of a convolution on images to another number of channels, as timm does.
-
-    One channel gets the sum, more get the given channels in turn, scaled so that the response to an image with the same
-    values in all channels stays about what it was.
-
-    Parameters
-    ----------
-    weight
-        Shape ``(d, versions * C, kh, kw)``.
-    channels
-        The new number of channels C'.
-    versions
-        Images side by side along the channels, each adapted by itself.
-
-    Returns
-    -------
-    Tensor
-        Shape ``(d, versions * C', kh, kw)``.
-    """
-    weight = weight.unflatten(1, (versions, -1))
-    before = weight.shape[2]
-    if channels == 1:
-        weight = weight.sum(dim=2, keepdim=True)
-    else:
-        turn = torch.arange(channels, device=weight.device) % before
-        weight = weight[:, :, turn] * (before / channels)
-    return weight.flatten(1, 2)
 
 
 def _differ_in_input_only(value: Tensor, goal: Tensor, versions: int) -> bool:

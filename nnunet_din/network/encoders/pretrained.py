@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import timm
 import torch
 from timm.models import load_state_dict as load_state_dict_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
 from nnunet_din.network.encoders.pyramid import PyramidEncoder
+from nnunet_din.network.initialization import adapt_channels
 
 if TYPE_CHECKING:
     from nnunet_din.network.din import DualInteractionNetwork
+
+
+#: What timm and Hugging Face call the file with the weights in a folder, best first, and endings of others.
+FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
+FILE_ENDINGS = (".safetensors", ".bin", ".pth", ".pt")
+#: Prefixes of timm's names for a folder of this machine, and for a repository of the hub.
+LOCAL_PREFIX = "local-dir:"
+HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+STEM = "stem.0.weight"
 
 
 @dataclass
@@ -26,19 +38,23 @@ class LoadReport:
     Attributes
     ----------
     source
-        Name or path the weights came from.
+        Name the weights came from, or their file and its SHA-256.
     loaded
         Encoder entries that were set.
+    adapted
+        Entries among them that were fitted to other channels or another kernel: ``name: shape in the source, shape in
+        the encoder``.
     not_in_file
         Encoder entries that keep their random weights because the source has none (the edge pooling always).
     mismatched
-        Entries of both whose shapes differ: ``name: shape in the source, shape in the encoder`` (the stem always).
+        Entries of both whose shapes differ, as in ``adapted``.
     not_used
         Entries of the source that the encoder does not have (the classifier always).
     """
 
     source: str
     loaded: list[str] = field(default_factory=list)
+    adapted: list[str] = field(default_factory=list)
     not_in_file: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     not_used: list[str] = field(default_factory=list)
@@ -48,6 +64,7 @@ class LoadReport:
             f"Pretrained encoder weights from {self.source}: {len(self.loaded)} entries loaded into both encoders."
         ]
         for title, entries in (
+            ("fitted to this encoder", self.adapted),
             ("shape differs, random weights kept", self.mismatched),
             ("not in the source, random weights kept", self.not_in_file),
             ("in the source, not used", self.not_used),
@@ -65,9 +82,10 @@ def load_pretrained_encoders(network: DualInteractionNetwork, source: str | Path
     network
         The network; changed in place.
     source
-        A timm model name, with or without tag (``convnext_tiny.fb_in22k``), fetched by timm, or a file with a state
-        dict of such a model (``.pth``, ``.safetensors``; timm's or the original authors' key names), classifier
-        included where the encoder is no ConvNeXt.
+        A timm model name, with or without tag (``convnext_tiny.fb_in22k``), or ``hf-hub:`` and a repository, fetched
+        by timm; or a file with a state dict of such a model (``.pth``, ``.safetensors``; timm's or the original
+        authors' key names), classifier included where the encoder is no ConvNeXt; or a folder with such a file, with
+        or without timm's ``local-dir:`` before it.
 
     Returns
     -------
@@ -77,22 +95,26 @@ def load_pretrained_encoders(network: DualInteractionNetwork, source: str | Path
     Raises
     ------
     ValueError
-        If there are no pretrained weights for the encoder, if the source is neither a file nor a model known to timm,
-        or if it does not fit the encoder.
+        If there are no pretrained weights for the encoder, if the source is neither a file, a folder with one, nor a
+        model known to timm, or if it does not fit the encoder.
     """
     encoder = network.encoders[0]
     if type(encoder) not in READERS:
         raise ValueError(f"There are no pretrained weights for encoder '{encoder.name}': use -tr nnUNetTrainerDIN.")
     reader, essential = READERS[type(encoder)]
+    source = _resolve(source)
     weights = reader(source, encoder)
     own = encoder.state_dict()
-    report = LoadReport(str(source))
+    report = LoadReport(f"{source} (SHA-256 {_sha256(source)})" if isinstance(source, Path) else source)
+    if _is_another_stem(weights.get(STEM), own.get(STEM)):
+        report.adapted.append(_difference(STEM, weights[STEM], own[STEM]))
+        weights = {**weights, STEM: _fit_stem(weights[STEM], own[STEM])}
     fitting: dict[str, Tensor] = {}
     for key, value in own.items():
         if key not in weights:
             report.not_in_file.append(key)
         elif weights[key].shape != value.shape:
-            report.mismatched.append(f"{key}: {tuple(weights[key].shape)}, {tuple(value.shape)}")
+            report.mismatched.append(_difference(key, weights[key], value))
         else:
             fitting[key] = weights[key]
             report.loaded.append(key)
@@ -105,13 +127,64 @@ def load_pretrained_encoders(network: DualInteractionNetwork, source: str | Path
     return report
 
 
+def _resolve(source: str | Path) -> str | Path:
+    """The file with the weights as a path, or a name as a string.
+
+    Looking into folders is our own: timm 1.0.22 takes the last of several files for ``local-dir:``, and reads
+    safetensors by torch.load, which cannot.
+    """
+    path = Path(str(source).removeprefix(LOCAL_PREFIX)).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        if str(source).startswith(LOCAL_PREFIX):
+            raise ValueError(f"Pretrained weights '{source}': there is no such folder.")
+        return str(source)
+    for name in FILE_NAMES:
+        if (path / name).is_file():
+            return path / name
+    files = sorted(file for file in path.iterdir() if file.suffix in FILE_ENDINGS)
+    if len(files) != 1:
+        raise ValueError(
+            f"Pretrained weights '{source}': the folder holds {'no' if not files else 'more than one'} file with "
+            f"weights ({', '.join(file.name for file in files) or ', '.join(FILE_ENDINGS)}). Name the file itself."
+        )
+    return files[0]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _is_another_stem(theirs: Tensor | None, ours: Tensor | None) -> TypeGuard[Tensor]:
+    return theirs is not None and ours is not None and len(theirs) == len(ours) and theirs.shape != ours.shape
+
+
+def _fit_stem(weight: Tensor, like: Tensor) -> Tensor:
+    """Fit the weights of ConvNeXt's stem, 4 x 4 on three channels, to DIN's: the answer to a patch of 3 x 3 pixels is
+    what it was to the patch enlarged to 4 x 4. Channels are adapted as timm does it.
+    """
+    weight = adapt_channels(weight.float(), like.shape[1])
+    pixels = torch.eye(like[0, 0].numel()).reshape(-1, 1, *like.shape[2:])
+    enlarged = F.interpolate(pixels, size=weight.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    return torch.einsum("dcyx,pyx->dcp", weight, enlarged).reshape(like.shape).to(like.dtype)
+
+
+def _difference(key: str, theirs: Tensor, ours: Tensor) -> str:
+    return f"{key}: {tuple(theirs.shape)}, {tuple(ours.shape)}"
+
+
 def _read_convnext(source: str | Path, encoder: ConvNeXtEncoder) -> dict[str, Tensor]:
     """State dict with timm's key names, on the CPU."""
     encoder_name = encoder.name
     # The full classifier's names are needed to recognise the file; nothing of this model is kept.
     with torch.device("cpu"):
         reference = timm.create_model(encoder_name)
-    if Path(source).is_file():
+    if isinstance(source, Path):
         from timm.models.convnext import checkpoint_filter_fn
 
         try:
@@ -125,12 +198,12 @@ def _read_convnext(source: str | Path, encoder: ConvNeXtEncoder) -> dict[str, Te
 def _read_pyramid(source: str | Path, encoder: PyramidEncoder) -> dict[str, Tensor]:
     """State dict with the encoder's key names, the first convolution adapted to its channels as timm does it."""
     name, file = encoder.name, None
-    if Path(source).is_file():
+    if isinstance(source, Path):
         file = {"file": str(source)}
     else:
         _check_name(source, name)
         name = str(source)
-        if name.partition(".")[0] != encoder.name:
+        if not name.startswith(HUB_PREFIXES) and name.partition(".")[0] != encoder.name:
             raise _does_not_fit(source, encoder.name, "they are another model's")
     with torch.device("cpu"):
         if file:
@@ -151,10 +224,12 @@ def _read_pyramid(source: str | Path, encoder: PyramidEncoder) -> dict[str, Tens
 
 
 def _check_name(source: str | Path, encoder_name: str) -> None:
+    if str(source).startswith(HUB_PREFIXES):  # timm asks the hub
+        return
     if str(source).partition(".")[0] not in timm.list_models():
         raise ValueError(
-            f"Pretrained weights '{source}': no such file, and timm knows no model of that name. timm has for "
-            f"{encoder_name}: {_known(encoder_name)}."
+            f"Pretrained weights '{source}': no such file or folder, and timm knows no model of that name. timm has "
+            f"for {encoder_name}: {_known(encoder_name)}."
         )
 
 
