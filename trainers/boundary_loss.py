@@ -9,6 +9,7 @@ from torch import nn
 from nnunet_din.losses import DINLoss
 
 from .din_trainer import nnUNetTrainerDIN, ramped
+from .loss_parts import LogsLossParts
 
 
 class nnUNetTrainerDIN_noBoundaryLoss(nnUNetTrainerDIN):
@@ -23,7 +24,7 @@ class nnUNetTrainerDIN_printedBoundaryLoss(nnUNetTrainerDIN):
     normalized_sobel = False
 
 
-class nnUNetTrainerBoundaryLoss(nnUNetTrainer):
+class nnUNetTrainerBoundaryLoss(LogsLossParts, nnUNetTrainer):
     """nnU-Net's own trainer and loss, plus L_bnd of the full-resolution output (the paper's Table 8): for any 2-D
     configuration of any plans, nnU-Net's PlainConvUNet and ResEnc among them.
 
@@ -36,6 +37,7 @@ class nnUNetTrainerBoundaryLoss(nnUNetTrainer):
     weight_boundary = 1.0
     boundary_ramp = 0.2
     normalized_sobel = True
+    loss: LossWithBoundary
     _iteration = 0  # within the epoch
 
     def _build_loss(self) -> nn.Module:
@@ -65,16 +67,25 @@ class nnUNetTrainerBoundaryLoss(nnUNetTrainer):
         self._iteration += 1
         return super().train_step(batch)
 
+    def _weight_of_boundary(self) -> float:
+        return self.loss.boundary.weight_boundary
+
 
 class LossWithBoundary(nn.Module):
     """A loss, with or without deep supervision, plus one of the output at full resolution."""
 
-    def __init__(self, loss: nn.Module, boundary: nn.Module):
+    boundary: DINLoss
+
+    def __init__(self, loss: nn.Module, boundary: DINLoss):
         super().__init__()
         self.loss = loss
         self.boundary = boundary
+        self.parts: dict[str, torch.Tensor] = {}
 
     def forward(self, output, target) -> torch.Tensor:
         """What the trainer hands over: tensors, or lists of them with the full resolution first."""
         first = isinstance(output, (list, tuple))
-        return self.loss(output, target) + self.boundary(output[0] if first else output, target[0] if first else target)
+        boundary = self.boundary(output[0] if first else output, target[0] if first else target)
+        loss = self.loss(output, target)
+        self.parts = {"nnunet": loss.detach(), "boundary": self.boundary.parts["boundary"]}
+        return loss + boundary

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -24,10 +25,13 @@ from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.losses import AuxiliaryLoss, DINLoss
 from nnunet_din.network import input_stride
 from nnunet_din.network.din import AUXILIARY_PREFIX, DualInteractionNetwork
+from nnunet_din.nnunet.tracking import TensorBoardLogger
 from nnunet_din.nnunet.training_settings import check_training_settings
 
+from .loss_parts import LogsLossParts
 
-class nnUNetTrainerDIN(nnUNetTrainer):
+
+class nnUNetTrainerDIN(LogsLossParts, nnUNetTrainer):
     """Trains a DIN configuration from random weights, with what was measured to work (docs/results.md).
 
     CE + Dice + L_bnd of the segmentation and of the fused levels, AdamW at 5e-4 after a warm-up, 300 epochs, rotation
@@ -69,6 +73,8 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         more than 1.5 times as long as wide, else 15 degrees.
     mirroring : bool
         Whether images are flipped at random in training and, as nnU-Net then does, in prediction.
+    tensorboard : bool
+        Whether the curves are written for TensorBoard, too, to the folder ``tensorboard`` of the fold.
     """
 
     initial_lr = 5e-4
@@ -89,6 +95,7 @@ class nnUNetTrainerDIN(nnUNetTrainer):
     p_rotation = 0.5
     max_rotation: float | None = 20.0
     mirroring = True
+    tensorboard = False
 
     def __init__(
         self,
@@ -114,6 +121,10 @@ class nnUNetTrainerDIN(nnUNetTrainer):
             p_rotation=self.p_rotation,
         )
         self._iteration = 0  # within the epoch
+        if self.tensorboard and self.local_rank == 0:
+            logger = TensorBoardLogger(Path(self.output_folder) / "tensorboard")
+            logger.update_config({"plans": plans["plans_name"], "configuration": configuration, "fold": fold})
+            self.logger.loggers.append(logger)
         self.amp_dtype = None
         if self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
             # bf16 has the range of fp32: nothing to scale.
@@ -248,6 +259,9 @@ class nnUNetTrainerDIN(nnUNetTrainer):
         self._iteration += 1
         with self._autocast_dtype():
             return super().train_step(batch)
+
+    def _weight_of_boundary(self) -> float:
+        return self._loss_of_output.weight_boundary
 
     def validation_step(self, batch: dict) -> dict:
         """As in nnU-Net, in bf16 where the device has it."""

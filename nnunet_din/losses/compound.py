@@ -26,6 +26,12 @@ class DINLoss(nn.Module):
         target's last channel marks those pixels, as in nnU-Net.
     batch_dice, normalized_sobel
         See :class:`SoftDiceLoss` and :class:`MultiScaleBoundaryLoss`.
+
+    Attributes
+    ----------
+    parts : dict of str to Tensor
+        The terms of the last loss, without their weights and detached: ``ce``, ``dice`` and, if it counts,
+        ``boundary``.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class DINLoss(nn.Module):
         self.regions = regions
         self.ignore_label = ignore_label
         self.dice = SoftDiceLoss(batch_dice)
+        self.parts: dict[str, Tensor] = {}
         self.boundary = MultiScaleBoundaryLoss(normalized=normalized_sobel) if weight_boundary else None
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -89,9 +96,13 @@ class DINLoss(nn.Module):
         return self._total(_masked_mean(cross_entropy, valid), logits.sigmoid(), target, valid)
 
     def _total(self, cross_entropy: Tensor, probabilities: Tensor, one_hot: Tensor, valid: Tensor | None) -> Tensor:
-        loss = self.weight_ce * cross_entropy + self.weight_dice * self.dice(probabilities, one_hot, valid)
+        dice = self.dice(probabilities, one_hot, valid)
+        loss = self.weight_ce * cross_entropy + self.weight_dice * dice
+        self.parts = {"ce": cross_entropy.detach(), "dice": dice.detach()}
         if self.boundary is not None:
-            loss = loss + self.weight_boundary * self.boundary(probabilities, one_hot, valid)
+            boundary = self.boundary(probabilities, one_hot, valid)
+            loss = loss + self.weight_boundary * boundary
+            self.parts["boundary"] = boundary.detach()
         return loss
 
 

@@ -23,6 +23,11 @@ class AuxiliaryLoss(nn.Module):
         Loss of one output, called with (logits, target).
     weight
         Weight of each auxiliary output, at least 0; the segmentation has 1.
+
+    Attributes
+    ----------
+    parts : dict of str to Tensor
+        Those of the segmentation's last loss, if it has any, and ``auxiliary``: the mean of the others' losses.
     """
 
     def __init__(self, loss: nn.Module, weight: float = 0.5):
@@ -31,6 +36,7 @@ class AuxiliaryLoss(nn.Module):
             raise ValueError(f"The weight of the auxiliary outputs must not be negative, got {weight}.")
         self.loss = loss
         self.weight = weight
+        self.parts: dict[str, Tensor] = {}
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Tensor:
         """Compute the loss.
@@ -51,10 +57,16 @@ class AuxiliaryLoss(nn.Module):
             target = target[0]
         segmentation, *auxiliary = outputs
         total = self.loss(segmentation, target)
-        for logits in auxiliary:
-            total = total + self.weight * checkpoint(
-                self._resized, logits, target, use_reentrant=False, preserve_rng_state=False
-            )
+        # Now: the other outputs go through the same loss.
+        self.parts = dict(getattr(self.loss, "parts", {}))
+        losses = [
+            checkpoint(self._resized, logits, target, use_reentrant=False, preserve_rng_state=False)
+            for logits in auxiliary
+        ]
+        for loss in losses:
+            total = total + self.weight * loss
+        if losses:
+            self.parts["auxiliary"] = torch.stack([loss.detach() for loss in losses]).mean()
         return total / (1 + self.weight * len(auxiliary))
 
     def _resized(self, logits: Tensor, target: Tensor) -> Tensor:

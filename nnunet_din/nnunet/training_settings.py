@@ -65,6 +65,7 @@ SETTINGS: dict[str, Kind] = {
     "p_rotation": _SHARE,
     "max_rotation": Kind("degrees from 0 to 180, or null for nnU-Net's range", float, least=0, most=180, optional=True),
     "mirroring": _YES_OR_NO,
+    "tensorboard": _YES_OR_NO,
 }
 
 
