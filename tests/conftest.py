@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnunet_dataset import preprocess, write_fingerprint
+from nnunet_dataset import SMALL_NETWORK, preprocess, write_fingerprint
 
 DATASET = "Dataset998_TestPhantom"
 
@@ -74,3 +74,43 @@ def plans(dataset):
     """A fresh copy of the data set's plans, as nnUNetv2_train hands them to a trainer."""
     plans = json.loads((dataset.preprocessed / "nnUNetDINAttoPlans.json").read_text())
     return {**plans, "continue_training": False}
+
+
+@pytest.fixture
+def model(tmp_path, dataset, plans):
+    """Makes a model folder with networks that were not trained, and returns it."""
+    import torch
+
+    from nnunet_din.network import DualInteractionNetwork
+
+    def make(folds=(0,), regions=False, mirroring=(0, 1), enhancement=None, arguments=None, **changes):
+        configuration = plans["configurations"]["2d"]
+        configuration.update(patch_size=[32, 48], spacing=[1.5, 1.2], **changes)
+        configuration["architecture"]["arch_kwargs"] = {**SMALL_NETWORK, **(arguments or {})}
+        if enhancement:
+            configuration["enhancement"] = enhancement
+        dataset_json = dict(dataset.dataset_json)
+        if regions:
+            dataset_json["labels"] = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "spot": 3}
+            dataset_json["regions_class_order"] = [1, 2, 3]
+        folder = tmp_path / "nnUNetTrainerDIN__nnUNetDINAttoPlans__2d"
+        folder.mkdir()
+        (folder / "plans.json").write_text(json.dumps(plans))
+        (folder / "dataset.json").write_text(json.dumps(dataset_json))
+        for fold in folds:
+            (folder / f"fold_{fold}").mkdir()
+            torch.manual_seed(0 if fold == "all" else int(fold))
+            weights = DualInteractionNetwork(1, 3 if regions else 4, **configuration["architecture"]["arch_kwargs"])
+            arguments = {"configuration": "2d", "plans": plans, "fold": fold, "dataset_json": dataset_json}
+            torch.save(
+                {
+                    "network_weights": weights.state_dict(),
+                    "trainer_name": "nnUNetTrainerDIN",
+                    "init_args": arguments,
+                    "inference_allowed_mirroring_axes": mirroring,
+                },
+                folder / f"fold_{fold}" / "checkpoint_final.pth",
+            )
+        return folder
+
+    return make

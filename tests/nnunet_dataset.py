@@ -7,6 +7,10 @@ import os
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
+
+#: The least network that has every part.
+SMALL_NETWORK = {"encoder": "plain_atto", "decoder_channels": 16, "stem_stride": 2, "upsampling": "pixel_shuffle"}
 
 
 def write_fingerprint(raw: Path, preprocessed: Path, relative_size: float = 1.0) -> None:
@@ -57,3 +61,16 @@ def preprocess(dataset: str, plans: dict, configuration: str = "2d") -> None:
     dataset_json = json.loads((raw / "dataset.json").read_text())
     for case, files in get_filenames_of_train_images_and_targets(str(raw), dataset_json).items():
         preprocessor.run_case_save(str(out / case), files["images"], files["label"], manager, config, dataset_json)
+
+
+def save_image(path: Path, spacing=(1.3, 1.1, 6.0), border=0, seed=0) -> Path:
+    """Write a smooth random volume, 0 to 255, of which ``border`` pixels at the top and at the right are empty."""
+    data = np.random.default_rng(seed).gamma(4, 30, size=(5, 50, 61))
+    data = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(data), 2.0))
+    if border:
+        data[:, :border] = data[:, :, -border:] = data[0] = 0
+    image = sitk.GetImageFromArray(data.clip(0, 255).astype(np.float32))
+    image.SetSpacing(spacing)
+    image.SetOrigin((3, -7, 11))
+    sitk.WriteImage(image, str(path))
+    return path

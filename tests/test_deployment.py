@@ -13,6 +13,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from nnunet_dataset import SMALL_NETWORK as SMALL
+from nnunet_dataset import save_image
 from nnunet_din.commands.main import main
 from nnunet_din.deployment import export
 from nnunet_din.network import DualInteractionNetwork
@@ -20,7 +22,6 @@ from nnunet_din.network.fusion import attention
 from nnunet_din.network.fusion.attention import CrossAttention, GraphWindows, Windows
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"encoder": "plain_atto", "decoder_channels": 16, "stem_stride": 2, "upsampling": "pixel_shuffle"}
 #: Networks in which every encoder, fusion and decoder stands once.
 NETWORKS = {
     "fast": SMALL,
@@ -114,43 +115,6 @@ def test_a_program_holds_for_other_batches_and_sizes(name, tmp_path):
 # ---- a model folder ----
 
 
-@pytest.fixture
-def model(tmp_path, dataset, plans):
-    """Makes a model folder with networks that were not trained, and returns it."""
-
-    def make(folds=(0,), regions=False, mirroring=(0, 1), enhancement=None, arguments=None, **changes):
-        configuration = plans["configurations"]["2d"]
-        configuration.update(patch_size=[32, 48], spacing=[1.5, 1.2], **changes)
-        configuration["architecture"]["arch_kwargs"] = {**SMALL, **(arguments or {})}
-        if enhancement:
-            configuration["enhancement"] = enhancement
-        dataset_json = dict(dataset.dataset_json)
-        if regions:
-            dataset_json["labels"] = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "spot": 3}
-            dataset_json["regions_class_order"] = [1, 2, 3]
-        folder = tmp_path / "nnUNetTrainerDIN__nnUNetDINAttoPlans__2d"
-        folder.mkdir()
-        (folder / "plans.json").write_text(json.dumps(plans))
-        (folder / "dataset.json").write_text(json.dumps(dataset_json))
-        for fold in folds:
-            (folder / f"fold_{fold}").mkdir()
-            torch.manual_seed(0 if fold == "all" else int(fold))
-            weights = DualInteractionNetwork(1, 3 if regions else 4, **configuration["architecture"]["arch_kwargs"])
-            arguments = {"configuration": "2d", "plans": plans, "fold": fold, "dataset_json": dataset_json}
-            torch.save(
-                {
-                    "network_weights": weights.state_dict(),
-                    "trainer_name": "nnUNetTrainerDIN",
-                    "init_args": arguments,
-                    "inference_allowed_mirroring_axes": mirroring,
-                },
-                folder / f"fold_{fold}" / "checkpoint_final.pth",
-            )
-        return folder
-
-    return make
-
-
 class Session:
     """In place of onnxruntime's: the network itself."""
 
@@ -161,18 +125,6 @@ class Session:
         (x,) = feed.values()
         with torch.no_grad():
             return [self.net(torch.from_numpy(x)).numpy()]
-
-
-def save_image(path, spacing=(1.3, 1.1, 6.0), border=0, seed=0):
-    data = np.random.default_rng(seed).gamma(4, 30, size=(5, 50, 61))
-    data = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(data), 2.0))
-    if border:
-        data[:, :border] = data[:, :, -border:] = data[0] = 0
-    image = sitk.GetImageFromArray(data.clip(0, 255).astype(np.float32))
-    image.SetSpacing(spacing)
-    image.SetOrigin((3, -7, 11))
-    sitk.WriteImage(image, str(path))
-    return path
 
 
 def predict_by_nnunet(folder, image, out, folds):

@@ -17,13 +17,27 @@ from nnunet_din.commands import (
     export,
     figure,
     leaderboard,
+    predict,
     profile,
     train_zero_dce,
 )
 
 #: Each module adds its sub-command with ``add_parser(subparsers)`` and sets ``run``, a function of the parsed arguments
 #: that returns the exit code.
-COMMANDS = (doctor, enhance, train_zero_dce, profile, demo, convert, configure, leaderboard, figure, curves, export)
+COMMANDS = (
+    doctor,
+    enhance,
+    train_zero_dce,
+    profile,
+    demo,
+    convert,
+    configure,
+    leaderboard,
+    figure,
+    curves,
+    predict,
+    export,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from torch import Tensor
 from nnunet_din.data.files import write_text
 from nnunet_din.deployment.description import describe
 from nnunet_din.network.din import DualInteractionNetwork
+from nnunet_din.nnunet.models import trained_folds
 
 #: Older versions of torch do not make graphs for images of any size of this network.
 OLDEST_TORCH = "2.9"
@@ -38,7 +39,7 @@ def export_model(
     form
         One of :data:`FORMATS`.
     folds
-        Numbers of the folds or ``all``; None: all that are trained.
+        See :func:`nnunet_din.nnunet.models.trained_folds`.
     checkpoint
         ``final``, ``best`` or ``latest``.
 
@@ -57,7 +58,7 @@ def export_model(
     ending, write = FORMATS[form]
     _check_tools(form)
     name = f"checkpoint_{checkpoint}.pth"
-    folds = _trained_folds(folder, name, folds)
+    folds = trained_folds(folder, name, folds)
     # Loads nnU-Net: after everything that can be checked without it.
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -144,26 +145,6 @@ def _check_tools(form: str) -> None:
         )
     if form == "onnx" and not find_spec("onnxscript"):
         raise ValueError('--format onnx needs onnx and onnxscript: pip install "nnunet-din[onnx]"')
-
-
-def _trained_folds(folder: Path, name: str, folds: Sequence[str] | None) -> list[str]:
-    if not (folder / "plans.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} is no model folder of nnU-Net: it has no plans.json. Give the folder "
-            "TRAINER__PLANS__CONFIGURATION in nnUNet_results."
-        )
-    trained = [path.parent.name.removeprefix("fold_") for path in sorted(folder.glob(f"fold_*/{name}"))]
-    if folds is None and set(trained) > {"all"}:
-        folds = [fold for fold in trained if fold != "all"]  # cross-validation, or the training on all cases
-    folds = trained if folds is None else list(folds)
-    missing = [fold for fold in folds if fold not in trained]
-    if missing or not folds:
-        where = f"fold {', '.join(missing)}" if missing else "any fold"
-        raise FileNotFoundError(
-            f"{folder} has no {name} of {where}. It has one of: {', '.join(trained) or 'none'}. Give others by -f and "
-            "--checkpoint."
-        )
-    return folds
 
 
 @contextmanager

@@ -16,9 +16,18 @@ from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.labels import label_names, read_labels
 from nnunet_din.nnunet.models import fold_folders, named_models
 from nnunet_din.nnunet.network_input import channel_files, enhanced_on_image_grid
-from nnunet_din.plotting.selection import make_row
+from nnunet_din.plotting.selection import crop_window, make_row
 
-__all__ = ["Case", "Comparison", "Planned", "choose_cases", "compare_folders", "compare_models", "read_row"]
+__all__ = [
+    "Case",
+    "Comparison",
+    "Planned",
+    "choose_cases",
+    "compare_folders",
+    "compare_models",
+    "read_row",
+    "rows_of_prediction",
+]
 
 
 @dataclass(frozen=True)
@@ -346,6 +355,71 @@ def read_row(
         # Names may hold commas.
         title += ": Dice " + "; ".join(f"{name} {value:.3f}" for name, value in dice.items())
     return {**row, "name": title}
+
+
+def rows_of_prediction(
+    images: Sequence[Path],
+    label_map: Path,
+    plans: Mapping,
+    configuration: str,
+    dataset_json: Mapping,
+    slices: int = 3,
+) -> list[dict]:
+    """Make rows for :func:`nnunet_din.plotting.panel.panel` of slices spread over what was predicted.
+
+    Parameters
+    ----------
+    images
+        Channels of the case; the first is shown.
+    label_map
+        Its prediction.
+    plans, configuration, dataset_json
+        Those of the model; an enhanced image is shown where they have an enhancement.
+    slices
+        Largest number of rows.
+
+    Raises
+    ------
+    ValueError
+        If image and prediction differ in shape, or cannot be read.
+    """
+    image = read_image(images[0])
+    axis = image.slice_axis
+    height, width = (size for number, size in enumerate(image.spacing) if number != axis)
+    labels = read_label_map(label_map)
+    _check_shape(label_map, labels, images[0], image.channels()[0])
+    labels = _slices(labels, axis)
+    volume = np.stack([_slices(channel, axis) for channel in image.channels()])
+    enhanced = None
+    if has_enhancement(plans, configuration):
+        enhanced = enhanced_on_image_grid(images, plans, configuration, dataset_json)[0]
+        enhanced = np.stack([_slices(channel, axis) for channel in (enhanced if image.color else enhanced[:1])])
+    # One part of the image for all slices.
+    y, x = crop_window((labels > 0).any(axis=0), height / width)
+    labels, volume = labels[:, y, x], volume[:, :, y, x]
+    enhanced = None if enhanced is None else enhanced[:, :, y, x]
+    labelled = np.flatnonzero((labels > 0).any(axis=(1, 2)))
+    if not len(labelled):
+        labelled = np.array([len(labels) // 2])
+    # The middles of as many equal parts: the ends of a structure show little.
+    places = (np.arange(slices) + 0.5) / slices
+    chosen = sorted({int(labelled[int(place * len(labelled))]) for place in places})
+    rows = []
+    for index in chosen:
+        row = make_row(
+            volume,
+            {"Prediction": labels},
+            color=image.color,
+            aspect=height / width,
+            index=index,
+            boxes=0,
+            crop=False,
+            enhanced=volume if enhanced is None else enhanced,
+        )
+        if enhanced is None:
+            del row["enhanced"]
+        rows.append({**row, "name": "" if image.flat else f"slice {index}"})
+    return rows
 
 
 def _enhanced(case: Case, planned: Planned | None, axis: int) -> np.ndarray | None:

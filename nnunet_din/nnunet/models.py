@@ -51,6 +51,42 @@ def find_models(dataset: str | int) -> list[Model]:
     return models
 
 
+def trained_folds(folder: Path, checkpoint: str, folds: Sequence[str] | None = None) -> list[str]:
+    """Folds of a model that have a checkpoint.
+
+    Parameters
+    ----------
+    folder
+        ``TRAINER__PLANS__CONFIGURATION``.
+    checkpoint
+        Name of the file, for example ``checkpoint_final.pth``.
+    folds
+        Numbers of folds, or ``all``, that must have it. None: every fold of the cross-validation that has it, else the
+        training on all cases.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder is not a model's, or a fold has no such checkpoint; the message names those that have.
+    """
+    if not (folder / "plans.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is no model folder of nnU-Net: it has no plans.json. Give the folder "
+            "TRAINER__PLANS__CONFIGURATION in nnUNet_results."
+        )
+    trained = [path.parent.name.removeprefix("fold_") for path in sorted(folder.glob(f"fold_*/{checkpoint}"))]
+    if folds is None:
+        folds = [fold for fold in trained if fold != "all"] or trained
+    missing = [fold for fold in folds if fold not in trained]
+    if missing or not folds:
+        where = f"fold {', '.join(missing)}" if missing else "any fold"
+        raise FileNotFoundError(
+            f"{folder} has no {checkpoint} of {where}. It has one of: {', '.join(trained) or 'none'}. Give others by "
+            "-f and --checkpoint."
+        )
+    return list(folds)
+
+
 def choose_models(models: Sequence[Model], names: Sequence[str] | None) -> list[Model]:
     """Choose the models with the given names, in the given order; without names, all of them.
 
