@@ -395,7 +395,7 @@ def rows_of_prediction(
         enhanced = enhanced_on_image_grid(images, plans, configuration, dataset_json)[0]
         enhanced = np.stack([_slices(channel, axis) for channel in (enhanced if image.color else enhanced[:1])])
     # One part of the image for all slices.
-    y, x = crop_window((labels > 0).any(axis=0), height / width)
+    y, x = crop_window(np.any(labels > 0, axis=0), height / width)
     labels, volume = labels[:, y, x], volume[:, :, y, x]
     enhanced = None if enhanced is None else enhanced[:, :, y, x]
     labelled = np.flatnonzero((labels > 0).any(axis=(1, 2)))
