@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -40,7 +42,15 @@ def test_doctor_finds_everything_here_and_in_a_spawned_worker(folders, capsys):
     n = len(CLASSES)
     for where in ("names in this process", "names in a spawned worker"):
         assert checks[where]["found"] == f"{n} of {n} classes found"
+    assert "other classes and channels" in checks["-pretrained_weights"]["found"]
     assert {"python", "torch", "nnunetv2", "timm", "device", "memory", *doctor.FOLDERS} <= checks.keys()
+
+
+def test_doctor_sees_that_fine_tuning_is_not_ours(folders, no_worker, monkeypatch, capsys):
+    module = importlib.import_module(doctor.WEIGHTS_MODULE)
+    monkeypatch.setattr(module, doctor.WEIGHTS_FUNCTION, lambda *args: None)
+    assert main(["doctor"]) == 1
+    assert re.search(r"WRONG +-pretrained_weights +is nnU-Net's own alone", capsys.readouterr().out)
 
 
 def test_doctor_says_what_to_do_about_folders(folders, no_worker, monkeypatch, capsys):

@@ -9,12 +9,13 @@ import platform
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
-from nnunet_din.plugin import CLASSES, LOOKUP_FUNCTION, LOOKUP_MODULE
+from nnunet_din.plugin import CLASSES, LOOKUP_FUNCTION, LOOKUP_MODULE, WEIGHTS_FUNCTION, WEIGHTS_MODULE
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
@@ -65,7 +66,7 @@ def examine() -> list[Check]:
     """Make all checks, in the order in which one fault causes the next."""
     checks = list(_versions())
     if all(check.ok for check in checks):
-        checks += [_device(), *_classes()]
+        checks += [_device(), *_classes(), _fine_tuning()]
     return [*checks, *_folders(), _memory()]
 
 
@@ -94,7 +95,9 @@ def _versions() -> Iterator[Check]:
             ok, do = False, f'pip install "{name}{",".join(bounds)}"'
         else:
             try:
-                __import__(name)
+                with warnings.catch_warnings():  # what is deprecated inside other packages is not this report's
+                    warnings.simplefilter("ignore", FutureWarning)
+                    __import__(name)
             except Exception as error:  # a broken binary dependency raises anything
                 ok, version = False, f"{version}, but the import fails: {error}"
                 do = "reinstall torch and torchvision together, from one index: mismatched builds break timm."
@@ -151,19 +154,32 @@ with get_context("spawn").Pool(1) as pool:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
+_REINSTALL = "pip install --force-reinstall --no-deps nnunet-din, in the environment that runs nnU-Net."
+
+
 def _classes() -> Iterator[Check]:
-    reinstall = "pip install --force-reinstall --no-deps nnunet-din, in the environment that runs nnU-Net."
     for where, look_up in (("this process", modules_found_here), ("a spawned worker", modules_found_by_a_worker)):
         try:
             found = look_up()
         except Exception as error:  # whatever hinders the import of a class is the finding
-            yield Check(f"names in {where}", False, f"{type(error).__name__}: {error}", reinstall)
+            yield Check(f"names in {where}", False, f"{type(error).__name__}: {error}", _REINSTALL)
             continue
         missing = [name for name, module in CLASSES.items() if found[name] != module]
         text = f"{len(found) - len(missing)} of {len(found)} classes found"
         yield Check(
-            f"names in {where}", not missing, text + (f"; missing: {', '.join(missing)}" if missing else ""), reinstall
+            f"names in {where}", not missing, text + (f"; missing: {', '.join(missing)}" if missing else ""), _REINSTALL
         )
+
+
+def _fine_tuning() -> Check:
+    """Whether ``-pretrained_weights`` reaches this package."""
+    try:
+        function = getattr(import_module(WEIGHTS_MODULE), WEIGHTS_FUNCTION)
+    except (ImportError, AttributeError) as error:
+        return Check("-pretrained_weights", False, f"{type(error).__name__}: {error}", _REINSTALL)
+    ok = hasattr(function, "__nnunet_din__")
+    found = "takes DIN's networks with other classes and channels" if ok else "is nnU-Net's own alone"
+    return Check("-pretrained_weights", ok, found, _REINSTALL)
 
 
 def _folders() -> Iterator[Check]:

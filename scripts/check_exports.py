@@ -1,0 +1,103 @@
+"""Export every preset, encoder family, fusion and decoder in every format, and compare the logits with the network's.
+
+    python scripts/check_exports.py [--only NAME ...] [--formats onnx torch-export torchscript]
+
+Each network has random weights. The graphs are made with one batch and size, and run with four others, among them one
+image of a single stride. Prints a table in Markdown: the largest difference, and seconds. Takes half an hour on two
+cores; the last table is in docs/deployment.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from nnunet_din.deployment.export import FORMATS
+from nnunet_din.network import PRESETS, DualInteractionNetwork
+
+#: Beside the presets: what no preset has. Decoders are narrow where only the rest is looked at.
+NETWORKS = {
+    "fast, EMCAD": {**PRESETS["fast"], "decoder": "emcad"},
+    "fast, concatenation": {**PRESETS["fast"], "fusion": "concat"},
+    "fast, input fusion": {**PRESETS["fast"], "fusion": "input"},
+    "fast, three streams, two heads, one query": {
+        **PRESETS["fast"],
+        "versions": 3,
+        "num_heads": 2,
+        "queries": [0],
+        "decoder_channels": 16,
+    },
+    "fast, three DIFMs without merging and gate": {
+        **PRESETS["fast"],
+        "fused_stages": 3,
+        "feature_merging": False,
+        "spatial_attention": False,
+        "decoder_channels": 16,
+    },
+    "ConvNeXt V2": {"encoder": "convnextv2_atto", "layer_scale": None, "decoder_channels": 16},
+    "FCT": {"encoder": "fct", "decoder_channels": 16},
+    "ResNet-18": {"encoder": "resnet18", "decoder_channels": 16},
+    "Swin-T": {"encoder": "swin_tiny_patch4_window7_224", "decoder_channels": 16},
+}
+#: Images, and height and width in strides.
+SIZES = ((1, 1, 1), (3, 7, 2), (1, 8, 9), (2, 12, 10))
+
+
+def load(form: str, path: Path):
+    """The exported network as a function of a tensor."""
+    if form == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
+    if form == "torch-export":
+        return torch.export.load(path).module(check_guards=False)
+    return torch.jit.load(path)
+
+
+def check(network: DualInteractionNetwork, form: str) -> tuple[float, float]:
+    """Largest difference, relative to the largest logit, and seconds of the export."""
+    ending, write = FORMATS[form]
+    stride, worst = network.encoders[0].stride, 0.0
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / f"network{ending}"
+        begin = time.perf_counter()
+        write(network, path)
+        seconds = time.perf_counter() - begin
+        exported = load(form, path)
+        for n, height, width in SIZES:
+            x = torch.rand(n, network.versions * network.input_channels, height * stride, width * stride)
+            expected = network(x)
+            worst = max(worst, ((exported(x) - expected).abs().max() / expected.abs().max()).item())
+    return worst, seconds
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    networks = {**PRESETS, **NETWORKS}
+    parser.add_argument("--only", nargs="+", choices=networks, default=list(networks))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    print(f"| network | {' | '.join(args.formats)} |\n| --- |{' --- |' * len(args.formats)}", flush=True)
+    for name in args.only:
+        torch.manual_seed(0)
+        network = DualInteractionNetwork(1, 4, **networks[name]).eval()
+        cells = []
+        for form in args.formats:
+            try:
+                difference, seconds = check(network, form)
+                cells.append(f"{difference:.1e}, {seconds:.0f} s")
+            except Exception as error:  # the table says it; the others are still to be checked
+                cells.append(f"{type(error).__name__}: {str(error).splitlines()[0][:80]}")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
