@@ -155,23 +155,23 @@ class GraphWindows:
         self.rows, self.columns = ceil_div(height, window_size), ceil_div(width, window_size)
         self.window_height, self.window_width = ceil_div(height, self.rows), ceil_div(width, self.columns)
 
-    def cut(self, x: Tensor) -> Tensor:
+    def cut(self, f: Tensor) -> Tensor:
         """Cut a map ``(N, d, H, W)`` into windows of L places, ``(N * windows, L, d)``."""
-        n, d = x.shape[:2]
-        y, x_ = self._pixels(x.device)
-        read = y.clamp(max=self.height - 1) * self.width + x_.clamp(max=self.width - 1)
-        windows = x.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, read.flatten())
+        n, d = f.shape[:2]
+        y, x = self._pixels(f.device)
+        read = y.clamp(max=self.height - 1) * self.width + x.clamp(max=self.width - 1)
+        windows = f.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, read.flatten())
         return windows.view(n * self.rows * self.columns, self.window_size**2, d)
 
-    def join(self, x: Tensor, n: int) -> Tensor:
+    def join(self, windows: Tensor, n: int) -> Tensor:
         """Put windows of n maps together to maps again: the inverse of :meth:`cut`."""
-        y = torch.arange(self.height, device=x.device)[:, None]
-        x_ = torch.arange(self.width, device=x.device)[None]
-        row, column = y // self.window_height, x_ // self.window_width
-        place = (y - row * self.window_height) * self.window_size + x_ - column * self.window_width
+        y = torch.arange(self.height, device=windows.device)[:, None]
+        x = torch.arange(self.width, device=windows.device)[None]
+        row, column = y // self.window_height, x // self.window_width
+        place = (y - row * self.window_height) * self.window_size + x - column * self.window_width
         read = (row * self.columns + column) * self.window_size**2 + place
-        x = x.reshape(n, self.rows * self.columns * self.window_size**2, x.shape[-1])
-        return x.index_select(1, read.flatten()).unflatten(1, (self.height, self.width)).permute(0, 3, 1, 2)
+        places = windows.reshape(n, self.rows * self.columns * self.window_size**2, windows.shape[-1])
+        return places.index_select(1, read.flatten()).unflatten(1, (self.height, self.width)).permute(0, 3, 1, 2)
 
     def key_mask(self, device: torch.device) -> Tensor:
         """Which places hold a pixel of their window, boolean ``(windows, 1, 1, L)``."""
