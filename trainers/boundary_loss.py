@@ -8,6 +8,7 @@ from torch import nn
 
 from nnunet_din.losses import DINLoss
 
+from .checkpoints import KeepsCheckpoints
 from .din_trainer import nnUNetTrainerDIN, ramped
 from .loss_parts import LogsLossParts
 
@@ -24,7 +25,7 @@ class nnUNetTrainerDIN_printedBoundaryLoss(nnUNetTrainerDIN):
     normalized_sobel = False
 
 
-class nnUNetTrainerBoundaryLoss(LogsLossParts, nnUNetTrainer):
+class nnUNetTrainerBoundaryLoss(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
     """nnU-Net's own trainer and loss, plus L_bnd of the full-resolution output (the paper's Table 8): for any 2-D
     configuration of any plans, nnU-Net's PlainConvUNet and ResEnc among them.
 
@@ -54,6 +55,12 @@ class nnUNetTrainerBoundaryLoss(LogsLossParts, nnUNetTrainer):
             normalized_sobel=self.normalized_sobel,
         )
         return LossWithBoundary(super()._build_loss(), boundary)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As in nnU-Net; with ``--c``, one that cannot be read is replaced by the newest beside it that can be."""
+        if isinstance(filename_or_checkpoint, str):
+            filename_or_checkpoint = self.readable_checkpoint(filename_or_checkpoint)
+        super().load_checkpoint(filename_or_checkpoint)
 
     def on_train_epoch_start(self) -> None:
         """Begin an epoch as nnU-Net does."""

@@ -28,10 +28,11 @@ from nnunet_din.network.din import AUXILIARY_PREFIX, DualInteractionNetwork
 from nnunet_din.nnunet.tracking import TensorBoardLogger
 from nnunet_din.nnunet.training_settings import check_training_settings
 
+from .checkpoints import KeepsCheckpoints
 from .loss_parts import LogsLossParts
 
 
-class nnUNetTrainerDIN(LogsLossParts, nnUNetTrainer):
+class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
     """Trains a DIN configuration from random weights, with what was measured to work (docs/results.md).
 
     CE + Dice + L_bnd of the segmentation and of the fused levels, AdamW at 5e-4 after a warm-up, 300 epochs, rotation
@@ -49,7 +50,8 @@ class nnUNetTrainerDIN(LogsLossParts, nnUNetTrainer):
     warmup : float
         Share of the training over which the learning rate grows linearly from 0.
     num_epochs, num_iterations_per_epoch, num_val_iterations_per_epoch, save_every : int
-        As in nnU-Net.
+        As in nnU-Net. Besides, a checkpoint is written every ``save_minutes``, see
+        :class:`nnunet_din.trainers.checkpoints.KeepsCheckpoints`.
     enable_deep_supervision : bool
         Whether the fused levels are supervised, too, each by a classifier of its own that only training has, see
         :meth:`nnunet_din.network.DualInteractionNetwork.add_auxiliary_heads`.
@@ -284,9 +286,12 @@ class nnUNetTrainerDIN(LogsLossParts, nnUNetTrainer):
         self, filename_or_checkpoint: dict | str | None = None, checkpoint: dict | str | None = None
     ) -> None:
         """As in nnU-Net, by either of the names that its releases have for the argument; a checkpoint of another
-        network is named in the error, and one of a training without auxiliary outputs goes on without them.
+        network is named in the error, and one of a training without auxiliary outputs goes on without them. With
+        ``--c``, one that cannot be read is replaced by the newest beside it that can be.
         """
         source = filename_or_checkpoint if checkpoint is None else checkpoint
+        if isinstance(source, str):
+            source = self.readable_checkpoint(source)
         if not self.was_initialized and self.enable_deep_supervision and isinstance(source, str):
             # nnU-Net loads it again, with what it holds of the optimizer; this reads the names only.
             content = torch.load(source, map_location="cpu", mmap=True, weights_only=False)

@@ -56,6 +56,15 @@ def read_costs(folder: Path) -> tuple[list[float], list[float]]:
     return found["seconds"], found["peak_memory_gb"]
 
 
+def epochs_begun(folder: Path) -> int:
+    """The highest number of an epoch in the text logs of a fold; epochs count from 0, so that as many were finished."""
+    numbers = [0]
+    for log in sorted(folder.glob("training_log_*.txt")):
+        with log.open(encoding="utf-8", errors="replace") as lines:
+            numbers += [int(value) for key, value in filter(None, map(read_line, lines)) if key == "epoch"]
+    return max(numbers)
+
+
 def read_training(folder: Path) -> dict[str, np.ndarray]:
     """What nnU-Net has noted about the training of a fold.
 

@@ -1,0 +1,130 @@
+"""Checkpoints that an interruption cannot spoil, and the way back from spoilt ones."""
+
+from __future__ import annotations
+
+import os
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_din.nnunet.training_log import CHECKPOINTS, epochs_begun
+
+
+class KeepsCheckpoints:
+    """For a trainer of nnU-Net.
+
+    A checkpoint is written beside its place and renamed when it is on the disk, so that whatever stops the training
+    leaves the one from before. ``checkpoint_latest.pth`` is written at the end of an epoch if it would be older than
+    ``save_minutes`` at the end of the next, beside nnU-Net's ``save_every``.
+
+    Attributes
+    ----------
+    save_minutes : float
+        Minutes of training that an interruption may cost, if an epoch takes no longer.
+    """
+
+    save_minutes = 15.0
+    _saved_at: float | None = None
+    _continuing: bool
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
+    ):
+        continuing = plans.get("continue_training", False)  # nnU-Net takes it out
+        super().__init__(plans, configuration, fold, dataset_json, device)  # type: ignore[call-arg]
+        self._continuing = continuing
+
+    def on_train_start(self) -> None:
+        """As in nnU-Net."""
+        super().on_train_start()  # type: ignore[misc]
+        self._saved_at = time.time()
+
+    def on_epoch_end(self) -> None:
+        """As in nnU-Net, which saves if it is time to."""
+        now, every = time.time(), self.save_every  # type: ignore[has-type]
+        begun = self.logger.get_value("epoch_start_timestamps", step=-1)  # type: ignore[attr-defined]
+        if self._saved_at is not None and now - self._saved_at + (now - begun) > 60 * self.save_minutes:
+            self.save_every = 1
+        try:
+            super().on_epoch_end()  # type: ignore[misc]
+        finally:
+            self.save_every = every
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write a checkpoint whole or not at all.
+
+        Raises
+        ------
+        RuntimeError
+            If it cannot be written; the one from before is as it was.
+        """
+        if self.local_rank or self.disable_checkpointing:  # type: ignore[attr-defined]
+            super().save_checkpoint(filename)  # type: ignore[misc]
+            return
+        path = Path(filename)
+        partial = path.with_name(f".{path.name}.partial")  # one name: no remains but the last
+        try:
+            super().save_checkpoint(str(partial))  # type: ignore[misc]
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a disk is full
+            partial.unlink(missing_ok=True)
+            raise RuntimeError(
+                f"{path} could not be written ({str(error).splitlines()[0]}). Checkpoints from before are as they "
+                "were: make room, or the folder writable, and go on with --c."
+            ) from error
+        if path.name == "checkpoint_latest.pth":
+            self._saved_at = time.time()
+
+    def readable_checkpoint(self, path: str) -> str:
+        """The checkpoint itself if it can be read, else, for ``--c``, the newest beside it that can be.
+
+        Raises
+        ------
+        RuntimeError
+            If there is none; the message names those that were tried.
+        """
+        _, error = _read(Path(path))
+        if error is None:
+            return path
+        folder = Path(path).parent
+        others = {name: _read(folder / name) for name in CHECKPOINTS if (folder / name).is_file()}
+        epochs = {name: content["current_epoch"] for name, (content, wrong) in others.items() if wrong is None}
+        damaged = f"{path} cannot be read ({error})"
+        if not epochs:
+            raise RuntimeError(f"{damaged}, and no other checkpoint is there: start the training anew, without --c.")
+        newest = max(epochs, key=lambda name: epochs[name])
+        if not self._continuing:
+            raise RuntimeError(
+                f"{damaged}. {newest} beside it can be, of {epochs[newest]} epochs: go on from it with --c."
+            )
+        lost = epochs_begun(folder) - epochs[newest]
+        self.print_to_log_file(  # type: ignore[attr-defined]
+            f"WARNING: {damaged}. The training goes on from {newest}, after {epochs[newest]} epochs"
+            + (f": {lost} of those that the log names are done again." if lost > 0 else "."),
+            also_print_to_console=True,
+        )
+        return str(folder / newest)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str | None]:
+    """Content of a checkpoint without its tensors in memory, and what is wrong with it."""
+    if path.is_file() and not zipfile.is_zipfile(path):  # torch's words for it lead astray
+        return {}, "it is cut off, or no checkpoint" if path.stat().st_size else "it is empty"
+    try:
+        # nnU-Net loads it in the same way, so that this trusts nothing more.
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+        return {"current_epoch": content["current_epoch"], "network_weights": content["network_weights"]}, None
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever pickle and zip say of what is not theirs
+        return {}, f"{type(error).__name__}: {str(error).partition('. ')[0].partition(chr(10))[0]}"
