@@ -50,9 +50,10 @@ class KeepsCheckpoints:
     def on_epoch_end(self) -> None:
         """As in nnU-Net, which saves if it is time to."""
         now, every = time.time(), self.save_every  # type: ignore[has-type]
-        begun = self.logger.get_value("epoch_start_timestamps", step=-1)  # type: ignore[attr-defined]
-        if self._saved_at is not None and now - self._saved_at + (now - begun) > 60 * self.save_minutes:
-            self.save_every = 1
+        if self._saved_at is not None:
+            begun = self.logger.get_value("epoch_start_timestamps", step=-1)  # type: ignore[attr-defined]
+            if now - self._saved_at + (now - begun) > 60 * self.save_minutes:
+                self.save_every = 1
         try:
             super().on_epoch_end()  # type: ignore[misc]
         finally:
