@@ -91,14 +91,20 @@ def onnxruntime_session(path):
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def engines(network, folder: Path, data: np.ndarray, patch: list[int], int8: bool) -> dict:
+def engines(network, folder: Path, data: np.ndarray, patch: list[int], smaller: bool) -> dict:
     """Name -> something with onnxruntime's ``run``."""
     path, shape = folder / "network.onnx", [1, len(data), *patch]
     write_onnx(network, path)
     result = {"torch": Torch(network), "onnxruntime": onnxruntime_session(path)}
     if importlib.util.find_spec("openvino"):
         result["OpenVINO"] = OpenVINO(path, shape)
-    if int8:
+    if smaller:
+        import onnx
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        half = folder / "fp16.onnx"
+        onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), half)
+        result["onnxruntime, fp16"] = onnxruntime_session(half)
         from onnxruntime.quantization import QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -150,7 +156,7 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     patch = [int(n) for n in configuration.patch_size]
     result = {"patch_size": patch, "volume": list(data.shape[1:]), "engines": {}}
     with tempfile.TemporaryDirectory() as folder:
-        sessions = engines(network, Path(folder), data, patch, args.int8)
+        sessions = engines(network, Path(folder), data, patch, args.smaller)
         labels = {}
         for mirror_axes, repeats in ((None, args.repeats), ([0, 1], 1)):
             model = {"patch_size": patch, "tile_step_size": 0.5, "mirror_axes": mirror_axes}
@@ -180,7 +186,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", choices=PLANNERS, default=list(PLANNERS))
     parser.add_argument("--model", type=Path, help="a trained model's folder, in place of the presets")
     parser.add_argument("--fold", default="0")
-    parser.add_argument("--int8", action="store_true", help="also quantize the convolutions")
+    parser.add_argument("--smaller", action="store_true", help="also in half precision, and with int8 convolutions")
     parser.add_argument("--repeats", type=int, default=2, help="without mirroring; the least counts")
     args = parser.parse_args()
     args.fold = args.fold if args.fold == "all" else int(args.fold)

@@ -3,8 +3,8 @@
     python scripts/check_exports.py [--only NAME ...] [--formats onnx torch-export torchscript]
 
 Each network has random weights. The graphs are made with one batch and size, and run with four others, among them one
-image of a single stride. Prints a table in Markdown: the largest difference, and seconds. Takes half an hour on two
-cores; the last table is in docs/deployment.md.
+image of a single stride. Prints a table in Markdown: the largest difference by the largest logit, and seconds. Takes
+about an hour of a core; docs/deployment.md says what was checked last.
 """
 
 from __future__ import annotations

@@ -102,6 +102,25 @@ def test_a_trace_holds_for_other_batches_and_sizes(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["fast", "fct", "pyramid", "emcad"])
+def test_torch_compile_takes_the_whole_network(name):
+    """In one graph, with gradients and without; the graph is run as it is, without kernels of its own."""
+    net = network(**NETWORKS[name])
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend="eager", fullgraph=True, dynamic=False)
+    x = images(net, [(2, 2, 3)])[0]
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), net(x), atol=1e-5, rtol=1e-4)
+    net.zero_grad()
+    compiled(x).square().mean().backward()
+    gradients = [p.grad for p in net.parameters()]
+    net.zero_grad()
+    net(x).square().mean().backward()
+    for gradient, parameter in zip(gradients, net.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fast"])
 def test_a_program_holds_for_other_batches_and_sizes(name, tmp_path):
     net = network(**NETWORKS[name])
