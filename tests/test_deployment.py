@@ -171,7 +171,7 @@ CASES = {
 
 
 #: Cases that every quick run takes.
-QUICK = ("mask", "regions")
+QUICK = ("mask",)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in QUICK else pytest.mark.slow) for c in CASES])

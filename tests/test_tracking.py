@@ -88,11 +88,13 @@ def test_parts_add_up_to_the_loss():
     assert DINLoss(weight_boundary=0.0).boundary is None
 
 
+@pytest.mark.slow
 def test_nothing_is_written_by_default(run):
     trainer, _ = run(epochs=1)
     assert trainer.logger.loggers == []
 
 
+@pytest.mark.slow
 def test_tensorboard_has_every_curve_and_the_parts_of_the_loss(run):
     pytest.importorskip("tensorboard")
     trainer, seen = run(epochs=2, tensorboard=True)
