@@ -267,6 +267,12 @@ def test_what_was_not_trained_is_named(arguments, message, model, tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
+def test_the_command_offers_every_format():
+    from nnunet_din.commands.export import FORMATS
+
+    assert set(FORMATS) == set(export.FORMATS)
+
+
 def test_other_folders_are_refused(tmp_path, capsys):
     assert main(["export", str(tmp_path), str(tmp_path / "out"), "--format", "torchscript"]) == 1
     assert "is no model folder of nnU-Net" in capsys.readouterr().err

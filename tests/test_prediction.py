@@ -34,6 +34,13 @@ def test_cases_by_folders_and_files(tmp_path):
     assert find_cases([folder / "a_0000.nii.gz"], TWO) == {"a": [folder / "a_0000.nii.gz", folder / "a_0001.nii.gz"]}
 
 
+def test_a_picture_in_three_colours_is_one_file(tmp_path):
+    path = tmp_path / "skin_0000.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    rgb = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
+    assert find_cases([path], rgb) == {"skin": [path]}
+
+
 @pytest.mark.parametrize(
     ("names", "dataset_json", "message"),
     [

@@ -28,19 +28,6 @@ class KeepsCheckpoints:
 
     save_minutes = 15.0
     _saved_at: float | None = None
-    _continuing: bool
-
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),
-    ):
-        continuing = plans.get("continue_training", False)  # nnU-Net takes it out
-        super().__init__(plans, configuration, fold, dataset_json, device)  # type: ignore[call-arg]
-        self._continuing = continuing
 
     def on_train_start(self) -> None:
         """As in nnU-Net."""
@@ -104,7 +91,7 @@ class KeepsCheckpoints:
         if not epochs:
             raise RuntimeError(f"{damaged}, and no other checkpoint is there: start the training anew, without --c.")
         newest = max(epochs, key=lambda name: epochs[name])
-        if not self._continuing:
+        if not self.logger.resume:  # type: ignore[attr-defined]  # without --c
             raise RuntimeError(
                 f"{damaged}. {newest} beside it can be, of {epochs[newest]} epochs: go on from it with --c."
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 __all__ = [
     "PICTURES",
+    "add_model_folder",
     "add_picture",
     "add_trained_models",
     "check_output",
@@ -28,6 +29,17 @@ def add_trained_models(group) -> None:
         help="models to take, in this order and under these names (default: all)",
     )
     group.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="folds to take (default: all numbered ones)")
+
+
+def add_model_folder(parser) -> None:
+    """Add a trained model's folder, ``-f`` and ``--checkpoint`` to a parser."""
+    parser.add_argument("model", type=Path, help="nnU-Net's model folder TRAINER__PLANS__CONFIGURATION")
+    parser.add_argument(
+        "-f", dest="folds", nargs="+", metavar="FOLD", help="folds, or `all` (default: every trained one)"
+    )
+    parser.add_argument(
+        "--checkpoint", choices=("final", "best", "latest"), default="final", help="default: %(default)s"
+    )
 
 
 def add_picture(parser, default: str) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunet_din.commands.arguments import add_model_folder
+
+#: Those of nnunet_din.deployment.export, which loads torch.
 FORMATS = ("onnx", "torch-export", "torchscript")
 
 
@@ -17,15 +20,9 @@ def add_parser(subparsers) -> None:
         "model.json with everything else that a program needs to run it: spacing, normalization, enhancement, patch, "
         "mirroring, labels. examples/onnx_predict.py is such a program.",
     )
-    parser.add_argument("model", type=Path, help="nnU-Net's model folder TRAINER__PLANS__CONFIGURATION")
+    add_model_folder(parser)
     parser.add_argument("out", type=Path, help="folder for the files")
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: %(default)s")
-    parser.add_argument(
-        "-f", dest="folds", nargs="+", metavar="FOLD", help="folds, or `all` (default: every trained one)"
-    )
-    parser.add_argument(
-        "--checkpoint", choices=("final", "best", "latest"), default="final", help="default: %(default)s"
-    )
     parser.set_defaults(run=run)
 
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from nnunet_din.commands.arguments import add_model_folder
 from nnunet_din.data.files import read_json
 
 
@@ -17,19 +18,13 @@ def add_parser(subparsers) -> None:
         description="Predict as nnUNetv2_predict does, in one process and case by case: what fails for one is said at "
         "the end and leaves the others alone. For many images on a GPU nnUNetv2_predict is faster.",
     )
-    parser.add_argument("model", type=Path, help="nnU-Net's model folder TRAINER__PLANS__CONFIGURATION")
+    add_model_folder(parser)
     parser.add_argument(
         "images", type=Path, nargs="+", help="first channels CASE_0000.nii.gz, the others beside them, or folders"
     )
     parser.add_argument("-o", dest="out", type=Path, default=Path(), metavar="FOLDER", help="default: this folder")
     parser.add_argument(
         "--png", action="store_true", help="also draw CASE_overlay.png: image, enhanced image, prediction"
-    )
-    parser.add_argument(
-        "-f", dest="folds", nargs="+", metavar="FOLD", help="folds, or `all` (default: every trained one)"
-    )
-    parser.add_argument(
-        "--checkpoint", choices=("final", "best", "latest"), default="final", help="default: %(default)s"
     )
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: %(default)s")
     parser.add_argument("--no-mirroring", action="store_true", help="faster, a little less accurate")
@@ -50,13 +45,12 @@ def run(args: argparse.Namespace) -> int:
         args.model, cases, args.out, args.folds, args.checkpoint, args.device, not args.no_mirroring
     )
     for case in results:
-        if case.error is None:
-            written = [case.label_map]
-            if args.png:
-                written.append(_draw(case, plans, configuration, dataset_json))
-            print(f"Wrote {', '.join(map(str, written))}", flush=True)
-        else:
+        if case.error is not None:
             failed[case.name] = case.error
+            continue
+        print(f"Wrote {case.label_map}", flush=True)
+        if args.png:
+            print(f"Wrote {_draw(case, plans, configuration, dataset_json)}", flush=True)
     for name, error in failed.items():
         print(f"{name} was not predicted: {error}", file=sys.stderr)
     if failed:

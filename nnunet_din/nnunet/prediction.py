@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
+from nnunet_din.data.images import read_image
 from nnunet_din.nnunet.models import trained_folds
 from nnunet_din.nnunet.network_input import channel_files
 
@@ -54,9 +55,7 @@ def find_cases(sources: Sequence[Path], dataset_json: Mapping) -> dict[str, list
     """
     ending = dataset_json["file_ending"]
     mark = f"_0000{ending}"
-    # A picture in three colours is one file.
-    count = len(dataset_json.get("channel_names") or dataset_json["modality"])
-    count = 1 if dataset_json.get("overwrite_image_reader_writer") == "NaturalImage2DIO" else count
+    channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
     firsts: list[Path] = []
     for source in sources:
         if source.is_dir():
@@ -70,6 +69,7 @@ def find_cases(sources: Sequence[Path], dataset_json: Mapping) -> dict[str, list
             raise FileNotFoundError(f"{source} does not exist.")
     cases: dict[str, list[Path]] = {}
     for first in firsts:
+        count = 1 if channels == 3 and _in_colour(first) else channels
         if first.name.endswith(mark):
             name, files = first.name.removesuffix(mark), channel_files(first, count, ending)
         elif count == 1 and first.name.endswith(ending):
@@ -80,6 +80,14 @@ def find_cases(sources: Sequence[Path], dataset_json: Mapping) -> dict[str, list
             raise ValueError(f"{first} and {cases[name][0]} are both of the case {name}.")
         cases[name] = files
     return cases
+
+
+def _in_colour(path: Path) -> bool:
+    """Whether a file holds all three channels; one that cannot be read is found when it is predicted."""
+    try:
+        return read_image(path).color
+    except ValueError:
+        return False
 
 
 def predict_cases(
