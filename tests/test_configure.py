@@ -163,4 +163,4 @@ def test_what_is_refused(path, capsys, arguments, message):
 def test_plans_that_are_not_there(dataset, capsys):
     assert main(["configure", "-d", "998", "-p", "noPlans", "--name", "x"]) == 1
     message = capsys.readouterr().err
-    assert "noPlans.json does not exist. Name one of these with -p: " in message and "nnUNetDINAttoPlans" in message
+    assert "noPlans.json does not exist. Beside it: " in message and "nnUNetDINAttoPlans" in message

@@ -83,7 +83,7 @@ def test_what_cannot_be_profiled(dataset, plans, tmp_path, capsys):
     path = tmp_path / "plans.json"
     path.write_text(json.dumps(plans))
     assert main(["profile", str(path), "2d_other"]) == 1
-    assert "has no configuration '2d_other'. It has: 2d" in capsys.readouterr().err
+    assert "have no configuration '2d_other'. They have: 2d" in capsys.readouterr().err
     assert main(["profile", str(path), "3d_fullres"]) == 1
     assert "holds a dynamic_network_architectures" in capsys.readouterr().err
     assert main(["profile", str(path), "--preset", "atto"]) == 1
@@ -94,7 +94,7 @@ def test_what_cannot_be_profiled(dataset, plans, tmp_path, capsys):
         main(["profile", "--preset", "huge"])
     assert "choose from" in capsys.readouterr().err
     assert main(["profile", "nope.json"]) == 1
-    assert capsys.readouterr().err == "nnunet-din profile: nope.json does not exist.\n"
+    assert "nope.json does not exist. Plan with -pl nnUNetPlannerDIN first." in capsys.readouterr().err
     assert main(["profile", "--size", "0", "0"]) == 1
     assert "--size must be at least 1 x 1" in capsys.readouterr().err
     plans["configurations"].pop("2d")

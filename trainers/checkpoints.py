@@ -12,6 +12,8 @@ import torch
 
 from nnunet_din.nnunet.training_log import CHECKPOINTS, epochs_begun
 
+_REMEDY = "Checkpoints from before are as they were: make room, or the folder writable, and go on with --c."
+
 
 class KeepsCheckpoints:
     """For a trainer of nnU-Net.
@@ -43,6 +45,8 @@ class KeepsCheckpoints:
                 self.save_every = 1
         try:
             super().on_epoch_end()  # type: ignore[misc]
+        except OSError as error:  # of the picture of the curves
+            raise RuntimeError(f"{self.output_folder} could not be written to ({error}). {_REMEDY}") from error  # type: ignore[attr-defined]
         finally:
             self.save_every = every
 
@@ -66,10 +70,7 @@ class KeepsCheckpoints:
             partial.replace(path)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a disk is full
             partial.unlink(missing_ok=True)
-            raise RuntimeError(
-                f"{path} could not be written ({str(error).splitlines()[0]}). Checkpoints from before are as they "
-                "were: make room, or the folder writable, and go on with --c."
-            ) from error
+            raise RuntimeError(f"{path} could not be written ({str(error).splitlines()[0]}). {_REMEDY}") from error
         if path.name == "checkpoint_latest.pth":
             self._saved_at = time.time()
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from nnunet_din.commands.arguments import add_model_folder
-from nnunet_din.data.files import read_json
+from nnunet_din.nnunet.labels import read_dataset_json
+from nnunet_din.nnunet.plans import read_plans
 
 
 def add_parser(subparsers) -> None:
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_din.nnunet.prediction import find_cases, predict_cases
 
     trained_folds(args.model, f"checkpoint_{args.checkpoint}.pth", args.folds)
-    plans, dataset_json = (read_json(args.model / name) for name in ("plans.json", "dataset.json"))
+    plans, dataset_json = read_plans(args.model / "plans.json"), read_dataset_json(args.model / "dataset.json")
     cases = find_cases(args.images, dataset_json)
     configuration = args.model.resolve().name.rpartition("__")[2]
     failed = {}

@@ -6,9 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from nnunet_din.data.files import read_json
+from nnunet_din.devices import usable_device
 from nnunet_din.nnunet.configurations import PAPER_TABLES, network_arguments
-from nnunet_din.nnunet.labels import number_of_classes
+from nnunet_din.nnunet.labels import number_of_classes, read_dataset_json
+from nnunet_din.nnunet.plans import read_plans, resolve
 from nnunet_din.presets import PRESETS
 
 _NETWORK = ".DualInteractionNetwork"
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         print(_all(args))
         return 0
     kwargs, size, batch = _what_to_profile(args)
+    device = None if args.count_only else usable_device(args.device)
     from nnunet_din.cost.measurement import count, expected_memory, measure
 
     shape = (batch, kwargs.get("versions", 2) * args.channels, *size)
@@ -70,10 +72,7 @@ def run(args: argparse.Namespace) -> int:
         "parts": count(kwargs, args.channels, args.classes, size),
         "expected_training_memory_bytes": expected_memory(kwargs, args.channels, args.classes, shape),
     }
-    if not args.count_only:
-        import torch
-
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device is not None:
         report["measured"] = measure(kwargs, args.classes, shape, device, args.repeats)
     print(json.dumps(report, indent=2) if args.json else _table(report))
     return 0
@@ -125,16 +124,12 @@ def _describe_data(args: argparse.Namespace) -> None:
     """
     if args.preset:
         raise ValueError("Give a plans file or --preset, not both.")
-    plans = read_json(args.plans)
-    if not isinstance(plans, dict) or "configurations" not in plans:
-        raise ValueError(f"{args.plans} is no plans file of nnU-Net: it has no `configurations`.")
-    if not args.all and args.configuration not in plans["configurations"]:
-        raise ValueError(
-            f"{args.plans} has no configuration '{args.configuration}'. It has: {', '.join(plans['configurations'])}."
-        )
+    plans = read_plans(args.plans)
+    if not args.all:
+        resolve(plans, args.configuration)
     description = args.plans.parent / "dataset.json"
     if description.is_file():
-        content = read_json(description)
+        content = read_dataset_json(description)
         channels = content.get("channel_names", content.get("modality", ()))
         args.channels = args.channels or len(channels)
         args.classes = args.classes or number_of_classes(content)
@@ -144,7 +139,7 @@ def _describe_data(args: argparse.Namespace) -> None:
 def _read_plans(args: argparse.Namespace):
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    return PlansManager(read_json(args.plans))
+    return PlansManager(read_plans(args.plans))
 
 
 def _what_to_profile(args: argparse.Namespace) -> tuple[dict, list[int], int]:

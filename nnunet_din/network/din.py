@@ -113,6 +113,10 @@ class DualInteractionNetwork(nn.Module):
         self.checkpointing = checkpointing
         self.versions = versions
         self.inputs = list(range(versions)) if inputs is None else list(inputs)
+        if versions < 1:
+            raise ValueError(f"versions must be at least 1, got {versions}.")
+        if decoder_channels < 1:
+            raise ValueError(f"decoder_channels must be at least 1, got {decoder_channels}.")
         if not self.inputs or not set(self.inputs) <= set(range(versions)):
             raise ValueError(f"inputs must name some of the {versions} versions of the image by number, got {inputs}.")
         if not 1 <= fused_stages <= 4:

@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 from nnunet_din.data.images import read_image
+from nnunet_din.devices import usable_device
 from nnunet_din.nnunet.models import trained_folds
 from nnunet_din.nnunet.network_input import channel_files
 
@@ -120,16 +121,18 @@ def predict_cases(
     ------
     FileNotFoundError
         If the folder is not a model's, or a fold has no such checkpoint.
+    ValueError
+        If the device is not there.
     """
     name = f"checkpoint_{checkpoint}.pth"
     folds = trained_folds(model, name, folds)
-    import torch
+    where = usable_device(device)
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     predictor = nnUNetPredictor(
         use_mirroring=mirroring,
-        perform_everything_on_device=device == "cuda",
-        device=torch.device(device),
+        perform_everything_on_device=where.type == "cuda",
+        device=where,
         allow_tqdm=False,
     )
     predictor.initialize_from_trained_model_folder(
