@@ -16,6 +16,7 @@ from nnunet_din.commands import (
     enhance,
     export,
     figure,
+    import_model,
     leaderboard,
     predict,
     profile,
@@ -37,6 +38,7 @@ COMMANDS = (
     curves,
     predict,
     export,
+    import_model,
 )
 
 
