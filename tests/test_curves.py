@@ -87,6 +87,7 @@ def test_log_and_checkpoint_of_the_installed_nnunet(dataset, plans, monkeypatch)
     """Fails if this release of nnU-Net writes its logs or checkpoints in another way than we read them."""
     import torch
 
+    from nnunet_din.data.weight_files import read_checkpoint
     from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
 
     plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["decoder_channels"] = 16
@@ -116,6 +117,8 @@ def test_log_and_checkpoint_of_the_installed_nnunet(dataset, plans, monkeypatch)
                 trainer.save_checkpoint(str(folder / "kept.pth"))
                 trainer.current_epoch += 1
     trainer.save_checkpoint(str(folder / "checkpoint_final.pth"))
+    whole = torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)
+    assert repr(read_checkpoint(folder / "checkpoint_final.pth")) == repr(whole), "nothing but weights, numbers, texts"
     expected = {
         "train_loss": trainer.logger.get_value("train_losses", step=None),
         "val_loss": trainer.logger.get_value("val_losses", step=None),

@@ -86,8 +86,7 @@ class KeepsCheckpoints:
             # Not ours to refuse: nnU-Net unpickles every checkpoint that it goes on from, whatever was read here, and a
             # trainer of the user's own may keep more in it than numbers.
             self.print_to_log_file(  # type: ignore[attr-defined]
-                f"NOTE: {path} {error.reason.partition(',')[0].removeprefix('it ')}, which this package does not load. "
-                "nnU-Net does, as it is.",
+                f"NOTE: {path} holds {error.found}, which this package does not load. nnU-Net does.",
                 also_print_to_console=True,
             )
             return path

@@ -30,7 +30,15 @@ class UnreadableFileError(ValueError):
 
 
 class UnsafeFileError(UnreadableFileError):
-    """A file holds more than numbers, texts and weights; to read that is to run what its author chose."""
+    """A file holds more than numbers, texts and weights, ``found``; to read that is to run what its author chose."""
+
+    def __init__(self, path: str | Path, found: str):
+        super().__init__(
+            path,
+            f"it holds {found}, and only weights, numbers and texts are read, because anything else can run code. "
+            "If you trust its author, load it with torch.load(weights_only=False) and save the weights alone",
+        )
+        self.found = found
 
 
 @contextmanager
@@ -73,7 +81,7 @@ def reading(path: str | Path) -> Iterator[None]:
     try:
         with weights_only():
             yield
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # whatever pickle, zip and safetensors say of what is not theirs
         raise unreadable(path, error) from error
@@ -82,11 +90,7 @@ def reading(path: str | Path) -> Iterator[None]:
 def unreadable(path: str | Path, error: Exception) -> UnreadableFileError:
     """What an error of a reader says about a file, in one sentence."""
     if found := re.search(r"\bGLOBAL ([\w.]+)", str(error)):  # torch's words for it
-        return UnsafeFileError(
-            path,
-            f"it holds {found[1]}, and only weights, numbers and texts are read, because anything else can run code. "
-            "If you trust its author, load it with torch.load(weights_only=False) and save the weights alone",
-        )
+        return UnsafeFileError(path, found[1])
     file = Path(path)
     if file.is_file() and not isinstance(error, SafetensorError) and not zipfile.is_zipfile(file):
         # torch's words for it lead astray
