@@ -270,7 +270,7 @@ def test_what_was_not_trained_is_named(arguments, message, model, tmp_path, caps
 def test_the_command_offers_every_format():
     from nnunet_din.commands.export import FORMATS
 
-    assert set(FORMATS) == set(export.FORMATS)
+    assert set(FORMATS) == {*export.FORMATS, "safetensors"}
 
 
 def test_other_folders_are_refused(tmp_path, capsys):

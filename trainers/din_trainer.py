@@ -28,7 +28,7 @@ from nnunet_din.network.din import AUXILIARY_PREFIX, DualInteractionNetwork
 from nnunet_din.nnunet.tracking import TensorBoardLogger
 from nnunet_din.nnunet.training_settings import check_training_settings
 
-from .checkpoints import KeepsCheckpoints
+from .checkpoints import KeepsCheckpoints, weight_names
 from .loss_parts import LogsLossParts
 
 
@@ -230,8 +230,9 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             self.print_to_log_file(origin)
 
     def on_train_epoch_start(self) -> None:
-        """As in nnU-Net."""
+        """As in nnU-Net, whose log rounds the learning rate to five decimals: of 5e-4 too few."""
         super().on_train_epoch_start()
+        self.print_to_log_file(f"Exact learning rate: {self.optimizer.param_groups[0]['lr']:.9g}")
         self._iteration = 0
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -294,8 +295,8 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             source = self.readable_checkpoint(source)
         if not self.was_initialized and self.enable_deep_supervision and isinstance(source, str):
             # nnU-Net loads it again, with what it holds of the optimizer; this reads the names only.
-            content = torch.load(source, map_location="cpu", mmap=True, weights_only=False)
-            self.enable_deep_supervision = any(AUXILIARY_PREFIX in key for key in content["network_weights"])
+            if names := weight_names(Path(source)):
+                self.enable_deep_supervision = any(AUXILIARY_PREFIX in name for name in names)
         try:
             super().load_checkpoint(source)
         except RuntimeError as error:

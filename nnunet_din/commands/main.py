@@ -18,6 +18,7 @@ from nnunet_din.commands import (
     enhance,
     export,
     figure,
+    import_model,
     leaderboard,
     predict,
     profile,
@@ -39,6 +40,7 @@ COMMANDS = (
     curves,
     predict,
     export,
+    import_model,
 )
 
 
