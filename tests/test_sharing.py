@@ -57,8 +57,9 @@ def read_by_trainer(path):
 
 
 def model_folder(path):
-    for name in ("plans.json", "dataset.json"):
-        (path.parent.parent / name).write_text("{}")
+    plans = {"plans_name": "nnUNetPlans", "dataset_name": "Dataset001_Test", "configurations": {}}
+    for name, content in (("plans.json", plans), ("dataset.json", {"labels": {"background": 0}})):
+        (path.parent.parent / name).write_text(json.dumps(content))
     return path.parent.parent
 
 
