@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+
+from nnunet_din.dimensions import Convolution
 
 
 def init_by_fan_in(module: nn.Module) -> None:
@@ -11,8 +15,8 @@ def init_by_fan_in(module: nn.Module) -> None:
 
     The widths of the stages differ by a factor of eight, so that one fixed standard deviation cannot fit all.
     """
-    if isinstance(module, nn.Conv2d):
-        fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+    if isinstance(module, Convolution):
+        fan_in = module.in_channels * math.prod(module.kernel_size)
         nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

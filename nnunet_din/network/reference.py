@@ -16,6 +16,7 @@ from timm.models import convnext
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.dimensions import convolve, resize
 from nnunet_din.network.decoders import SegFormerHead
 from nnunet_din.network.din import DualInteractionNetwork
 from nnunet_din.network.encoders.convnext import ConvNeXtBlock, ConvNeXtEncoder
@@ -140,15 +141,15 @@ def decode(decoder: SegFormerHead, features: Sequence[Tensor]) -> Tensor:
 def fuse_levels(
     features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], kernel: Tensor
 ) -> Tensor:
-    """Linear layers, bilinear resize, concatenation, 3 x 3 convolution; shapes as in
+    """Linear layers, linear resize, concatenation, convolution; shapes as in
     :func:`nnunet_din.network.decoders.segformer.fuse_levels`.
     """
-    size = features[0].shape[-2:]
+    size = features[0].shape[2:]
     levels = [
-        F.interpolate(F.conv2d(x, w[:, :, None, None], b), size=size, mode="bilinear", align_corners=False)
+        resize(convolve(x, w.reshape(*w.shape, *[1] * len(size)), b), size)
         for x, w, b in zip(features, weights, biases, strict=True)
     ]
-    return F.conv2d(torch.cat(levels, dim=1), kernel, padding=1)
+    return convolve(torch.cat(levels, dim=1), kernel)
 
 
 def shuffle_pixels(logits: Tensor, r: int) -> Tensor:

@@ -13,18 +13,19 @@ from torch.nn import functional as F
 Block = tuple[int, int, int, int]
 
 
-def resize_and_shift_matrix(n_in: int, n_out: int, like: Tensor) -> Tensor:
-    """Bilinear resize U from ``n_in`` to ``n_out`` pixels, followed by the shifts S_-1, S_0, S_1 of a 3-tap kernel.
+def resize_and_shift_matrix(n_in: int, n_out: int, like: Tensor, taps: int = 3) -> Tensor:
+    """Linear resize U from ``n_in`` to ``n_out`` pixels, followed by the shifts S_-1, S_0, S_1 of a 3-tap kernel; or
+    by none, where the kernel has one tap.
 
-    Shape ``(n_out, 3, n_in)``, device and dtype of ``like``: ``[:, t]`` is S_(t-1) U, whose row p is row p + t - 1 of
-    U, or 0 outside.
+    Shape ``(n_out, taps, n_in)``, device and dtype of ``like``: ``[:, t]`` is S_(t-1) U, whose row p is row p + t - 1
+    of U, or 0 outside.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     pixels, read = (torch.arange(n, device=like.device, dtype=dtype) for n in (n_out, n_in))
     source = ((pixels + 0.5) * (n_in / n_out) - 0.5).clamp(0, n_in - 1)  # where pixel p of the result lies
     resize = (1 - (source[:, None] - read).abs()).clamp(min=0)  # U, (n_out, n_in)
-    padded = F.pad(resize, (0, 0, 1, 1))
-    return torch.stack([padded[t : t + n_out] for t in range(3)], dim=1).to(like.dtype)
+    padded = F.pad(resize, (0, 0, taps // 2, taps // 2))
+    return torch.stack([padded[t : t + n_out] for t in range(taps)], dim=1).to(like.dtype)
 
 
 class BandedProducts(torch.autograd.Function):
