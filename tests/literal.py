@@ -5,6 +5,7 @@ The whole network's is `nnunet_din.network.reference`.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -70,22 +71,22 @@ def fuzzy_enhance(f, m=2, n=2, gamma=1.0, sigma_u=math.sqrt(1 / 3), s_min=1e-2, 
 
 
 def cross_attention(q, keys, values, window_size):
-    """Atten(Q, K, V) + Q (eqs. 2 and 3) for maps (N, d, H, W), window by window, single head; the keys and values of
-    several streams side by side.
+    """Atten(Q, K, V) + Q (eqs. 2 and 3) for maps (N, d, *size), window by window, single head; the keys and values of
+    several streams side by side. ``window_size`` is the largest edge along every axis, or one an axis.
     """
-    height, width = q.shape[-2:]
-    rows, columns = math.ceil(height / window_size), math.ceil(width / window_size)
-    h, w = math.ceil(height / rows), math.ceil(width / columns)
+    size = q.shape[2:]
+    largest = [window_size] * len(size) if isinstance(window_size, int) else window_size
+    edges = [math.ceil(n / math.ceil(n / edge)) for n, edge in zip(size, largest, strict=True)]
     out = torch.empty_like(q)
     for n in range(q.shape[0]):
-        for top in range(0, height, h):
-            for left in range(0, width, w):
-                window = (n, slice(None), slice(top, top + h), slice(left, left + w))
-                shape = q[window].shape
-                q_m = q[window].flatten(1).T
-                k_m, v_m = (torch.cat([t[window].flatten(1).T for t in ts]) for ts in (keys, values))
-                attention = torch.softmax(q_m @ k_m.T / math.sqrt(q.shape[1]), dim=-1)
-                out[window] = (attention @ v_m + q_m).T.reshape(shape)
+        for corner in itertools.product(*(range(0, length, edge) for length, edge in zip(size, edges, strict=True))):
+            place = (slice(first, first + edge) for first, edge in zip(corner, edges, strict=True))
+            window = (n, slice(None), *place)
+            shape = q[window].shape
+            q_m = q[window].flatten(1).T
+            k_m, v_m = (torch.cat([t[window].flatten(1).T for t in ts]) for ts in (keys, values))
+            attention = torch.softmax(q_m @ k_m.T / math.sqrt(q.shape[1]), dim=-1)
+            out[window] = (attention @ v_m + q_m).T.reshape(shape)
     return out
 
 

@@ -22,6 +22,28 @@ def init_by_fan_in(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def inflate(weight: Tensor, planes: int) -> Tensor:
+    """Give the kernel of a convolution on slices a third axis, along which it does not look: it stands in the middle
+    plane, or, of an even number, with half of it in each of the middle two.
+
+    Parameters
+    ----------
+    weight
+        Shape ``(d, C, kh, kw)``.
+    planes
+        Edge along the new axis.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(d, C, planes, kh, kw)``.
+    """
+    middle = slice((planes - 1) // 2, planes // 2 + 1)
+    inflated = weight.new_zeros(*weight.shape[:2], planes, *weight.shape[2:])
+    inflated[:, :, middle] = weight[:, :, None] / (2 - planes % 2)
+    return inflated
+
+
 def adapt_channels(weight: Tensor, channels: int, versions: int = 1) -> Tensor:
     """Adapt the weights of a convolution on images to another number of channels, as timm does.
 

@@ -28,6 +28,21 @@ def resize_and_shift_matrix(n_in: int, n_out: int, like: Tensor, taps: int = 3) 
     return torch.stack([padded[t : t + n_out] for t in range(taps)], dim=1).to(like.dtype)
 
 
+def shuffle_pixels(x: Tensor, factors: Sequence[int]) -> Tensor:
+    """Pixel shuffle (Shi et al.: CVPR 2016) by a factor of its own along each axis.
+
+    Shape ``(N, K * prod(factors), *size)`` -> ``(N, K, *(factors * size))``. Channel (k, ry, rx) holds the pixels
+    (factor y + ry, factor x + rx) of k.
+    """
+    if len(factors) == 2 and factors[0] == factors[1]:
+        return F.pixel_shuffle(x, factors[0])
+    axes, size = len(factors), x.shape[2:]
+    x = x.unflatten(1, (-1, *factors))  # (N, K, *factors, *size)
+    pairs = [axis for i in range(axes) for axis in (2 + axes + i, 2 + i)]
+    x = x.permute(0, 1, *pairs)
+    return x.reshape(*x.shape[:2], *(n * r for n, r in zip(size, factors, strict=True)))
+
+
 class BandedProducts(torch.autograd.Function):
     """``addend + sum_i matrix_i @ x_i``, computed on the blocks of the matrices that are not zero.
 
