@@ -6,7 +6,7 @@ columns, or slices, rows and columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ Convolution: TypeAlias = nn.Conv2d | nn.Conv3d
 #: Number of axes -> layer.
 CONVOLUTIONS: dict[int, type[Convolution]] = {2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+#: Number of axes -> function.
+AVERAGE_POOLINGS: dict[int, Callable[..., Tensor]] = {2: F.avg_pool2d, 3: F.avg_pool3d}
+MAX_POOLINGS: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def convolution(
