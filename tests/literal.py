@@ -39,21 +39,17 @@ def log_mean(values, weights):
     return total
 
 
-def fuzzy_enhance(f, m=2, n=2, gamma=1.0, sigma_u=math.sqrt(1 / 3), s_min=1e-2, mask=None):
-    """Eqs. 11 and 12 for one fp64 slice (H, W), window by window."""
-    height, width = f.shape
+def fuzzy_enhance(f, m=2, n=2, gamma=1.0, sigma_u=math.sqrt(1 / 3), s_min=1e-2, mask=None, p=None):
+    """Eqs. 11 and 12 for one fp64 slice (H, W), or one volume (Z, H, W) with order ``p`` along z, window by window."""
+    orders = (n, m) if p is None else (p, n, m)
     mask = np.ones_like(f) if mask is None else mask.astype(f.dtype)
     windows = {}
-    for i in range(m + 1):
-        for j in range(n + 1):
-            p = np.empty_like(f)
-            for row in range(height):
-                for column in range(width):
-                    x, y = column / (width - 1), row / (height - 1)
-                    p_x = math.comb(m, i) * x**i * (1 - x) ** (m - i)
-                    p_y = math.comb(n, j) * y**j * (1 - y) ** (n - j)
-                    p[row, column] = p_x * p_y
-            windows[i, j] = p
+    for window in itertools.product(*(range(order + 1) for order in orders)):
+        windows[window] = np.ones_like(f)
+        for pixel in np.ndindex(*f.shape):
+            for i, order, position, edge in zip(window, orders, pixel, f.shape, strict=True):
+                x = position / max(edge - 1, 1)
+                windows[window][pixel] *= math.comb(order, i) * x**i * (1 - x) ** (order - i)
     total = sum(p**gamma for p in windows.values())
     enhanced = np.zeros_like(f)
     for p in windows.values():
