@@ -145,31 +145,43 @@ def _add_levels(y: Tensor | None, low: Sequence[tuple[Tensor, Tensor]], size: Se
 
     With three axes, ``(N, z, h, w, d)``, ``(3, 3, d, 3, D)`` and ``(N, Z, H W D)``.
     """
-    matrices, rows, blocks = [], [], []
+    if len(size) == 2:
+        rows = [_resize_and_shift_columns(x, composed, size[1]) for x, composed in low]
+        along_y = [
+            resize_and_shift_matrix(x.shape[1], size[0], z, len(composed)).flatten(1)  # columns (dy, h)
+            for (x, composed), z in zip(low, rows, strict=True)
+        ]
+        return _add_products(y, along_y, rows, [x.shape[1] for x, _ in low])
+    # One offset dz after the other: what lies in between is a good part of y for each of them.
     for x, composed in low:
-        n_in = x.shape[1]
-        parts = _resize_and_shift_behind_the_first(x, composed, size)
-        along = resize_and_shift_matrix(n_in, size[0], parts[0], taps=len(composed)).flatten(1)  # columns (dy, h)
-        for part, matrix in zip(parts, along.chunk(len(parts), dim=1), strict=True):
-            matrices.append(matrix)
-            rows.append(part)
-            blocks.append(
-                [
-                    (top, end, first + left, first + right)
-                    for top, end, left, right in band_of_resize(n_in, size[0])
-                    for first in range(0, part.shape[1], n_in)
-                ]
-            )
-    if rows[0].device.type == "cpu" and not in_graph():
-        # The matrices are banded: on a CPU it pays to leave the zeros out.
-        return BandedProducts.apply(y, matrices, blocks, *rows)
-    matrix, x = torch.cat(matrices, dim=1).expand(len(rows[0]), -1, -1), torch.cat(rows, dim=1)
-    return torch.bmm(matrix, x) if y is None else torch.baddbmm(y, matrix, x)
+        for dz, composed_of_slices in enumerate(composed):
+            planes = _resize_and_shift_planes(x, composed_of_slices, size)
+            along_z = resize_and_shift_matrix(x.shape[1], size[0], planes, len(composed))[:, dz]
+            y = _add_products(y, [along_z], [planes], [x.shape[1]])
+    assert y is not None
+    return y
+
+
+def _add_products(y: Tensor | None, matrices: Sequence[Tensor], xs: Sequence[Tensor], edges: Sequence[int]) -> Tensor:
+    """``y + sum_i matrix_i @ x_i``, of matrices that resize the edges ``n_i``, for one or more taps side by side."""
+    if xs[0].device.type != "cpu" or in_graph():
+        matrix, x = torch.cat([*matrices], dim=1).expand(len(xs[0]), -1, -1), torch.cat([*xs], dim=1)
+        return torch.bmm(matrix, x) if y is None else torch.baddbmm(y, matrix, x)
+    # The matrices are banded: on a CPU it pays to leave the zeros out.
+    blocks = [
+        [
+            (top, end, first + left, first + right)
+            for top, end, left, right in band_of_resize(edge, len(matrix))
+            for first in range(0, matrix.shape[1], edge)
+        ]
+        for matrix, edge in zip(matrices, edges, strict=True)
+    ]
+    return BandedProducts.apply(y, matrices, blocks, *xs)
 
 
 def _add_level_(y: Tensor, x: Tensor, composed: Tensor, size: Sequence[int]) -> None:
-    """What :func:`_add_levels` does, for one level, in ``y`` itself, a few rows of the level at a time: what lies in
-    between stays in the cache.
+    """What :func:`_add_levels` does, for one level, in ``y`` itself, a few rows (slices) of the level at a time: what
+    lies in between stays in the cache.
     """
     h, taps = x.shape[1], len(composed)
     along = resize_and_shift_matrix(h, size[0], y, taps)
@@ -180,22 +192,21 @@ def _add_level_(y: Tensor, x: Tensor, composed: Tensor, size: Sequence[int]) -> 
         if not len(reached):  # rows that the resize skips
             continue
         begin, end = int(reached[0]), int(reached[-1]) + 1
-        parts = _resize_and_shift_behind_the_first(x[:, top : top + step], composed, size)
-        columns = matrix[begin:end].flatten(1).chunk(len(parts), dim=1)
-        for part, block in zip(parts, columns, strict=True):
-            y[:, begin:end].baddbmm_(block.expand(len(y), -1, -1), part)
+        part, matrix = x[:, top : top + step], matrix[begin:end]
+        if len(size) == 2:
+            products = [(matrix.flatten(1), _resize_and_shift_columns(part, composed, size[1]))]
+        else:
+            products = [(matrix[:, dz], _resize_and_shift_planes(part, c, size)) for dz, c in enumerate(composed)]
+        for block, resized in products:
+            y[:, begin:end].baddbmm_(block.expand(len(y), -1, -1), resized)
 
 
-def _resize_and_shift_behind_the_first(x: Tensor, composed: Tensor, size: Sequence[int]) -> list[Tensor]:
-    """Apply the composed kernel; resize, shift and sum the taps along all axes but the first.
+def _resize_and_shift_planes(x: Tensor, composed: Tensor, size: Sequence[int]) -> Tensor:
+    """Apply the composed kernel of one offset dz; resize and shift every slice along y and x.
 
-    Returns the taps of the first axis side by side, ``(N, 3 h, W D)``; with three axes one by one, each ``(N, z, H W
-    D)``, so that there are never more than 9 D channels at the level's own resolution.
+    Shapes ``(N, z, h, w, d)`` and ``(3, d, 3, D)`` -> ``(N, z, H W D)``.
     """
-    if len(size) == 2:
-        return [_resize_and_shift_columns(x, composed, size[1])]
-    planes = x.flatten(0, 1)
-    return [_add_levels(None, [(planes, c)], size[1:]).reshape(*x.shape[:2], -1) for c in composed]
+    return _add_levels(None, [(x.flatten(0, 1), composed)], size[1:]).reshape(*x.shape[:2], -1)
 
 
 def _resize_and_shift_columns(x: Tensor, composed: Tensor, width: int) -> Tensor:
