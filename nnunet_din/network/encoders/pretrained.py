@@ -18,7 +18,7 @@ from nnunet_din.data.files import sha256_of
 from nnunet_din.data.weight_files import reading, unreadable, weights_only
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
 from nnunet_din.network.encoders.pyramid import PyramidEncoder
-from nnunet_din.network.initialization import adapt_channels
+from nnunet_din.network.initialization import adapt_channels, inflate
 
 if TYPE_CHECKING:
     from nnunet_din.network.din import DualInteractionNetwork
@@ -44,8 +44,8 @@ class LoadReport:
     loaded
         Encoder entries that were set.
     adapted
-        Entries among them that were fitted to other channels or another kernel: ``name: shape in the source, shape in
-        the encoder``.
+        Entries among them that were fitted to other channels, another kernel or a third axis: ``name: shape in the
+        source, shape in the encoder``.
     not_in_file
         Encoder entries that keep their random weights because the source has none (the edge pooling always).
     mismatched
@@ -109,9 +109,14 @@ def load_pretrained_encoders(network: DualInteractionNetwork, source: str | Path
     weights = reader(source, encoder)
     own = encoder.state_dict()
     report = LoadReport(f"{source} (SHA-256 {sha256_of(source)})" if isinstance(source, Path) else source)
+    given = weights
     if _is_another_stem(weights.get(STEM), own.get(STEM)):
-        report.adapted.append(_difference(STEM, weights[STEM], own[STEM]))
         weights = {**weights, STEM: _fit_stem(weights[STEM], own[STEM])}
+    weights = weights | {
+        key: inflate(weight, own[key].shape[2])
+        for key, weight in weights.items()
+        if key in own and weight.ndim == 4 and own[key].ndim == 5
+    }
     fitting: dict[str, Tensor] = {}
     for key, value in own.items():
         if key not in weights:
@@ -121,6 +126,8 @@ def load_pretrained_encoders(network: DualInteractionNetwork, source: str | Path
         else:
             fitting[key] = weights[key]
             report.loaded.append(key)
+            if given[key].shape != value.shape:
+                report.adapted.append(_difference(key, given[key], value))
     report.not_used = sorted(weights.keys() - own.keys())
     # The stem's LayerNorm and a bias or two fit many networks by chance: without the blocks, nothing was pretrained.
     if not all(key in fitting for key in own if essential in key):
@@ -164,9 +171,10 @@ def _fit_stem(weight: Tensor, like: Tensor) -> Tensor:
     what it was to the patch enlarged to 4 x 4. Channels are adapted as timm does it.
     """
     weight = adapt_channels(weight.float(), like.shape[1])
-    pixels = torch.eye(like[0, 0].numel()).reshape(-1, 1, *like.shape[2:])
+    kernel = like.shape[-2:]
+    pixels = torch.eye(kernel.numel()).reshape(-1, 1, *kernel)
     enlarged = F.interpolate(pixels, size=weight.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-    return torch.einsum("dcyx,pyx->dcp", weight, enlarged).reshape(like.shape).to(like.dtype)
+    return torch.einsum("dcyx,pyx->dcp", weight, enlarged).unflatten(2, kernel).to(like.dtype)
 
 
 def _difference(key: str, theirs: Tensor, ours: Tensor) -> str:
