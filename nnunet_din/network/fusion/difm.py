@@ -85,10 +85,12 @@ class DualInteractiveFusionModule(Fusion):
         Merge f_low and f_high (eq. 1); without it, f_high alone counts.
     spatial_attention
         Gate by global spatial attention (eq. 6).
-    queries, window_size, num_heads, attention
+    queries, window_size, num_heads
         See :class:`CrossAttention`.
     ffn_expansion
         See :class:`GatedFeedForward`.
+    attention
+        See :class:`CrossAttention`.
     kernel_size
         Of the merging and of the feed-forward network's convolution along each axis.
     """
