@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
 from nnunet_din.planners.din_planners import (
@@ -49,14 +50,55 @@ def test_the_plans_say_it_all(dataset, plans):
     json.dumps(plans)
 
 
-def test_three_dimensional_configurations_are_nnunets_own(dataset, nnunet_folders):
+@pytest.fixture(scope="module")
+def volumes(dataset):
+    """nnU-Net's plan of 3d_fullres, and the same planned for DIN fast."""
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
     stock = ExperimentPlanner(dataset.name, plans_name="stockTestPlans").plan_experiment()["configurations"]
-    plans = planner(dataset, plans_name="dinTestPlans").plan_experiment()
-    config = plans["configurations"]["3d_fullres"]
-    assert config["data_identifier"] == "dinTestPlans_3d_fullres"
-    assert {**config, "data_identifier": ""} == {**stock["3d_fullres"], "data_identifier": ""}
+    plans = nnUNetPlannerDINFast(dataset.name, plans_name="dinTestPlans").plan_experiment()
+    return stock["3d_fullres"], plans["configurations"]["3d_fullres"]
+
+
+def test_volumes_are_dins_with_nnunets_patch_and_pooling(volumes, dataset):
+    stock, config = volumes
+    assert config["data_identifier"] == "dinTestPlans_3d_fullres" and config["preprocessor_name"] == "DINPreprocessor"
+    same = ("patch_size", "batch_size", "spacing", "normalization_schemes", "resampling_fn_data")
+    assert {key: config[key] for key in same} == {key: stock[key] for key in same}
+    arguments = config["architecture"]["arch_kwargs"]
+    pooled = stock["architecture"]["arch_kwargs"]["strides"][1:5]
+    assert arguments["strides"] == pooled + [[1, 1, 1]] * (4 - len(pooled))
+    assert "volumetric" not in config["enhancement"], "the slices are 10 mm apart"
+    json.dumps(config)
+    with torch.device("meta"):
+        network = DualInteractionNetwork(1, 4, **arguments)
+        assert network(torch.empty(1, 2, *config["patch_size"])).shape == (1, 4, *config["patch_size"])
+
+
+def test_near_isotropic_volumes_are_enhanced_as_a_whole(dataset):
+    planner = nnUNetPlannerDINFast(dataset.name, plans_name="dinTestPlans", overwrite_target_spacing=(2, 1.5, 1.5))
+    enhancement = planner.plan_experiment()["configurations"]["3d_fullres"]["enhancement"]
+    assert enhancement["volumetric"] is True and enhancement["p"] == 2
+
+
+@pytest.mark.slow
+def test_volumes_fit_the_memory(dataset):
+    """A smaller batch first, then checkpointing, then a smaller patch, whose counted memory fits each time."""
+    planner = nnUNetPlannerDINFast(dataset.name)
+    plan, spacing, median = {"patch_size": [64, 64, 64], "batch_size": 4}, np.ones(3), (70, 80, 90)
+    whole = planner._volumes(spacing, [64, 64, 64])[0]
+    four, two, kept = (
+        whole.bytes(*what) for what in ((4, (64,) * 3, False), (2, (64,) * 3, False), (2, (64,) * 3, True))
+    )
+    found = []
+    for budget in (four, (four + two) / 2, (two + kept) / 2, 0.7 * kept):
+        planner.gpu_memory_gb = budget * planner.memory_overhead / 1e9 + 1e-6
+        arguments, patch, batch, checkpointing = planner._plan_volumes(plan, spacing, median)
+        volumes, _ = planner._volumes(spacing, patch)
+        assert volumes.arguments() == arguments and volumes.bytes(batch, tuple(patch), checkpointing) <= budget + 1e3
+        found.append((batch, checkpointing, patch == [64, 64, 64]))
+    assert found[0] == (4, False, True) and found[1][1:] == (False, True) and 2 <= found[1][0] < 4
+    assert found[2] == (2, True, True) and found[3][0] == 2 and not found[3][2]
 
 
 def test_patch_covers_the_median_slice(dataset, plans):
