@@ -12,6 +12,7 @@ import torch
 
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
 from nnunet_din.planners.din_planners import (
+    Volumes,
     nnUNetPlannerDIN,
     nnUNetPlannerDINAtto,
     nnUNetPlannerDINFast,
@@ -50,55 +51,50 @@ def test_the_plans_say_it_all(dataset, plans):
     json.dumps(plans)
 
 
-@pytest.fixture(scope="module")
-def volumes(dataset):
-    """nnU-Net's plan of 3d_fullres, and the same planned for DIN fast."""
+def test_volumes_are_dins_with_nnunets_patch_and_pooling(dataset, plans):
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-    stock = ExperimentPlanner(dataset.name, plans_name="stockTestPlans").plan_experiment()["configurations"]
-    plans = nnUNetPlannerDINFast(dataset.name, plans_name="dinTestPlans").plan_experiment()
-    return stock["3d_fullres"], plans["configurations"]["3d_fullres"]
-
-
-def test_volumes_are_dins_with_nnunets_patch_and_pooling(volumes, dataset):
-    stock, config = volumes
-    assert config["data_identifier"] == "dinTestPlans_3d_fullres" and config["preprocessor_name"] == "DINPreprocessor"
+    ExperimentPlanner(dataset.name, plans_name="stockTestPlans").plan_experiment()
+    stock = json.loads((dataset.preprocessed / "stockTestPlans.json").read_text())["configurations"]["3d_fullres"]
+    config = plans["configurations"]["3d_fullres"]
+    assert config["data_identifier"] == "nnUNetDINAttoPlans_3d_fullres"
+    assert config["preprocessor_name"] == "DINPreprocessor"
     same = ("patch_size", "batch_size", "spacing", "normalization_schemes", "resampling_fn_data")
     assert {key: config[key] for key in same} == {key: stock[key] for key in same}
     arguments = config["architecture"]["arch_kwargs"]
-    pooled = stock["architecture"]["arch_kwargs"]["strides"][1:5]
+    pooled = stock["architecture"]["arch_kwargs"]["strides"][:4]
     assert arguments["strides"] == pooled + [[1, 1, 1]] * (4 - len(pooled))
     assert "volumetric" not in config["enhancement"], "the slices are 10 mm apart"
-    json.dumps(config)
     with torch.device("meta"):
         network = DualInteractionNetwork(1, 4, **arguments)
         assert network(torch.empty(1, 2, *config["patch_size"])).shape == (1, 4, *config["patch_size"])
 
 
 def test_near_isotropic_volumes_are_enhanced_as_a_whole(dataset):
-    planner = nnUNetPlannerDINFast(dataset.name, plans_name="dinTestPlans", overwrite_target_spacing=(2, 1.5, 1.5))
+    planner = nnUNetPlannerDINFast(dataset.name, plans_name="dinTestPlans", overwrite_target_spacing=[2.0, 1.5, 1.5])
     enhancement = planner.plan_experiment()["configurations"]["3d_fullres"]["enhancement"]
     assert enhancement["volumetric"] is True and enhancement["p"] == 2
 
 
-@pytest.mark.slow
-def test_volumes_fit_the_memory(dataset):
-    """A smaller batch first, then checkpointing, then a smaller patch, whose counted memory fits each time."""
+@pytest.mark.parametrize(
+    ("gigabytes", "batch", "checkpointing", "whole"),
+    [(1.3, 4, False, True), (1.0, 2, False, True), (0.8, 2, True, True), (0.6, 2, True, False), (0.1, 2, False, False)],
+)
+def test_volumes_fit_the_memory(gigabytes, batch, checkpointing, whole, dataset, monkeypatch, capsys):
+    """A smaller batch first, then checkpointing, then a smaller patch; and what does not fit is said."""
+
+    def bytes_of(volumes, batch, patch, checkpointing):
+        return 4e8 + (400 if checkpointing else 800) * batch * math.prod(patch)
+
+    monkeypatch.setattr(Volumes, "bytes", bytes_of)
     planner = nnUNetPlannerDINFast(dataset.name)
-    plan, spacing, median = {"patch_size": [64, 64, 64], "batch_size": 4}, np.ones(3), (70, 80, 90)
-    whole = planner._volumes(spacing, [64, 64, 64])[0]
-    four, two, kept = (
-        whole.bytes(*what) for what in ((4, (64,) * 3, False), (2, (64,) * 3, False), (2, (64,) * 3, True))
-    )
-    found = []
-    for budget in (four, (four + two) / 2, (two + kept) / 2, 0.7 * kept):
-        planner.gpu_memory_gb = budget * planner.memory_overhead / 1e9 + 1e-6
-        arguments, patch, batch, checkpointing = planner._plan_volumes(plan, spacing, median)
-        volumes, _ = planner._volumes(spacing, patch)
-        assert volumes.arguments() == arguments and volumes.bytes(batch, tuple(patch), checkpointing) <= budget + 1e3
-        found.append((batch, checkpointing, patch == [64, 64, 64]))
-    assert found[0] == (4, False, True) and found[1][1:] == (False, True) and 2 <= found[1][0] < 4
-    assert found[2] == (2, True, True) and found[3][0] == 2 and not found[3][2]
+    planner.gpu_memory_gb = gigabytes * planner.memory_overhead
+    plan = {"patch_size": [64, 64, 64], "batch_size": 4}
+    arguments, patch, found, checkpoints = planner._plan_volumes(plan, np.ones(3), (70, 80, 90))
+    assert (found, checkpoints, patch == [64, 64, 64]) == (batch, checkpointing, whole)
+    assert planner._volumes(np.ones(3), patch)[0].arguments() == arguments
+    fits = bytes_of(None, found, patch, checkpoints) <= gigabytes * 1e9
+    assert fits == ("WARNING" not in capsys.readouterr().out)
 
 
 def test_patch_covers_the_median_slice(dataset, plans):

@@ -100,7 +100,7 @@ def test_what_cannot_be_profiled(dataset, plans, tmp_path, capsys):
     assert main(["profile", "nope.json"]) == 1
     assert "nope.json does not exist. Plan with -pl nnUNetPlannerDIN first." in capsys.readouterr().err
     assert main(["profile", "--size", "0", "0"]) == 1
-    assert "--size must be at least 1 x 1" in capsys.readouterr().err
+    assert "--size takes two or three edges from 1 on, got 0 x 0" in capsys.readouterr().err
     plans["configurations"].pop("2d")
     path.write_text(json.dumps(plans))
     assert main(["profile", str(path), "--all"]) == 1

@@ -454,7 +454,8 @@ def test_a_cascade_is_refused(make):
 
 def small_volumes(plans):
     """The least network and patch with which 3d_fullres can be trained, pooled in-plane first."""
-    plans["configurations"]["3d_fullres"].update(patch_size=[4, 32, 32], batch_size=2)
+    data = plans["configurations"]["2d"]["data_identifier"]  # as good as any
+    plans["configurations"]["3d_fullres"].update(patch_size=[4, 32, 32], batch_size=2, data_identifier=data)
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] = {
         "encoder": "plain_atto",
         "decoder_channels": 16,
