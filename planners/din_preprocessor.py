@@ -16,7 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_din.data.files import read_json
 from nnunet_din.data.integrity import WrongLabel, check_file, check_labels, find_outlier
-from nnunet_din.enhancement import enhance_slices
+from nnunet_din.enhancement import enhance
 from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.nnunet.folders import nnunet_folder
 
@@ -30,9 +30,9 @@ class DINPreprocessor(DefaultPreprocessor):
     """Appends the C enhanced channels to the C channels that nnU-Net makes, with the numbers under ``enhancement`` in
     the plans; C channels for each where that is a list.
 
-    The enhanced image is computed from the normalized and resampled one, whole slices in the plane of the 2-D
-    configuration. Training and prediction both go through :meth:`run_case_npy`, and nothing in it looks at the
-    segmentation, so both see the same image.
+    The enhanced image is computed from the normalized and resampled one, of whole slices in the plane of the 2-D
+    configuration, or of the whole volume where the plans say ``volumetric``. Training and prediction both go through
+    :meth:`run_case_npy`, and nothing in it looks at the segmentation, so both see the same image.
     """
 
     def run(self, dataset_name_or_id, configuration_name, plans_identifier, num_processes) -> None:
@@ -118,7 +118,7 @@ class DINPreprocessor(DefaultPreprocessor):
         self._warn_of_flat_slices(data, mask)
         versions = [data]
         for enhancement in enhancements:
-            enhanced = enhance_slices(data, mask=mask, **enhancement)
+            enhanced = enhance(data, mask=mask, **enhancement)
             if mask is not None:
                 # nnU-Net leaves what is outside the mask at zero in these channels; so do we in their versions.
                 for number in np.flatnonzero(masked):

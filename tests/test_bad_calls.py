@@ -61,7 +61,7 @@ CALLS: dict[str, tuple[dict[int, tuple[str, ...]], dict[str, tuple[str, ...]]]] 
             ),
         },
         {
-            "--from": ("none", "3d_fullres", "other"),
+            "--from": ("none", "other"),
             "--set-training": ("epochs=3", "num_epochs=0", "num_epochs=x"),
             "--enhancement": ("magic", "zero_dce"),
         },

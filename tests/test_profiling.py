@@ -68,7 +68,7 @@ def test_configurations_of_other_encoders_and_versions(dataset, plans, tmp_path,
     table = capsys.readouterr().out
     for name, parts in rows.items():
         assert f"| `{name}` | {parts['total']['parameters'] / 1e6:.2f} |" in table
-    assert "| `2d` |" in table and "3d_fullres" not in table
+    assert "| `2d` |" in table and "| `3d_fullres` |" in table
 
 
 @pytest.mark.slow
@@ -84,8 +84,12 @@ def test_what_cannot_be_profiled(dataset, plans, tmp_path, capsys):
     path.write_text(json.dumps(plans))
     assert main(["profile", str(path), "2d_other"]) == 1
     assert "have no configuration '2d_other'. They have: 2d" in capsys.readouterr().err
+    plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "dynamic_network_architectures.x.Y"
+    path.write_text(json.dumps(plans))
     assert main(["profile", str(path), "3d_fullres"]) == 1
     assert "holds a dynamic_network_architectures" in capsys.readouterr().err
+    assert main(["profile", str(path), "--size", "8", "8", "8", "--count-only"]) == 1
+    assert "--size takes 2 edges for this network, got 8 x 8 x 8" in capsys.readouterr().err
     assert main(["profile", str(path), "--preset", "atto"]) == 1
     assert "not both" in capsys.readouterr().err
     assert main(["profile", "--all", "--json"]) == 1
@@ -96,7 +100,7 @@ def test_what_cannot_be_profiled(dataset, plans, tmp_path, capsys):
     assert main(["profile", "nope.json"]) == 1
     assert "nope.json does not exist. Plan with -pl nnUNetPlannerDIN first." in capsys.readouterr().err
     assert main(["profile", "--size", "0", "0"]) == 1
-    assert "--size must be at least 1 x 1" in capsys.readouterr().err
+    assert "--size takes two or three edges from 1 on, got 0 x 0" in capsys.readouterr().err
     plans["configurations"].pop("2d")
     path.write_text(json.dumps(plans))
     assert main(["profile", str(path), "--all"]) == 1
