@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from nnunet_din.cost.accounting import training_memory
+from nnunet_din.cost.accounting import MEMORY_MARGIN, training_memory
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
 
 #: Preset -> its planner, the largest network first.
@@ -80,8 +82,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
     enhancement : dict
         Keyword arguments of :func:`nnunet_din.enhancement.enhance_slices`, copied into the plans.
     memory_overhead : float
-        Room for what the accounting does not see: workspaces, fragments, the context of the device. Not measured on a
-        GPU.
+        Room for what the accounting does not see.
     """
 
     preset = "base"
@@ -97,7 +98,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         "percentiles": [0.5, 99.5],
         "limit": 0.99,
     }
-    memory_overhead = 1.15
+    memory_overhead = MEMORY_MARGIN
 
     def __init__(
         self,
@@ -140,6 +141,13 @@ class nnUNetPlannerDIN(ExperimentPlanner):
             },
         )
         return plan
+
+    @staticmethod
+    def static_estimate_VRAM_usage(*args, **kwargs):
+        """As in nnU-Net, with ``nnUNet_n_proc_DA=0``, too, which it takes for a number of threads."""
+        workers = {"nnUNet_n_proc_DA": "1"} if os.environ.get("nnUNet_n_proc_DA") == "0" else {}
+        with patch.dict(os.environ, workers):
+            return ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)
 
     def _patch_and_batch_size(self, median_shape, n_pixels_dataset: float) -> tuple[list[int], int, bool]:
         """The median slice padded to multiples of the stride, in as many patches as fit, at least 2, at most 5 % of the

@@ -10,7 +10,7 @@ from torch import nn
 
 from nnunet_din.commands.main import main
 from nnunet_din.cost.accounting import training_memory
-from nnunet_din.cost.measurement import peak_memory, training_step
+from nnunet_din.cost.measurement import TrainingStep, peak_memory
 from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.nnunet.configurations import PAPER_TABLES, derive
 
@@ -137,7 +137,7 @@ def test_counted_memory_is_the_measured_one(size, batch, checkpointing):
     torch.manual_seed(0)
     network = DualInteractionNetwork(1, 4, **PRESETS["atto"], checkpointing=checkpointing)
     x, target = torch.randn(batch, 2, *size), torch.randint(0, 4, (batch, 1, *size))
-    step = training_step(network, x, target)
+    step = TrainingStep(network, x, target)
     step()
     measured = peak_memory(step, network, torch.device("cpu"))
     assert training_memory(network, x.shape) == pytest.approx(measured, rel=0.15)

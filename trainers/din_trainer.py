@@ -80,8 +80,8 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
     mirroring : bool
         Whether images are flipped at random in training and, as nnU-Net then does, in prediction.
     seed : int or None
-        Start of the random numbers of the weights and of every epoch: on a CPU, two trainings with ``nnUNet_n_proc_DA=0``
-        then give the same weights. None: other ones each time, as in nnU-Net.
+        Start of the random numbers of the weights and of every epoch: on a CPU, two trainings with
+        ``nnUNet_n_proc_DA=0`` then give the same weights. None: other ones each time, as in nnU-Net.
     tensorboard : bool
         Whether the curves are written for TensorBoard, too, to the folder ``tensorboard`` of the fold.
     """
@@ -250,8 +250,8 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             self.print_to_log_file(origin)
         if self.seed is not None and (workers := get_allowed_n_proc_DA()):
             self.print_to_log_file(
-                f"WARNING: batches come from {workers} workers, which draw random numbers of their own: another training "
-                f"with seed {self.seed} gives other weights. With nnUNet_n_proc_DA=0 it gives the same on a CPU."
+                f"WARNING: batches come from {workers} workers, which draw random numbers of their own: another "
+                f"training with seed {self.seed} gives other weights. With nnUNet_n_proc_DA=0, a CPU gives the same."
             )
 
     def on_train_epoch_start(self) -> None:
