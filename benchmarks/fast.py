@@ -1,9 +1,8 @@
 """Training steps of DIN ``fast`` against nnU-Net's ResEnc-M, on the patch of ResEnc-M's 2-D plans.
 
 Each with its own loss and optimizer as its trainer has them (DIN: L_seg + L_bnd, AdamW; nnU-Net: Dice + CE with deep
-supervision, SGD), in turn, in bf16 autocast on a GPU and in fp32 on a CPU; in nnU-Net's memory format and compiled
-where asked. nnU-Net's three folders must be set and the fingerprint extracted (``nnUNetv2_extract_fingerprint -d ID``).
-Writes ``fast.json`` beside this file.
+supervision, SGD), in turn, in what DIN's trainers compute in; compiled where asked. nnU-Net's three folders must be set
+and the fingerprint extracted (``nnUNetv2_extract_fingerprint -d ID``). Writes ``fast.json`` beside this file.
 """
 
 from __future__ import annotations
@@ -24,11 +23,16 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from tqdm import trange
 
 from nnunet_din.cost.accounting import count_multiply_adds, count_parameters
-from nnunet_din.cost.measurement import seconds_of, training_step
+from nnunet_din.cost.measurement import TrainingStep, autocast, seconds_of
 from nnunet_din.network import PRESETS, DualInteractionNetwork
+from nnunet_din.nnunet.training_device import autocast_dtype
+
+CLASSES = 4
 
 
-def nnunet_step(network: torch.nn.Module, x: torch.Tensor, target: torch.Tensor, half: bool) -> Callable[[], None]:
+def nnunet_step(
+    network: torch.nn.Module, x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype | None
+) -> Callable[[], None]:
     """Forward pass, loss, backward pass, SGD, as nnUNetTrainer has them."""
     optimizer = torch.optim.SGD(network.parameters(), 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)
     outputs = network(x[:1])
@@ -50,13 +54,54 @@ def nnunet_step(network: torch.nn.Module, x: torch.Tensor, target: torch.Tensor,
     def step() -> None:
         network.train()
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        with autocast(x.device, dtype):
             value = loss(network(x), targets)
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
         optimizer.step()
 
     return step
+
+
+def compare(dataset: str, preset: str, batch: int, repeats: int, device: torch.device, compiled: bool = False) -> dict:
+    """Images a second of both on the patch of ResEnc-M's 2-D plans for a data set, and their ratio."""
+    configuration = plan(nnUNetPlannerResEncM, dataset)[0]["configurations"]["2d"]
+    architecture, patch = configuration["architecture"], configuration["patch_size"]
+    torch.manual_seed(0)
+    networks = {
+        "ResEnc-M": get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+            1,
+            CLASSES,
+            deep_supervision=True,
+        ),
+        f"DIN {preset}": DualInteractionNetwork(1, CLASSES, **PRESETS[preset]),
+    }
+    stock, din = networks
+    result = {
+        "patch": list(patch),
+        "batch": batch,
+        "parameters": {name: count_parameters(n) for name, n in networks.items()},
+        "multiply-adds": {name: count_multiply_adds(n, (1, 1 + (name == din), *patch)) for name, n in networks.items()},
+    }
+    steps = {}
+    for name, network in networks.items():
+        network.to(device)
+        if compiled:
+            network.compile()
+        x = torch.randn(batch, 1 + (name == din), *patch, device=device)
+        target = torch.randint(0, CLASSES, (batch, 1, *patch), device=device)
+        steps[name] = (TrainingStep if name == din else nnunet_step)(network, x, target, autocast_dtype(device))
+    seconds = {name: [] for name in networks}
+    for i in trange(repeats + 1, desc="pairs"):  # the first is a warm-up
+        for name, step in steps.items():
+            elapsed = seconds_of(step, device)
+            if i:
+                seconds[name].append(elapsed)
+    speed = {name: [round(batch / s, 3) for s in values] for name, values in seconds.items()}
+    return result | {"images per second": speed, f"{din} / {stock}": ratios(seconds[stock], seconds[din])}
 
 
 def main() -> None:
@@ -70,48 +115,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
-    half = device.type == "cuda"
-    configuration = plan(nnUNetPlannerResEncM, args.d)[0]["configurations"]["2d"]
-    architecture, patch = configuration["architecture"], configuration["patch_size"]
-    classes = 4
-    torch.manual_seed(0)
-    networks = {
-        "ResEnc-M": get_network_from_plans(
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-            1,
-            classes,
-            deep_supervision=True,
-        ),
-        f"DIN {args.preset}": DualInteractionNetwork(1, classes, **PRESETS[args.preset]),
-    }
-    stock, din = networks
-    result = head(device) | {
-        "patch": list(patch),
-        "batch": args.batch,
-        "parameters": {name: count_parameters(n) for name, n in networks.items()},
-        "multiply-adds": {name: count_multiply_adds(n, (1, 1 + (name == din), *patch)) for name, n in networks.items()},
-    }
-    steps = {}
-    for name, network in networks.items():
-        network.to(device)
-        if args.compile:
-            network.compile()
-        x = torch.randn(args.batch, 1 + (name == din), *patch, device=device)
-        target = torch.randint(0, classes, (args.batch, 1, *patch), device=device)
-        steps[name] = (training_step if name == din else nnunet_step)(network, x, target, half)
-    seconds = {name: [] for name in networks}
-    for i in trange(args.repeats + 1, desc="pairs"):  # the first is a warm-up
-        for name, step in steps.items():
-            elapsed = seconds_of(step, device)
-            if i:
-                seconds[name].append(elapsed)
-    speed = {name: [round(args.batch / s, 3) for s in values] for name, values in seconds.items()}
-    ratio = ratios(seconds[stock], seconds[din])
-    write(result | {"images per second": speed, f"{din} / {stock}": ratio})
-    print(f"patch {list(patch)}, batch {args.batch}, images a second: {speed}")
-    print(f"{din} / {stock}: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
+    result = head(device) | compare(args.d, args.preset, args.batch, args.repeats, device, args.compile)
+    write(result)
+    print(f"patch {result['patch']}, batch {args.batch}, images a second: {result['images per second']}")
+    name = f"DIN {args.preset} / ResEnc-M"
+    print(f"{name}: {result[name]['median']:.2f} ({result[name]['min']:.2f} to {result[name]['max']:.2f})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The network against its literal twin: same weights, same machine, same precision, one run.
+"""The network against its literal twin: same weights, same machine, same precision (that of training), one run.
 
 The peak memory of a training step of each, in a process of its own (what torch's allocator holds, and on Linux what the
 process held); then forward passes and training steps (forward, loss, backward, AdamW) of both, in turn, so that a
@@ -17,30 +17,30 @@ import torch
 from common import head, ratios, write
 from tqdm import trange
 
-from nnunet_din.cost.measurement import peak_memory, prediction, seconds_of, training_step
+from nnunet_din.cost.measurement import TrainingStep, peak_memory, prediction, seconds_of
 from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.network.reference import ReferenceNetwork
-
-HERE = Path(__file__).resolve().parent
+from nnunet_din.nnunet.training_device import autocast_dtype
 
 CLASSES = 4
 
 
-def build(args: argparse.Namespace):
-    """Both networks on the same parameters, and a batch."""
-    device = torch.device(args.device)
+def build(preset: str, size: int, batch: int, device: torch.device, compiled: bool = False):
+    """Both networks on the same parameters, compiled where asked, and a batch."""
     torch.manual_seed(0)
-    ours = DualInteractionNetwork(1, CLASSES, **PRESETS[args.preset]).to(device)
-    x = torch.randn(args.batch, 2, args.size, args.size, device=device)
-    target = torch.randint(0, CLASSES, (args.batch, 1, args.size, args.size), device=device)
-    return {"literal": ReferenceNetwork(ours), "ours": ours}, x, target
+    ours = DualInteractionNetwork(1, CLASSES, **PRESETS[preset]).to(device)
+    networks = {"literal": ReferenceNetwork(ours), "ours": ours}
+    if compiled:
+        networks = {name: torch.compile(network) for name, network in networks.items()}
+    x = torch.randn(batch, 2, size, size, device=device)
+    target = torch.randint(0, CLASSES, (batch, 1, size, size), device=device)
+    return networks, x, target
 
 
-def measure_memory(args: argparse.Namespace) -> None:
-    """Print the peak of the second training step of one network: allocator, process."""
-    networks, x, target = build(args)
-    network = networks[args.memory_of]
-    step = training_step(network, x, target)
+def measure_memory(name: str, networks, x: torch.Tensor, target: torch.Tensor) -> dict:
+    """The peak of the second training step of one network: allocator, process."""
+    network = networks[name]
+    step = TrainingStep(network, x, target, autocast_dtype(x.device))
     step()
     process = None
     if sys.platform == "linux" and x.device.type == "cpu":
@@ -48,7 +48,28 @@ def measure_memory(args: argparse.Namespace) -> None:
         step()
         status = Path("/proc/self/status").read_text()
         process = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    print(json.dumps({"allocator": peak_memory(step, network, x.device), "process": process}))
+    return {"allocator": peak_memory(step, network, x.device), "process": process}
+
+
+def measure_speed(networks, x: torch.Tensor, target: torch.Tensor, repeats: int) -> dict:
+    """Seconds of forward passes and training steps of both, in turn, and their ratios."""
+    result = {}
+    dtype = autocast_dtype(x.device)
+    for kind in ("forward", "training step"):
+        steps = {
+            name: prediction(network, x, dtype) if kind == "forward" else TrainingStep(network, x, target, dtype)
+            for name, network in networks.items()
+        }
+        seconds = {name: [] for name in steps}
+        for i in trange(repeats + 1, desc=kind):  # the first pair is a warm-up
+            for name, step in steps.items():
+                elapsed = seconds_of(step, x.device)
+                if i:
+                    seconds[name].append(elapsed)
+        ratio = ratios(seconds["literal"], seconds["ours"])
+        rounded = {name: [round(s, 5) for s in values] for name, values in seconds.items()}
+        result[kind] = {"seconds": rounded, "literal / ours": ratio}
+    return result
 
 
 def main() -> None:
@@ -58,17 +79,20 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="edge of the images (default: 224)")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3, help="pairs of each kind (default: 3)")
+    parser.add_argument("--compile", action="store_true", help="compile both")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--memory-of", choices=["literal", "ours"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    what = (args.preset, args.size, args.batch, torch.device(args.device), args.compile)
     if args.memory_of:
-        measure_memory(args)
+        print(json.dumps(measure_memory(args.memory_of, *build(*what))))
         return
     result = head(args.device)
     memory = {}
     for name in ("literal", "ours"):
         command = [sys.executable, "-W", "ignore", __file__, "--memory-of", name, "--device", args.device]
         command += ["--preset", args.preset, "--size", str(args.size), "--batch", str(args.batch)]
+        command += ["--compile"] * args.compile
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         memory[name] = json.loads(output.splitlines()[-1])
     for kind in ("allocator", "process"):
@@ -76,23 +100,11 @@ def main() -> None:
             memory[f"ours / literal, {kind}"] = round(memory["ours"][kind] / memory["literal"][kind], 3)
     result["peak memory of a training step"] = memory
     print(f"peak memory of a training step: {json.dumps(memory)}")
-    networks, x, target = build(args)
-    for kind in ("forward", "training step"):
-        steps = {
-            name: prediction(network, x) if kind == "forward" else training_step(network, x, target)
-            for name, network in networks.items()
-        }
-        seconds = {name: [] for name in steps}
-        for i in trange(args.repeats + 1, desc=kind):  # the first pair is a warm-up
-            for name, step in steps.items():
-                elapsed = seconds_of(step, x.device)
-                if i:
-                    seconds[name].append(elapsed)
-        ratio = ratios(seconds["literal"], seconds["ours"])
-        rounded = {name: [round(s, 3) for s in values] for name, values in seconds.items()}
-        result[kind] = {"seconds": rounded, "literal / ours": ratio}
+    speed = measure_speed(*build(*what), args.repeats)
+    for kind, row in speed.items():
+        ratio = row["literal / ours"]
         print(f"{kind}: literal / ours {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
-    write(result)
+    write(result | speed)
 
 
 if __name__ == "__main__":

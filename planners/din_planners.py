@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
-from nnunet_din.cost.accounting import training_memory
+from nnunet_din.cost.accounting import MEMORY_MARGIN, training_memory
 from nnunet_din.enhancement import VOLUMETRIC
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
 from nnunet_din.presets import preset_for_volumes
@@ -126,8 +127,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
     enhancement : dict
         Keyword arguments of :func:`nnunet_din.enhancement.enhance_slices`, copied into the plans.
     memory_overhead : float
-        Room for what the accounting does not see: workspaces, fragments, the context of the device. Not measured on a
-        GPU.
+        Room for what the accounting does not see.
     """
 
     preset = "base"
@@ -143,7 +143,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         "percentiles": [0.5, 99.5],
         "limit": 0.99,
     }
-    memory_overhead = 1.15
+    memory_overhead = MEMORY_MARGIN
 
     def __init__(
         self,
@@ -235,6 +235,18 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         of_stages = [tuple(tuple(int(i) for i in stage) for stage in stages) for stages in (strides, kernels)]
         volumes = Volumes(self.preset, self._n_channels(), len(self.dataset_json["labels"]), *of_stages)
         return volumes, [int(multiple) for multiple in multiples]
+
+    @staticmethod
+    def static_estimate_VRAM_usage(*args, **kwargs):
+        """As in nnU-Net, with ``nnUNet_n_proc_DA=0``, too, which it takes for a number of threads."""
+        workers = os.environ.get("nnUNet_n_proc_DA")
+        if workers != "0":
+            return ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)
+        os.environ["nnUNet_n_proc_DA"] = "1"
+        try:
+            return ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)
+        finally:
+            os.environ["nnUNet_n_proc_DA"] = workers
 
     def _patch_and_batch_size(self, median_shape, n_pixels_dataset: float) -> tuple[list[int], int, bool]:
         """The median slice padded to multiples of the stride, in as many patches as fit, at least 2, at most 5 % of the

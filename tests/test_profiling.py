@@ -10,7 +10,7 @@ from torch import nn
 
 from nnunet_din.commands.main import main
 from nnunet_din.cost.accounting import training_memory
-from nnunet_din.cost.measurement import count, peak_memory, training_step
+from nnunet_din.cost.measurement import TrainingStep, count, peak_memory
 from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.nnunet.configurations import PAPER_TABLES, derive
 
@@ -175,7 +175,7 @@ def assert_counted_memory_is_measured(options, shape):
     torch.manual_seed(0)
     network = DualInteractionNetwork(1, 4, **options)
     x, target = torch.randn(*shape), torch.randint(0, 4, (shape[0], 1, *shape[2:]))
-    step = training_step(network, x, target)
+    step = TrainingStep(network, x, target)
     step()
     measured = peak_memory(step, network, torch.device("cpu"))
     assert training_memory(network, shape) == pytest.approx(measured, rel=0.15)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import re
 import shutil
 import time
@@ -19,7 +20,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities import find_class_by_name
 from torch import nn
 
-from nnunet_dataset import preprocess
+from nnunet_dataset import SMALL_NETWORK, preprocess
 from nnunet_din.nnunet.training_settings import SETTINGS
 from nnunet_din.plugin import CLASSES
 from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN, rotated_extent
@@ -399,6 +400,58 @@ def test_training_and_resuming_are_bit_exact(make, dataset, tmp_path):
     assert a["param_groups"] == b["param_groups"]
     for index, state in a["state"].items():
         assert all(torch.equal(v, b["state"][index][k]) for k, v in state.items())
+
+
+@pytest.mark.slow
+def test_a_seed_gives_the_same_weights_with_and_without_an_interruption(make, dataset, monkeypatch, tmp_path):
+    """By nnU-Net's own loaders; another seed gives others. Fails if anything draws random numbers before it is set."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+
+    first_epoch = tmp_path / "checkpoint.pth"
+
+    def train(seed, checkpoint=None):
+        def change(plans):
+            configuration = plans["configurations"]["2d"]
+            configuration["patch_size"] = [32, 32]
+            configuration["architecture"]["arch_kwargs"] = dict(SMALL_NETWORK)
+            configuration["training"] = {"seed": seed, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
+
+        trainer = make(change=change, num_epochs=2, save_every=1)
+        if checkpoint:
+            trainer.load_checkpoint(str(checkpoint))
+        trainer.run_training()
+        return torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)["network_weights"]
+
+    on_epoch_end = nnUNetTrainerDIN.on_epoch_end
+
+    def keep_the_checkpoint(self):
+        on_epoch_end(self)
+        if self.current_epoch == 1:
+            shutil.copy(Path(self.output_folder) / "checkpoint_latest.pth", first_epoch)
+
+    monkeypatch.setattr(nnUNetTrainerDIN, "on_epoch_end", keep_the_checkpoint)
+    first = train(seed=0)
+    random.seed(9)
+    np.random.seed(9)  # noqa: NPY002 - what the seed has to set
+    torch.manual_seed(9)
+    for other in (train(seed=0), train(seed=0, checkpoint=first_epoch)):
+        assert all(torch.equal(value, other[key]) for key, value in first.items())
+    assert not all(torch.equal(value, first[key]) for key, value in train(seed=1).items())
+
+
+def test_a_seed_with_workers_is_warned_of(make, monkeypatch):
+    lines = []
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
+    trainer = make(seed=3)
+    trainer.network = nn.Module()
+    trainer.network.origin = None
+    monkeypatch.setattr(trainer, "print_to_log_file", lambda *args, **kwargs: lines.append(" ".join(map(str, args))))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    trainer.on_train_start()
+    assert not lines
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    trainer.on_train_start()
+    assert lines == [line for line in lines if "seed 3" in line and "nnUNet_n_proc_DA=0" in line] != []
 
 
 def test_one_epoch_of_nnunets_loop_on_the_data_set(make, dataset, monkeypatch):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
@@ -16,6 +18,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 from torch._dynamo import OptimizedModule
@@ -27,6 +30,7 @@ from nnunet_din.losses import AuxiliaryLoss, DINLoss
 from nnunet_din.network import input_strides
 from nnunet_din.network.din import AUXILIARY_PREFIX, DualInteractionNetwork
 from nnunet_din.nnunet.tracking import TensorBoardLogger
+from nnunet_din.nnunet.training_device import autocast_dtype
 from nnunet_din.nnunet.training_settings import check_training_settings
 
 from .checkpoints import KeepsCheckpoints, weight_names
@@ -76,6 +80,9 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
         more than 1.5 times as long as wide, else 15 degrees.
     mirroring : bool
         Whether images are flipped at random in training and, as nnU-Net then does, in prediction.
+    seed : int or None
+        Start of the random numbers of the weights and of every epoch: on a CPU, two trainings with
+        ``nnUNet_n_proc_DA=0`` then give the same weights. None: other ones each time, as in nnU-Net.
     tensorboard : bool
         Whether the curves are written for TensorBoard, too, to the folder ``tensorboard`` of the fold.
     """
@@ -98,6 +105,7 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
     p_rotation = 0.5
     max_rotation: float | None = 20.0
     mirroring = True
+    seed: int | None = None
     tensorboard = False
 
     def __init__(
@@ -128,11 +136,23 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             logger = TensorBoardLogger(Path(self.output_folder) / "tensorboard")
             logger.update_config({"plans": plans["plans_name"], "configuration": configuration, "fold": fold})
             self.logger.loggers.append(logger)
-        self.amp_dtype = None
-        if self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-            # bf16 has the range of fp32: nothing to scale.
-            self.amp_dtype = torch.bfloat16
-            self.grad_scaler = None
+        self.amp_dtype = autocast_dtype(self.device)
+        if self.amp_dtype == torch.bfloat16:
+            self.grad_scaler = None  # bf16 has the range of fp32: nothing to scale
+
+    def initialize(self) -> None:
+        """As in nnU-Net, with weights that the seed sets, if there is one."""
+        self._set_seed()
+        super().initialize()
+
+    def _set_seed(self) -> None:
+        """Begin the random numbers of this epoch, which then do not depend on whether the training was interrupted."""
+        if self.seed is None:
+            return
+        number = int(np.random.SeedSequence([self.seed, self.local_rank, self.current_epoch]).generate_state(1)[0])
+        random.seed(number)
+        np.random.seed(number)  # noqa: NPY002 - the generator that the augmentation draws from
+        torch.manual_seed(number)
 
     def configure_optimizers(self):
         """AdamW with warm-up and nnU-Net's polynomial decay, stepped every iteration: short trainings must reach 0,
@@ -236,9 +256,15 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             )
         if origin := bare(self.network).origin:
             self.print_to_log_file(origin)
+        if self.seed is not None and (workers := get_allowed_n_proc_DA()):
+            self.print_to_log_file(
+                f"WARNING: batches come from {workers} workers, which draw random numbers of their own: another "
+                f"training with seed {self.seed} gives other weights. With nnUNet_n_proc_DA=0, a CPU gives the same."
+            )
 
     def on_train_epoch_start(self) -> None:
         """As in nnU-Net, whose log rounds the learning rate to five decimals: of 5e-4 too few."""
+        self._set_seed()
         super().on_train_epoch_start()
         self.print_to_log_file(f"Exact learning rate: {self.optimizer.param_groups[0]['lr']:.9g}")
         self._iteration = 0

@@ -1,212 +1,96 @@
-"""``nnunet-din doctor``: whether nnU-Net finds the plug-in here, and what to do where it does not."""
+"""``nnunet-din doctor``: what hinders nnU-Net and the plug-in here, and what to do about it."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from importlib import import_module, metadata
-from pathlib import Path
+from dataclasses import asdict
 
-from nnunet_din.plugin import CLASSES, LOOKUP_FUNCTION, LOOKUP_MODULE, WEIGHTS_FUNCTION, WEIGHTS_MODULE
-
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-
-
-@dataclass
-class Check:
-    """One line of the report: what was looked at, what was found, and what to do if it is wrong."""
-
-    name: str
-    ok: bool
-    found: str
-    do: str = ""
-
-    def __post_init__(self):
-        if self.ok:
-            self.do = ""
+from nnunet_din.diagnosis.check import Check
+from nnunet_din.presets import PRESETS
 
 
 def add_parser(subparsers) -> None:
     """Add the sub-command ``doctor`` to the parser of ``nnunet-din``."""
     parser = subparsers.add_parser(
         "doctor",
-        help="check this environment",
+        help="check this environment, a data set, or how this device trains",
         description="Check versions, whether nnU-Net finds the plug-in's classes here and in a spawned worker, the "
-        "three nnU-Net folders, and memory. Exit code 1 if anything is wrong.",
+        "three nnU-Net folders, workers and memory; with -d a data set, too, and with --step a few steps of training. "
+        "Exit code 1 if anything is wrong.",
     )
+    parser.add_argument("-d", dest="dataset", metavar="ID", help="check this data set's cases and plans, too")
+    parser.add_argument("-p", dest="plans", metavar="PLANS", help="plans of the data set that must be there")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    step = parser.add_argument_group("a training step", "Train on random data as nnU-Net would with nnUNetTrainerDIN.")
+    step.add_argument("--step", action="store_true", help="train a few steps, and judge time, memory and numbers")
+    step.add_argument("--preset", choices=tuple(PRESETS), help="the network (default: fast)")
+    step.add_argument("--device", help="default: cuda if there is one, or cpu")
+    step.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the images (default: 256 256, on a CPU 128 128)"
+    )
+    step.add_argument("--batch", type=int, help="images a step (default: as many as --memory holds)")
+    step.add_argument("--memory", type=float, metavar="GB", help="planned memory (default: 8, on a CPU 0.4)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report, and return 1 if a check failed, else 0."""
-    checks = examine()
-    healthy = all(check.ok for check in checks)
-    if args.json:
-        print(json.dumps({"healthy": healthy, "checks": [asdict(check) for check in checks]}, indent=2))
-    else:
-        width = max(len(check.name) for check in checks)
-        for check in checks:
-            print(f"{'ok   ' if check.ok else 'WRONG'}  {check.name:<{width}}  {check.found}")
+    _check_arguments(args)
+    report: list[Check] = []
+    for check in _examine(args):
+        report.append(check)
+        if not args.json:
+            print(f"{'ok   ' if check.ok else 'WRONG'}  {check.name:<24}  {check.found}", flush=True)
             if not check.ok:
-                print(f"       -> do this: {check.do}")
+                print(f"       -> do this: {check.do}", flush=True)
+    healthy = all(check.ok for check in report)
+    if args.json:
+        print(json.dumps({"healthy": healthy, "checks": [asdict(check) for check in report]}, indent=2))
+    else:
         print("Everything is in place." if healthy else "Something is wrong: see the lines marked WRONG.")
     return 0 if healthy else 1
 
 
-def examine() -> list[Check]:
-    """Make all checks, in the order in which one fault causes the next."""
-    checks = list(_versions())
-    if all(check.ok for check in checks):
-        checks += [_device(), *_classes(), _fine_tuning()]
-    return [*checks, *_folders(), _memory()]
+def _check_arguments(args: argparse.Namespace) -> None:
+    if args.plans and not args.dataset:
+        raise ValueError("-p names plans of a data set: give the data set, too, with -d.")
+    for option in ("preset", "device", "size", "batch", "memory"):
+        if getattr(args, option) is not None and not args.step:
+            raise ValueError(f"--{option} is about the training step: add --step.")
+    if args.batch is not None and args.batch < 1:
+        raise ValueError(f"--batch must be at least 1, got {args.batch}.")
+    if args.size and min(args.size) < 1:
+        raise ValueError(f"--size must be at least 1 x 1, got {args.size[0]} x {args.size[1]}.")
+    if args.memory is not None and args.memory <= 0:
+        raise ValueError(f"--memory must be above 0, got {args.memory:g}.")
 
 
-def _requirement(name: str):
-    """What this package asks of another one, in packaging's form; None where it is not installed as a package."""
-    from packaging.requirements import Requirement
+def _examine(args: argparse.Namespace) -> Iterator[Check]:
+    """All checks, in the order in which one fault causes the next."""
+    from nnunet_din.diagnosis import installation, machine
 
-    try:
-        wanted = [Requirement(text) for text in metadata.requires("nnunet-din") or ()]
-    except metadata.PackageNotFoundError:
-        return None
-    return next((requirement for requirement in wanted if requirement.name == name), None)
+    works = True
+    for check in installation.versions():
+        works &= check.ok
+        yield check
+    if works:
+        import torch
 
+        yield machine.device()
+        yield from installation.classes()
+        yield installation.fine_tuning()
+        yield installation.compilation(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        yield machine.workers()
+    yield from machine.folders()
+    yield machine.memory()
+    yield machine.shared_memory()
+    if args.dataset:
+        from nnunet_din.diagnosis.dataset import dataset_checks
 
-def _versions() -> Iterator[Check]:
-    yield Check("python", sys.version_info >= (3, 10), platform.python_version(), "use Python 3.10 or newer.")
-    for name in ("torch", "nnunetv2", "timm"):
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            yield Check(name, False, "not installed", f"pip install {name}")
-            continue
-        ok, do = True, ""
-        if (wanted := _requirement(name)) and not wanted.specifier.contains(version, prereleases=True):
-            bounds = sorted(map(str, wanted.specifier), reverse=True)
-            ok, do = False, f'pip install "{name}{",".join(bounds)}"'
-        else:
-            try:
-                with warnings.catch_warnings():  # what is deprecated inside other packages is not this report's
-                    warnings.simplefilter("ignore", FutureWarning)
-                    __import__(name)
-            except Exception as error:  # a broken binary dependency raises anything
-                ok, version = False, f"{version}, but the import fails: {error}"
-                do = "reinstall torch and torchvision together, from one index: mismatched builds break timm."
-        yield Check(name, ok, version, do)
+        yield from dataset_checks(args.dataset, args.plans)
+    if args.step and works:
+        from nnunet_din.diagnosis.training import training_checks
 
-
-def _device() -> Check:
-    import torch
-
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return Check(
-            "device", True, f"cuda: {properties.name}, {properties.total_memory / 1e9:.0f} GB, trains in {precision}"
-        )
-    if torch.backends.mps.is_available():
-        return Check("device", True, "mps; add `-device mps` to nnUNetv2_train and nnUNetv2_predict")
-    return Check(
-        "device", True, f"cpu, {os.cpu_count()} cores; add `-device cpu` to nnUNetv2_train and nnUNetv2_predict"
-    )
-
-
-#: Evaluated where the look-up is to be tried: class name -> name of the module that nnU-Net's look-up finds it in. The
-#: folder does not exist, so that only the plug-in can give an answer.
-_LOOK_UP = (
-    f"{{name: getattr(getattr(__import__({LOOKUP_MODULE!r}, fromlist=['_']), {LOOKUP_FUNCTION!r})"
-    f"('no_such_folder', name, 'nnunetv2'), '__module__', None) for name in {list(CLASSES)}}}"
-)
-
-
-def modules_found_here() -> dict[str, str | None]:
-    """What nnU-Net's look-up finds in this process: class name -> module, None where nothing is found."""
-    return eval(_LOOK_UP)
-
-
-def modules_found_by_a_worker() -> dict[str, str | None]:
-    """What the look-up finds in a worker spawned by a process that never imported this package, as nnU-Net's commands
-    are.
-
-    Raises
-    ------
-    RuntimeError
-        If a look-up raises there; the message is the error's last line.
-    """
-    code = f"""
-import json
-from multiprocessing import get_context
-with get_context("spawn").Pool(1) as pool:
-    print(json.dumps(pool.apply(eval, ({_LOOK_UP!r},))))
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError((result.stderr.strip().splitlines() or ["no message"])[-1])
-    return json.loads(result.stdout.strip().splitlines()[-1])
-
-
-_REINSTALL = "pip install --force-reinstall --no-deps nnunet-din, in the environment that runs nnU-Net."
-
-
-def _classes() -> Iterator[Check]:
-    for where, look_up in (("this process", modules_found_here), ("a spawned worker", modules_found_by_a_worker)):
-        try:
-            found = look_up()
-        except Exception as error:  # whatever hinders the import of a class is the finding
-            yield Check(f"names in {where}", False, f"{type(error).__name__}: {error}", _REINSTALL)
-            continue
-        missing = [name for name, module in CLASSES.items() if found[name] != module]
-        text = f"{len(found) - len(missing)} of {len(found)} classes found"
-        yield Check(
-            f"names in {where}", not missing, text + (f"; missing: {', '.join(missing)}" if missing else ""), _REINSTALL
-        )
-
-
-def _fine_tuning() -> Check:
-    """Whether ``-pretrained_weights`` reaches this package."""
-    try:
-        function = getattr(import_module(WEIGHTS_MODULE), WEIGHTS_FUNCTION)
-    except (ImportError, AttributeError) as error:
-        return Check("-pretrained_weights", False, f"{type(error).__name__}: {error}", _REINSTALL)
-    ok = hasattr(function, "__nnunet_din__")
-    found = "takes DIN's networks with other classes and channels" if ok else "is nnU-Net's own alone"
-    return Check("-pretrained_weights", ok, found, _REINSTALL)
-
-
-def _folders() -> Iterator[Check]:
-    for name in FOLDERS:
-        value = os.environ.get(name)
-        if not value:
-            yield Check(name, False, "not set", f"export {name}=/path/to/{name}")
-            continue
-        path = Path(value)
-        if not path.is_dir():
-            yield Check(name, False, f"{value} does not exist", f"mkdir -p {value}")
-        elif name != "nnUNet_raw" and not os.access(path, os.W_OK):
-            yield Check(
-                name, False, f"{value} is not writable", f"make {value} writable, or set {name} to a folder that is"
-            )
-        else:
-            yield Check(name, True, f"{value}, {shutil.disk_usage(path).free / 1e9:.0f} GB free")
-
-
-def _memory() -> Check:
-    """Main memory that programs can still get, where the operating system tells."""
-    try:
-        # Not sysconf's free pages: those leave out the file cache, which gives way.
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024 / 1e9
-    except (OSError, StopIteration):
-        return Check("memory", True, "free memory unknown on this system")
-    enough = 4.0
-    do = "close other programs, or give nnU-Net fewer worker processes (-np 1, nnUNet_n_proc_DA=1)."
-    return Check("memory", free >= enough, f"{free:.1f} GB free", do)
+        yield from training_checks(args.preset or "fast", args.device, args.size, args.batch, args.memory)

@@ -16,6 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 #: Bytes per parameter of AdamW's two moments in fp32.
 OPTIMIZER_BYTES = 8
+#: What training may take of a device, in counted bytes: room for what the count does not see, workspaces, fragments and
+#: the context of the device. Not measured on a GPU.
+MEMORY_MARGIN = 1.15
 
 
 def count_parameters(module: nn.Module) -> int:

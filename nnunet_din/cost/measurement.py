@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypedDict
 
 import torch
@@ -12,11 +13,14 @@ from torch import nn
 
 from nnunet_din.cost.accounting import count_parameters, multiply_adds_by_part, training_memory
 from nnunet_din.data.progress import progress
-from nnunet_din.losses import DINLoss
+from nnunet_din.losses import AuxiliaryLoss, DINLoss
 from nnunet_din.network import DualInteractionNetwork
+from nnunet_din.nnunet.training_device import autocast_dtype
 
 #: Direct children of the network -> name in the report.
 PARTS = {"encoders": "encoders", "difms": "DIFMs", "decoder": "decoder"}
+#: Largest norm of all gradients together, nnU-Net's.
+CLIP = 12.0
 
 
 class Measured(TypedDict):
@@ -51,23 +55,23 @@ def measure(
     kwargs: dict, classes: int, shape: Sequence[int], device: torch.device, repeats: int
 ) -> dict[str, Measured]:
     """Seconds, images a second, and peak memory of a forward pass and of a training step, with and without
-    checkpointing; in bf16 autocast on a GPU that has it, else in fp32.
+    checkpointing; in what DIN's trainers compute in on this device.
     """
     torch.manual_seed(0)
     x = torch.randn(*shape, device=device)
     target = torch.randint(0, classes, (shape[0], 1, *shape[2:]), device=device)
-    half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = autocast_dtype(device)
     report: dict[str, Measured] = {}
     with progress(total=3 * (repeats + 2), desc="measuring", unit="steps") as bar:
         for checkpointing in (False, True):
             network = DualInteractionNetwork(
                 shape[1] // kwargs.get("versions", 2), classes, **{**kwargs, "checkpointing": checkpointing}
             ).to(device)
-            cases = {
-                "training, checkpointing" if checkpointing else "training": training_step(network, x, target, half)
+            cases: dict[str, Callable[[], object]] = {
+                "training, checkpointing" if checkpointing else "training": TrainingStep(network, x, target, dtype)
             }
             if not checkpointing:
-                cases = {"prediction": prediction(network, x, half), **cases}
+                cases = {"prediction": prediction(network, x, dtype), **cases}
             for name, step in cases.items():
                 step()  # warm-up
                 bar.update()
@@ -86,34 +90,73 @@ def measure(
     return report
 
 
-def prediction(network: nn.Module, x: torch.Tensor, half: bool = False) -> Callable[[], None]:
-    """Make a function that does one forward pass in evaluation mode."""
+def prediction(network: nn.Module, x: torch.Tensor, dtype: torch.dtype | None = None) -> Callable[[], None]:
+    """Make a function that does one forward pass in evaluation mode, in autocast to ``dtype`` or in fp32."""
 
     def step() -> None:
         network.eval()
-        with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        with torch.no_grad(), autocast(x.device, dtype):
             network(x)
 
     return step
 
 
-def training_step(network: nn.Module, x: torch.Tensor, target: torch.Tensor, half: bool = False) -> Callable[[], None]:
-    """Make a function that does one training step: forward pass, loss, backward pass and AdamW."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=x.device.type in ("cuda", "cpu"))
-    loss = DINLoss()
+class TrainingStep:
+    """A training step on one batch, as nnU-Net does it with nnUNetTrainerDIN: forward pass and loss in autocast,
+    gradients scaled where fp16 asks for it and clipped, AdamW.
 
-    def step() -> None:
-        network.train()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            output = network(x)
-        loss(output, target).backward()
-        optimizer.step()
+    Parameters
+    ----------
+    network
+        In its training form: one with auxiliary outputs gets their loss, too; it may be compiled.
+    x, target
+        Batch ``(N, versions * C, H, W)``, and labels ``(N, 1, H, W)``.
+    dtype
+        Of autocast; None: fp32 throughout.
 
-    return step
+    Attributes
+    ----------
+    gradient_norm : Tensor
+        Of the last call, before clipping: finite if every gradient is.
+    scale : float
+        By which the loss is multiplied before the backward pass; 1 where nothing is scaled. A call whose gradients
+        overflow changes no weight, and halves it.
+    """
+
+    def __init__(self, network: nn.Module, x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype | None = None):
+        self.network, self.x, self.target, self.dtype = network, x, target, dtype
+        device = x.device.type
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device in ("cuda", "cpu"))
+        self.loss = DINLoss()
+        self.auxiliary_loss = AuxiliaryLoss(self.loss)
+        self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+        self.gradient_norm = torch.tensor(0.0)
+
+    @property
+    def scale(self) -> float:
+        return self.scaler.get_scale()
+
+    def __call__(self) -> torch.Tensor:
+        """Do the step; returns the loss, a scalar."""
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.x.device, self.dtype):
+            output = self.network(self.x)
+            loss = (self.loss if isinstance(output, torch.Tensor) else self.auxiliary_loss)(output, self.target)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
 
 
-def seconds_of(step: Callable[[], None], device: torch.device) -> float:
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
+    """Autocast to ``dtype``, or none."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def seconds_of(step: Callable[[], object], device: torch.device) -> float:
     """Measure the wall-clock seconds of one call."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -124,7 +167,7 @@ def seconds_of(step: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def peak_memory(step: Callable[[], None], network: nn.Module, device: torch.device) -> int:
+def peak_memory(step: Callable[[], object], network: nn.Module, device: torch.device) -> int:
     """Bytes that torch's allocator holds at the peak of one call, weights and optimizer included."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

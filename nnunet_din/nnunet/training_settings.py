@@ -65,6 +65,7 @@ SETTINGS: dict[str, Kind] = {
     "p_rotation": _SHARE,
     "max_rotation": Kind("degrees from 0 to 180, or null for nnU-Net's range", float, least=0, most=180, optional=True),
     "mirroring": _YES_OR_NO,
+    "seed": Kind("a whole number from 0 on, or null for other random numbers each time", int, least=0, optional=True),
     "tensorboard": _YES_OR_NO,
 }
 

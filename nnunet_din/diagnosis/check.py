@@ -1,0 +1,31 @@
+"""What a finding is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Check:
+    """One line of a report.
+
+    Attributes
+    ----------
+    name : str
+        What was looked at.
+    ok : bool
+        Whether all is well.
+    found : str
+        What was found.
+    do : str
+        What to do about it; empty where all is well.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    do: str = ""
+
+    def __post_init__(self):
+        if self.ok:
+            self.do = ""
