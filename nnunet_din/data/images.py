@@ -112,19 +112,32 @@ def write_image(path: Path, array: np.ndarray, like: Image) -> None:
 
     image = SimpleITK.GetImageFromArray(array[0] if like.flat else array, isVector=like.color)
     image.CopyInformation(like.source)
+    try:
+        save(image, path)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: SimpleITK cannot write floating-point images in this format. Use a name that ends in "
+            ".nii.gz, .nrrd or .mha."
+        ) from error
+
+
+def save(image: SimpleITK.Image, path: Path) -> None:
+    """Write an image of SimpleITK, compressed, whole or not at all.
+
+    Raises
+    ------
+    RuntimeError
+        If SimpleITK cannot write it.
+    OSError
+        If the file does not hold what was written to it, as where the disk is full, which SimpleITK does not notice.
+    """
+    import SimpleITK
+
     with written_whole(path) as temporary:
+        SimpleITK.WriteImage(image, str(temporary), useCompression=True)
         try:
-            SimpleITK.WriteImage(image, str(temporary), useCompression=True)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{path}: SimpleITK cannot write floating-point images in this format. Use a name that ends in "
-                ".nii.gz, .nrrd or .mha."
-            ) from error
-        # SimpleITK does not notice a full disk.
-        try:
-            whole = np.array_equal(
-                SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(temporary))), SimpleITK.GetArrayViewFromImage(image)
-            )
+            written = SimpleITK.ReadImage(str(temporary))
+            whole = np.array_equal(SimpleITK.GetArrayViewFromImage(written), SimpleITK.GetArrayViewFromImage(image))
         except RuntimeError:
             whole = False
         if not whole:

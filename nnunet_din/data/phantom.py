@@ -18,6 +18,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from nnunet_din.data.files import write_text
+from nnunet_din.data.images import save
+
 __all__ = ["LABELS", "PhantomCase", "make_case", "write_dataset"]
 
 LABELS = {"background": 0, "RV": 1, "MYO": 2, "LV": 3}
@@ -429,7 +432,7 @@ def write_dataset(
         for name, array in arrays.items():
             volume = SimpleITK.GetImageFromArray(array)
             volume.SetSpacing(case.spacing[::-1])
-            SimpleITK.WriteImage(volume, str(folder / name), useCompression=True)
+            save(volume, folder / name)
 
     description = {
         "name": "CardiacPhantom",
@@ -439,5 +442,5 @@ def write_dataset(
         "numTraining": train,
         "file_ending": ending,
     }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "dataset.json", json.dumps(description, indent=2) + "\n")
     return folder

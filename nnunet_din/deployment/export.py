@@ -14,7 +14,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from nnunet_din.data.files import write_text
+from nnunet_din.data.files import write_text, written_whole
 from nnunet_din.deployment.description import describe
 from nnunet_din.network.din import DualInteractionNetwork
 from nnunet_din.nnunet.predictor import build_network, read_model_folder
@@ -78,9 +78,8 @@ def export_model(
     out.mkdir(parents=True, exist_ok=True)
     for path, weights in zip(files, model.weights.values(), strict=True):
         network.load_state_dict(weights)
-        partial = path.with_name(f"{path.stem}.partial{ending}")
-        write(network.eval(), partial)
-        partial.replace(path)
+        with written_whole(path) as temporary:
+            write(network.eval(), temporary)
     # Last: where it stands, everything that it names is there.
     write_text(out / "model.json", json.dumps(description, indent=2) + "\n")
     return [*files, out / "model.json"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_din.data.images import save
 from nnunet_din.data.raw_dataset import Case
 
 __all__ = ["write_color_case", "write_volume_case"]
@@ -49,7 +50,7 @@ def write_volume_case(case: Case, image_target: Path, label_target: Path, mappin
             raise ValueError(f"{case.name}: image and label differ in {what.lower()}, {ours} and {theirs}.")
     result = sitk.GetImageFromArray(_relabel(sitk.GetArrayFromImage(label), mapping, case))
     result.CopyInformation(image)
-    sitk.WriteImage(result, str(label_target), useCompression=True)
+    save(result, label_target)
     shutil.copyfile(case.image, image_target)
 
 
