@@ -24,7 +24,7 @@ from tqdm import trange
 
 from nnunet_din.cost.accounting import count_multiply_adds, count_parameters
 from nnunet_din.cost.measurement import TrainingStep, autocast, seconds_of
-from nnunet_din.network import PRESETS, DualInteractionNetwork
+from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
 from nnunet_din.nnunet.training_device import autocast_dtype
 
 CLASSES = 4
@@ -66,7 +66,10 @@ def nnunet_step(
 def compare(dataset: str, preset: str, batch: int, repeats: int, device: torch.device, compiled: bool = False) -> dict:
     """Images a second of both on the patch of ResEnc-M's 2-D plans for a data set, and their ratio."""
     configuration = plan(nnUNetPlannerResEncM, dataset)[0]["configurations"]["2d"]
-    architecture, patch = configuration["architecture"], configuration["patch_size"]
+    architecture = configuration["architecture"]
+    # On most data sets the patch is as it is: both take it.
+    strides = np.maximum(np.prod(architecture["arch_kwargs"]["strides"], axis=0), input_stride(**PRESETS[preset]))
+    patch = (np.ceil(configuration["patch_size"] / strides) * strides).astype(int).tolist()
     torch.manual_seed(0)
     networks = {
         "ResEnc-M": get_network_from_plans(
@@ -81,7 +84,7 @@ def compare(dataset: str, preset: str, batch: int, repeats: int, device: torch.d
     }
     stock, din = networks
     result = {
-        "patch": list(patch),
+        "patch": patch,
         "batch": batch,
         "parameters": {name: count_parameters(n) for name, n in networks.items()},
         "multiply-adds": {name: count_multiply_adds(n, (1, 1 + (name == din), *patch)) for name, n in networks.items()},

@@ -49,10 +49,12 @@ def test_the_plans_say_it_all(dataset, plans):
     json.dumps(plans)
 
 
-def test_three_dimensional_configurations_are_nnunets_own(dataset, nnunet_folders):
+def test_three_dimensional_configurations_are_nnunets_own(dataset, nnunet_folders, monkeypatch):
+    """And planned without workers, too, with which nnU-Net's own planner fails."""
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
     stock = ExperimentPlanner(dataset.name, plans_name="stockTestPlans").plan_experiment()["configurations"]
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     plans = planner(dataset, plans_name="dinTestPlans").plan_experiment()
     config = plans["configurations"]["3d_fullres"]
     assert config["data_identifier"] == "dinTestPlans_3d_fullres"

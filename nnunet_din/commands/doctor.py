@@ -68,7 +68,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _examine(args: argparse.Namespace) -> Iterator[Check]:
-    """All checks, in the order in which one fault causes the next."""
+    # In the order in which one fault causes the next.
     from nnunet_din.diagnosis import installation, machine
 
     works = True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -15,7 +16,7 @@ from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.nnunet.training_device import autocast_dtype
 
 CHANNELS, CLASSES = 1, 4
-#: Steps that are timed, and the most that come before them.
+#: Steps that are timed, and the most that come before them, beside the first.
 STEPS, WARM_UP = 3, 20
 
 
@@ -39,6 +40,8 @@ class Trial:
         Images a step.
     counted_bytes : int
         The planners' count of its memory, without their margin, in what the device trains in.
+    checkpointing : bool
+        Whether activations are computed again in the backward pass.
     """
 
     preset: str
@@ -46,6 +49,14 @@ class Trial:
     size: tuple[int, int]
     batch: int
     counted_bytes: int
+    checkpointing: bool = False
+
+    @property
+    def network(self) -> DualInteractionNetwork:
+        """The network, with random weights, as prediction has it."""
+        return DualInteractionNetwork(
+            CHANNELS, CLASSES, **{**PRESETS[self.preset], "checkpointing": self.checkpointing}
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,12 @@ class Outcome:
 
 
 def plan_trial(
-    preset: str, device: torch.device, size: Sequence[int], batch: int | None = None, memory_gb: float = 8.0
+    preset: str,
+    device: torch.device,
+    size: Sequence[int],
+    batch: int | None = None,
+    memory_gb: float = 8.0,
+    checkpointing: bool = False,
 ) -> Trial:
     """A trial with this batch, or with the largest, at least 2, whose count with the planners' margin is within
     ``memory_gb``.
@@ -92,23 +108,24 @@ def plan_trial(
     """
     half = autocast_dtype(device) is not None
 
+    trial = Trial(preset, device, (size[0], size[1]), batch or 2, 0, checkpointing)
+
     def count(n: int) -> int:
         with torch.device("meta"):
-            network = DualInteractionNetwork(CHANNELS, CLASSES, **PRESETS[preset])
+            network = trial.network
         return training_memory(network, (n, network.versions * CHANNELS, *size), half_precision=half)
 
     if batch is None:
         budget = memory_gb * 1e9 / MEMORY_MARGIN
-        # Never below a line through two counts: the peak is the largest of several quantities that grow with the batch.
+        # The peak is the largest of several quantities that grow with the batch: never below a line through two counts.
         few, more = count(2), count(4)
-        batch = max(2, 2 + int(2 * (budget - few) / (more - few)))
-        while batch > 2 and count(batch) > budget:
-            batch -= 1
-    return Trial(preset, device, (size[0], size[1]), batch, count(batch))
+        most = 2 + max(0, int(2 * (budget - few) / (more - few)))
+        batch = max(2, 1 + bisect_right(range(2, most + 1), budget, key=count))
+    return replace(trial, batch=batch, counted_bytes=count(batch))
 
 
-def try_training(trial: Trial, compiled: bool) -> Outcome:
-    """Train a network with random weights for a few steps.
+def try_training(trial: Trial, compiled: bool, steps: int = STEPS) -> Outcome:
+    """Train a network with random weights for a few steps; all of them after the first are timed.
 
     Raises
     ------
@@ -119,19 +136,20 @@ def try_training(trial: Trial, compiled: bool) -> Outcome:
     """
     torch.manual_seed(0)
     device, dtype = trial.device, autocast_dtype(trial.device)
-    network = DualInteractionNetwork(CHANNELS, CLASSES, **PRESETS[trial.preset])
+    network = trial.network
     network.add_auxiliary_heads()
     network.to(device)
     x = torch.randn(trial.batch, network.versions * CHANNELS, *trial.size, device=device)
     target = torch.randint(0, CLASSES, (trial.batch, 1, *trial.size), device=device)
     if not compiled:
-        return _train(TrainingStep(network, x, target, dtype), device)
+        return _train(TrainingStep(network, x, target, dtype), device, steps)
     fast = cast(nn.Module, torch.compile(network))
-    eager = _outputs(network, x, dtype)
-    rounding = _difference(eager, _outputs(network, x, None))
+    with torch.no_grad():  # whose memory is not the trial's
+        eager = _outputs(network, x, dtype)
+        rounding = _difference(eager, _outputs(network, x, None))
     try:
         difference = _difference(_outputs(fast, x, dtype), eager)
-        return _train(TrainingStep(fast, x, target, dtype), device, difference, rounding)
+        return _train(TrainingStep(fast, x, target, dtype), device, steps, difference, rounding)
     except Exception as error:  # a compiler raises anything, and what it is given computes without it
         if is_out_of_memory(error):
             raise
@@ -139,7 +157,11 @@ def try_training(trial: Trial, compiled: bool) -> Outcome:
 
 
 def _train(
-    step: TrainingStep, device: torch.device, difference: float | None = None, rounding: float | None = None
+    step: TrainingStep,
+    device: torch.device,
+    steps: int,
+    difference: float | None = None,
+    rounding: float | None = None,
 ) -> Outcome:
     scale = step.scale
     first = seconds_of(step, device)
@@ -148,13 +170,13 @@ def _train(
             break
         scale = step.scale
         step()
-    seconds, losses, norms = [], [], []
+    losses, norms = [], []
 
     def recorded() -> None:
         losses.append(step())
         norms.append(step.gradient_norm)
 
-    seconds = [seconds_of(recorded, device) for _ in range(STEPS)]
+    seconds = [seconds_of(recorded, device) for _ in range(steps)]
     return Outcome(
         first_seconds=first,
         seconds=seconds,
@@ -168,7 +190,7 @@ def _train(
 
 
 def _outputs(network: nn.Module, x: torch.Tensor, dtype: torch.dtype | None) -> list[torch.Tensor]:
-    """All outputs in training mode, with gradients: the graph that training compiles."""
+    """All outputs in training mode."""
     network.train()
     with autocast(x.device, dtype):
         return [output.detach().float() for output in network(x)]
