@@ -20,6 +20,7 @@ import numpy as np
 from nnunet_din.data import write_dataset
 from nnunet_din.data.files import read_json
 from nnunet_din.data.images import read_image
+from nnunet_din.devices import usable_device
 from nnunet_din.nnunet.commandline import (
     FOLDERS,
     CommandError,
@@ -118,7 +119,7 @@ def run_demo(
     part, reason = _cases_to_predict(raw, ending)
     cases = _list_cases(raw / f"images{part}", ending)
     number_of_training_cases = len(_list_cases(raw / "imagesTr", ending))
-    device = device or _best_device()
+    device = str(usable_device(device)) if device else _best_device()
     environment = child_environment(folder, device)
     predictions = folder / "predictions" / f"{raw.name}_images{part}"
     # An earlier run must not be scored in place of this one.

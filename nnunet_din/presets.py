@@ -4,6 +4,8 @@ they stand in the plans. This module loads nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 #: base is the paper's network; depths and widths of each encoder are timm's. timm's layer scale, 1e-6, is for
 #: pretrained weights and trainings of hundreds of thousands of steps: AdamW moves it by at most the learning rate a
 #: step, so that the blocks of a network with random weights would take no part in its first thousands.
@@ -14,3 +16,41 @@ PRESETS: dict[str, dict] = {
     # For trainings from random weights, see PlainEncoder; as quick as nnU-Net's ResEnc-M, see benchmarks/fast.py.
     "fast": {"encoder": "plain_atto", "decoder_channels": 128, "stem_stride": 2, "upsampling": "pixel_shuffle"},
 }
+
+
+def preset_for_volumes(
+    preset: str,
+    pool_op_kernel_sizes: Sequence[Sequence[int]],
+    conv_kernel_sizes: Sequence[Sequence[int]],
+    depthwise_kernel: int = 7,
+) -> dict:
+    """A preset for volumes, pooled as nnU-Net pools them: the axis of far slices joins in when the others have caught
+    up with it, and is not convolved until then.
+
+    Parameters
+    ----------
+    preset
+        A key of :data:`PRESETS`.
+    pool_op_kernel_sizes, conv_kernel_sizes
+        Strides and kernels of nnU-Net's stages along each axis, as its ``get_pool_and_conv_props`` gives them; the
+        first stage has the stride 1.
+    depthwise_kernel
+        Edge of ConvNeXt's kernels where those of nnU-Net are 3.
+
+    Returns
+    -------
+    dict
+        Arguments of :class:`nnunet_din.network.DualInteractionNetwork`: ``strides`` and ``kernel_sizes`` are those of
+        nnU-Net's first four stages, or, where the preset's stem has the stride 2, of the four after the first. If it
+        has fewer, the last of ours do not pool.
+    """
+    arguments = dict(PRESETS[preset])
+    first = 1 if arguments.pop("stem_stride", 1) == 2 else 0
+    strides = [list(stride) for stride in pool_op_kernel_sizes][first : first + 4]
+    kernels = [list(kernel) for kernel in conv_kernel_sizes][first : first + 4]
+    kernels = kernels or [list(conv_kernel_sizes[-1])]  # nnU-Net does not pool at all
+    strides += [[1] * len(pool_op_kernel_sizes[0])] * (4 - len(strides))
+    kernels += [kernels[-1]] * (4 - len(kernels))
+    if arguments["encoder"].startswith("convnext"):
+        kernels = [[depthwise_kernel if k > 1 else 1 for k in kernel] for kernel in kernels]
+    return {**arguments, "strides": strides, "kernel_sizes": kernels}

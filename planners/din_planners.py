@@ -1,4 +1,4 @@
-"""nnU-Net planners for DIN: the 2-D configuration is DIN's, everything else is nnU-Net's own."""
+"""nnU-Net planners for DIN: every configuration is DIN's, with nnU-Net's spacing, resampling and normalization."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
-from unittest.mock import patch
 
 import numpy as np
 import torch
+from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from nnunet_din.cost.accounting import MEMORY_MARGIN, training_memory
+from nnunet_din.enhancement import VOLUMETRIC
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
+from nnunet_din.presets import preset_for_volumes
 
 #: Preset -> its planner, the largest network first.
 PLANNER_OF_PRESET = {
@@ -65,11 +68,53 @@ class MemoryModel:
         return pixels[i] + slope * (budget - counts[i])
 
 
+@dataclass(frozen=True)
+class Volumes:
+    """A training step on volumes.
+
+    Attributes
+    ----------
+    preset : str
+        A key of :data:`nnunet_din.network.PRESETS`.
+    input_channels, num_classes
+        Arguments of the network.
+    strides, kernel_sizes : tuple of tuple of int
+        nnU-Net's, of its stages along each axis.
+    """
+
+    preset: str
+    input_channels: int
+    num_classes: int
+    strides: tuple[tuple[int, ...], ...]
+    kernel_sizes: tuple[tuple[int, ...], ...]
+
+    def arguments(self) -> dict:
+        """Arguments of the network."""
+        return preset_for_volumes(self.preset, self.strides, self.kernel_sizes)
+
+    @lru_cache  # noqa: B019  (few, and small)
+    def bytes(self, batch: int, patch: tuple[int, ...], checkpointing: bool) -> int:
+        """Memory at the peak of the step in half precision, see :func:`nnunet_din.cost.accounting.training_memory`."""
+        with torch.device("meta"):
+            network = DualInteractionNetwork(
+                self.input_channels, self.num_classes, **self.arguments(), checkpointing=checkpointing
+            )
+        return training_memory(network, (batch, 2 * self.input_channels, *patch), half_precision=True)
+
+    def largest_batch(self, patch: tuple[int, ...], most: int, budget: float) -> int:
+        """The largest batch up to ``most`` that fits into ``budget`` bytes, into which 2 fit."""
+        batch = most
+        while batch > 2 and (used := self.bytes(batch, patch, False)) > budget:
+            slope = (used - self.bytes(2, patch, False)) / (batch - 2)
+            batch = max(2, batch - max(1, math.ceil((used - budget) / slope)))
+        return batch
+
+
 class nnUNetPlannerDIN(ExperimentPlanner):
     """Plans DIN at base size, the paper's network.
 
-    The 2-D configuration gets DIN's network, preprocessor, enhancement, patch and batch size. The 3-D configurations
-    are those of nnU-Net's default planner, with its preprocessor and its own data.
+    Every configuration gets DIN's network, preprocessor and enhancement, and a patch and batch that fit the memory by
+    our count. In 3-D the patch is nnU-Net's for the data, or a smaller one, and the network pools as nnU-Net's does.
 
     Attributes
     ----------
@@ -78,7 +123,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
     default_plans_name : str
         Name of the plans where ``-overwrite_plans_name`` gives no other.
     default_gpu_memory_gb : float
-        GPU memory that the 2-D configuration is planned for where ``-gpu_memory_target`` gives no other.
+        GPU memory that is planned for where ``-gpu_memory_target`` gives no other.
     enhancement : dict
         Keyword arguments of :func:`nnunet_din.enhancement.enhance_slices`, copied into the plans.
     memory_overhead : float
@@ -109,7 +154,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
     ):
-        # nnU-Net's 3-D configurations keep nnU-Net's own default unless the user asks for a target.
+        # nnU-Net's patches for volumes are those of its own default unless the user asks for a target.
         kwargs = {} if gpu_memory_target_in_gb is None else {"gpu_memory_target_in_gb": gpu_memory_target_in_gb}
         super().__init__(
             dataset_name_or_id,
@@ -122,32 +167,86 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         self.gpu_memory_gb = gpu_memory_target_in_gb or self.default_gpu_memory_gb
 
     def get_plans_for_configuration(self, spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache):
-        """Plan a configuration as nnU-Net does; where there are two axes, it is DIN's."""
+        """Plan a configuration as nnU-Net does, for DIN."""
         plan = super().get_plans_for_configuration(
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
-        if len(spacing) != 2:
-            return plan
-        patch_size, batch_size, checkpointing = self._patch_and_batch_size(median_shape, approximate_n_voxels_dataset)
+        enhancement = {**self.enhancement, "color": self._is_color()}
+        if len(spacing) == 2:
+            patch, batch, checkpointing = self._patch_and_batch_size(median_shape, approximate_n_voxels_dataset)
+            arguments = dict(PRESETS[self.preset])
+        else:
+            arguments, patch, batch, checkpointing = self._plan_volumes(plan, spacing, median_shape)
+            # Near-isotropic voxels: slices by themselves would flicker from one to the next.
+            if enhancement["method"] in VOLUMETRIC and max(spacing) / min(spacing) < ANISO_THRESHOLD:
+                enhancement |= {"volumetric": True, "p": 2}
         plan.update(
             preprocessor_name="DINPreprocessor",
-            batch_size=batch_size,
-            patch_size=patch_size,
-            enhancement={**self.enhancement, "color": self._is_color()},
+            batch_size=batch,
+            patch_size=patch,
+            enhancement=enhancement,
             architecture={
                 "network_class_name": "nnunet_din.network.DualInteractionNetwork",
-                "arch_kwargs": {**PRESETS[self.preset], **({"checkpointing": True} if checkpointing else {})},
+                "arch_kwargs": {**arguments, **({"checkpointing": True} if checkpointing else {})},
                 "_kw_requires_import": [],
             },
         )
         return plan
 
+    def _plan_volumes(self, plan: dict, spacing, median_shape) -> tuple[dict, list[int], int, bool]:
+        """Arguments of the network, patch, batch and whether to checkpoint activations.
+
+        nnU-Net's patch and batch if they fit, else a smaller batch, then checkpointing, then a smaller patch, by the
+        axis that is longest beside the data's, as in nnU-Net.
+        """
+        budget = self.gpu_memory_gb * 1e9 / self.memory_overhead
+        least, smallest = self.UNet_min_batch_size, 32
+        patch = [int(edge) for edge in plan["patch_size"]]
+        while True:
+            volumes, multiples = self._volumes(spacing, patch)
+            for checkpointing in (False, True):
+                used = volumes.bytes(least, tuple(patch), checkpointing)
+                if used <= budget:
+                    batch = least if checkpointing else volumes.largest_batch(tuple(patch), plan["batch_size"], budget)
+                    return volumes.arguments(), patch, batch, checkpointing
+            # Memory grows at most in proportion to the voxels: no patch that is larger than this by a tenth fits.
+            voxels = 1.1 * math.prod(patch) * budget / used
+            while True:
+                room = [edge - step >= smallest for edge, step in zip(patch, multiples, strict=True)]
+                if not any(room):
+                    used = volumes.bytes(least, tuple(patch), False)
+                    print(self._too_large(patch, self.memory_overhead * used / 1e9))
+                    return volumes.arguments(), patch, least, False
+                axis = int(np.argmax(np.where(room, np.array(patch) / np.asarray(median_shape, dtype=float), 0)))
+                patch[axis] -= multiples[axis]
+                patch = [int(edge) for edge in get_pool_and_conv_props(spacing, patch, *self._topology)[3]]
+                if math.prod(patch) <= voxels:
+                    break
+                volumes, multiples = self._volumes(spacing, patch)
+
+    @property
+    def _topology(self) -> tuple[int, int]:
+        """What nnU-Net's planner tells its topology: smallest edge of a map, and no limit to the number of poolings."""
+        return self.UNet_featuremap_min_edge_length, 999999
+
+    def _volumes(self, spacing, patch: list[int]) -> tuple[Volumes, list[int]]:
+        """Training steps on patches of this size, and the multiples that its edges must be."""
+        _, strides, kernels, _, multiples = get_pool_and_conv_props(spacing, patch, *self._topology)
+        of_stages = [tuple(tuple(int(i) for i in stage) for stage in stages) for stages in (strides, kernels)]
+        volumes = Volumes(self.preset, self._n_channels(), len(self.dataset_json["labels"]), *of_stages)
+        return volumes, [int(multiple) for multiple in multiples]
+
     @staticmethod
     def static_estimate_VRAM_usage(*args, **kwargs):
         """As in nnU-Net, with ``nnUNet_n_proc_DA=0``, too, which it takes for a number of threads."""
-        workers = {"nnUNet_n_proc_DA": "1"} if os.environ.get("nnUNet_n_proc_DA") == "0" else {}
-        with patch.dict(os.environ, workers):
+        workers = os.environ.get("nnUNet_n_proc_DA")
+        if workers != "0":
             return ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)
+        os.environ["nnUNet_n_proc_DA"] = "1"
+        try:
+            return ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)
+        finally:
+            os.environ["nnUNet_n_proc_DA"] = workers
 
     def _patch_and_batch_size(self, median_shape, n_pixels_dataset: float) -> tuple[list[int], int, bool]:
         """The median slice padded to multiples of the stride, in as many patches as fit, at least 2, at most 5 % of the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from pathlib import Path
 
 import blosc2
 import numpy as np
@@ -13,7 +14,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_din.enhancement import enhance_slices
+from nnunet_din.data.files import read_json
+from nnunet_din.data.integrity import WrongLabel, check_file, check_labels, find_outlier
+from nnunet_din.enhancement import enhance
 from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.nnunet.folders import nnunet_folder
 
@@ -27,9 +30,9 @@ class DINPreprocessor(DefaultPreprocessor):
     """Appends the C enhanced channels to the C channels that nnU-Net makes, with the numbers under ``enhancement`` in
     the plans; C channels for each where that is a list.
 
-    The enhanced image is computed from the normalized and resampled one, whole slices in the plane of the 2-D
-    configuration. Training and prediction both go through :meth:`run_case_npy`, and nothing in it looks at the
-    segmentation, so both see the same image.
+    The enhanced image is computed from the normalized and resampled one, of whole slices in the plane of the 2-D
+    configuration, or of the whole volume where the plans say ``volumetric``. Training and prediction both go through
+    :meth:`run_case_npy`, and nothing in it looks at the segmentation, so both see the same image.
     """
 
     def run(self, dataset_name_or_id, configuration_name, plans_identifier, num_processes) -> None:
@@ -45,17 +48,22 @@ class DINPreprocessor(DefaultPreprocessor):
         super().run(dataset_name_or_id, configuration_name, plans_identifier, num_processes)
 
     def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):
-        """Preprocess a case as nnU-Net does; errors name the image, whatever a reader raises.
+        """Preprocess a case as nnU-Net does; files are looked at first, and errors name them, whatever a reader raises.
 
         Raises
         ------
         ValueError
-            If the case cannot be read or preprocessed.
+            If a file is not whole, or the case cannot be read or preprocessed.
         """
+        for file in (*image_files, seg_file):
+            if file is not None:
+                check_file(Path(file))
         try:
             return super().run_case(image_files, seg_file, plans_manager, configuration_manager, dataset_json)
         except MemoryError:
             raise
+        except WrongLabel as error:
+            raise ValueError(f"{seg_file}: {error} Correct the label map, or dataset.json.") from error
         except Exception as error:
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise ValueError(f"{image_files[0]}: {reason}") from error
@@ -77,21 +85,32 @@ class DINPreprocessor(DefaultPreprocessor):
         Raises
         ------
         ValueError
-            If the image has NaN or infinite voxels, or the plans' enhancement is missing or unknown.
+            If the image has another number of channels than the data set, or NaN or infinite voxels, or a voxel that
+            leaves all others one value, if the label map has values that the data set does not have, or the plans'
+            enhancement is missing or unknown.
         """
         enhancements = _checked_enhancements(configuration_manager)
-        for c, channel in enumerate(data):
-            if not np.isfinite(channel).all():
-                raise ValueError(
-                    f"Channel {c} has {np.count_nonzero(~np.isfinite(channel))} NaN or infinite voxels of "
-                    f"{channel.size}. Repair the image, for "
-                    "example with numpy.nan_to_num; `nnUNetv2_plan_and_preprocess --verify_dataset_integrity` finds "
-                    "all such training images."
-                )
+        description = read_json(Path(dataset_json)) if isinstance(dataset_json, str) else dataset_json
+        _check_channels(data, description)
+        if seg is not None:
+            labels = plans_manager.get_label_manager(description)
+            ignored = [labels.ignore_label] if labels.has_ignore_label else []
+            check_labels(seg, [0, *labels.all_labels, *ignored])
         raw = data
-        data, seg, properties = super().run_case_npy(
-            data, seg, properties, plans_manager, configuration_manager, dataset_json
-        )
+        try:
+            data, seg, properties = super().run_case_npy(
+                data, seg, properties, plans_manager, configuration_manager, dataset_json
+            )
+        except Exception as error:
+            if nothing := _nothing_left(raw, properties, plans_manager, configuration_manager):
+                raise ValueError(nothing) from error
+            raise
+        for c, (before, after) in enumerate(zip(raw, data, strict=True)):
+            if place := find_outlier(before, after):
+                raise ValueError(
+                    f"Channel {c} has the value {before[place]:g} at (z, y, x) = {place}, beside which all others are "
+                    "the same: the normalized image would be constant. Correct the voxel."
+                )
         masked = configuration_manager.use_mask_for_norm
         mask = None
         if any(masked):
@@ -99,7 +118,7 @@ class DINPreprocessor(DefaultPreprocessor):
         self._warn_of_flat_slices(data, mask)
         versions = [data]
         for enhancement in enhancements:
-            enhanced = enhance_slices(data, mask=mask, **enhancement)
+            enhanced = enhance(data, mask=mask, **enhancement)
             if mask is not None:
                 # nnU-Net leaves what is outside the mask at zero in these channels; so do we in their versions.
                 for number in np.flatnonzero(masked):
@@ -163,6 +182,50 @@ class DINPreprocessor(DefaultPreprocessor):
                 "version is 0.",
                 stacklevel=2,
             )
+
+
+def _check_channels(data: np.ndarray, dataset_json: dict) -> None:
+    """Refuse another number of channels than the data set's, and voxels that are not finite.
+
+    Raises
+    ------
+    ValueError
+        The message says which.
+    """
+    channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
+    if len(data) != channels:
+        raise ValueError(
+            f"The image has {len(data)} channels of {' x '.join(map(str, data.shape[1:]))} voxels, and the data set "
+            f"has {channels}. nnU-Net takes one file a channel: CASE_0000, CASE_0001 and so on; pictures in colour, "
+            "without a fourth channel for opacity, have three in one file."
+        )
+    for c, channel in enumerate(data):
+        if not np.isfinite(channel).all():
+            raise ValueError(
+                f"Channel {c} has {np.count_nonzero(~np.isfinite(channel))} NaN or infinite voxels of {channel.size}. "
+                "Repair the image, for example with numpy.nan_to_num."
+            )
+
+
+def _nothing_left(raw, properties, plans_manager, configuration_manager) -> str | None:
+    """Why nnU-Net's preprocessing failed, if resampling left less than a voxel along an axis."""
+    shape = properties.get("shape_after_cropping_and_before_resampling")
+    if shape is None:
+        return None
+    spacing = [properties["spacing"][i] for i in plans_manager.transpose_forward]
+    target = [spacing[0], *configuration_manager.spacing][-3:]
+    if all(round(extent * old / new) >= 1 for extent, old, new in zip(shape, spacing, target, strict=True)):
+        return None
+    kept = "" if tuple(shape) == raw.shape[1:] else ", all that is not 0 in it,"
+    return (
+        f"{' x '.join(map(str, shape))} voxels of the image{kept} are less than one voxel at the spacing of the plans: "
+        f"{_text(spacing)} mm in the file, {_text(target)} mm in the plans. Is it the right image, and its spacing in "
+        "mm?"
+    )
+
+
+def _text(numbers) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)
 
 
 def _checked_enhancements(configuration_manager: ConfigurationManager) -> list[dict]:

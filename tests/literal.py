@@ -5,11 +5,12 @@ The whole network's is `nnunet_din.network.reference`.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 # ---- the logarithmic model on (-1, 1) of Patrascu (arXiv:1502.04499) ----
 
@@ -38,21 +39,17 @@ def log_mean(values, weights):
     return total
 
 
-def fuzzy_enhance(f, m=2, n=2, gamma=1.0, sigma_u=math.sqrt(1 / 3), s_min=1e-2, mask=None):
-    """Eqs. 11 and 12 for one fp64 slice (H, W), window by window."""
-    height, width = f.shape
+def fuzzy_enhance(f, m=2, n=2, gamma=1.0, sigma_u=math.sqrt(1 / 3), s_min=1e-2, mask=None, p=None):
+    """Eqs. 11 and 12 for one fp64 slice (H, W), or one volume (Z, H, W) with order ``p`` along z, window by window."""
+    orders = (n, m) if p is None else (p, n, m)
     mask = np.ones_like(f) if mask is None else mask.astype(f.dtype)
     windows = {}
-    for i in range(m + 1):
-        for j in range(n + 1):
-            p = np.empty_like(f)
-            for row in range(height):
-                for column in range(width):
-                    x, y = column / (width - 1), row / (height - 1)
-                    p_x = math.comb(m, i) * x**i * (1 - x) ** (m - i)
-                    p_y = math.comb(n, j) * y**j * (1 - y) ** (n - j)
-                    p[row, column] = p_x * p_y
-            windows[i, j] = p
+    for window in itertools.product(*(range(order + 1) for order in orders)):
+        windows[window] = np.ones_like(f)
+        for pixel in np.ndindex(*f.shape):
+            for i, order, position, edge in zip(window, orders, pixel, f.shape, strict=True):
+                x = position / max(edge - 1, 1)
+                windows[window][pixel] *= math.comb(order, i) * x**i * (1 - x) ** (order - i)
     total = sum(p**gamma for p in windows.values())
     enhanced = np.zeros_like(f)
     for p in windows.values():
@@ -70,56 +67,64 @@ def fuzzy_enhance(f, m=2, n=2, gamma=1.0, sigma_u=math.sqrt(1 / 3), s_min=1e-2, 
 
 
 def cross_attention(q, keys, values, window_size):
-    """Atten(Q, K, V) + Q (eqs. 2 and 3) for maps (N, d, H, W), window by window, single head; the keys and values of
-    several streams side by side.
+    """Atten(Q, K, V) + Q (eqs. 2 and 3) for maps (N, d, *size), window by window, single head; the keys and values of
+    several streams side by side. ``window_size`` is the largest edge along every axis, or one an axis.
     """
-    height, width = q.shape[-2:]
-    rows, columns = math.ceil(height / window_size), math.ceil(width / window_size)
-    h, w = math.ceil(height / rows), math.ceil(width / columns)
+    size = q.shape[2:]
+    largest = [window_size] * len(size) if isinstance(window_size, int) else window_size
+    edges = [math.ceil(n / math.ceil(n / edge)) for n, edge in zip(size, largest, strict=True)]
     out = torch.empty_like(q)
     for n in range(q.shape[0]):
-        for top in range(0, height, h):
-            for left in range(0, width, w):
-                window = (n, slice(None), slice(top, top + h), slice(left, left + w))
-                shape = q[window].shape
-                q_m = q[window].flatten(1).T
-                k_m, v_m = (torch.cat([t[window].flatten(1).T for t in ts]) for ts in (keys, values))
-                attention = torch.softmax(q_m @ k_m.T / math.sqrt(q.shape[1]), dim=-1)
-                out[window] = (attention @ v_m + q_m).T.reshape(shape)
+        for corner in itertools.product(*(range(0, length, edge) for length, edge in zip(size, edges, strict=True))):
+            place = (slice(first, first + edge) for first, edge in zip(corner, edges, strict=True))
+            window = (n, slice(None), *place)
+            shape = q[window].shape
+            q_m = q[window].flatten(1).T
+            k_m, v_m = (torch.cat([t[window].flatten(1).T for t in ts]) for ts in (keys, values))
+            attention = torch.softmax(q_m @ k_m.T / math.sqrt(q.shape[1]), dim=-1)
+            out[window] = (attention @ v_m + q_m).T.reshape(shape)
     return out
 
 
 # ---- the loss ----
 
 
-def boundary_loss(probabilities, target, normalized, valid=None):
-    """Eq. 9 with loops over scales, classes, directions and pixels; ``valid`` (N, 1, H, W) boolean."""
-    g_h = torch.tensor([[-1.0, -2, -1], [0, 0, 0], [1, 2, 1]], dtype=probabilities.dtype)
+def sobel_kernels(axes):
+    """Eq. 15: (-1, 0, 1) along one axis and (1, 2, 1) along the others, for each axis."""
+    for along in range(axes):
+        weights = [np.array([-1.0, 0, 1] if axis == along else [1.0, 2, 1]) for axis in range(axes)]
+        yield functools.reduce(np.multiply.outer, weights)
+
+
+def boundary_loss(probabilities, target, normalized, valid=None, pooled_axes=None):
+    """Eq. 9 with loops over scales, classes, directions and pixels of maps (N, K, *size); ``valid`` (N, 1, *size)
+    boolean.
+    """
+    size = probabilities.shape[2:]
+    kernels = list(sobel_kernels(len(size)))
+    valid = np.ones((len(target), 1, *size), bool) if valid is None else valid.numpy()
     loss = 0.0
     for scale in (1, 2, 4):
-        if min(probabilities.shape[-2:]) < scale:
+        factors = [scale if pooled_axes is None or axis in pooled_axes else 1 for axis in range(len(size))]
+        pooled_size = [edge // factor for edge, factor in zip(size, factors, strict=True)]
+        if not all(pooled_size):
             continue
-        x, y = F.avg_pool2d(probabilities, scale), F.avg_pool2d(target, scale)
-        height, width = x.shape[-2:]
+        pixels = list(itertools.product(*map(range, pooled_size)))
         total, count = 0.0, 0
-        for n in range(x.shape[0]):
-            for c in range(x.shape[1]):
-                for row in range(height):
-                    for column in range(width):
-                        rows = [min(max(row + d, 0), height - 1) for d in (-1, 0, 1)]
-                        columns = [min(max(column + d, 0), width - 1) for d in (-1, 0, 1)]
-                        if valid is not None:
-                            seen = [
-                                valid[n, 0, r * scale : (r + 1) * scale, q * scale : (q + 1) * scale]
-                                for r in rows
-                                for q in columns
-                            ]
-                            if not all(bool(s.all()) for s in seen):
-                                continue
-                        window_x, window_y = (t[n, c][rows][:, columns] for t in (x, y))
-                        for kernel in (g_h, g_h.T):
-                            total = total + ((kernel * window_x).sum() - (kernel * window_y).sum()).abs()
-                            count += 1
+        for n, c in itertools.product(*map(range, probabilities.shape[:2])):
+            x, y, counts = np.zeros(pooled_size), np.zeros(pooled_size), np.zeros(pooled_size, bool)
+            for pixel in pixels:
+                block = tuple(slice(i * f, (i + 1) * f) for i, f in zip(pixel, factors, strict=True))
+                x[pixel], y[pixel] = probabilities[n, c].numpy()[block].mean(), target[n, c].numpy()[block].mean()
+                counts[pixel] = valid[n, 0][block].all()
+            for pixel in pixels:
+                near = zip(pixel, pooled_size, strict=True)
+                window = np.ix_(*([min(max(i + d, 0), edge - 1) for d in (-1, 0, 1)] for i, edge in near))
+                if not counts[window].all():
+                    continue
+                for kernel in kernels:
+                    total += abs((kernel * x[window]).sum() - (kernel * y[window]).sum())
+                    count += 1
         if count:
-            loss = loss + total / count
-    return loss / 8 if normalized else loss
+            loss += total / count
+    return torch.tensor(loss / np.abs(kernels[0]).sum() if normalized else loss, dtype=probabilities.dtype)

@@ -140,7 +140,6 @@ def test_nothing_is_written_in_a_dry_run_or_over_what_is_there(path, capsys):
         (["--name", "x", "--set", "num_head=2"], "did you mean 'num_heads'?"),
         (["--name", "x", "--set", "fusion"], "--set takes KEY=VALUE"),
         (["--name", "x", "--from", "2d_y"], "no configuration '2d_y'"),
-        (["--name", "x", "--from", "3d_fullres"], "is not one of a DIN planner"),
         (["--name", "x", "--enhancement", "magic"], "Unknown enhancement 'magic'"),
         (["--name", "x", "--set-training", "epochs=3"], "no setting 'epochs'; did you mean 'num_epochs'? Settings: "),
         (["--name", "x", "--set-training", "num_epochs=0"], "num_epochs must be a whole number from 1 on, got 0"),
@@ -160,7 +159,15 @@ def test_what_is_refused(path, capsys, arguments, message):
     assert path.read_text() == before
 
 
+def test_plans_of_another_planner(path, capsys):
+    plans = json.loads(path.read_text())
+    del plans["configurations"]["2d"]["enhancement"]
+    path.write_text(json.dumps(plans))
+    assert configure("--name", "x", "--set", "fusion=concat") == 1
+    assert "Configuration '2d' is not one of a DIN planner" in capsys.readouterr().err
+
+
 def test_plans_that_are_not_there(dataset, capsys):
     assert main(["configure", "-d", "998", "-p", "noPlans", "--name", "x"]) == 1
     message = capsys.readouterr().err
-    assert "noPlans.json does not exist. Name one of these with -p: " in message and "nnUNetDINAttoPlans" in message
+    assert "noPlans.json does not exist. Beside it: " in message and "nnUNetDINAttoPlans" in message

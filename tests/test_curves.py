@@ -87,6 +87,7 @@ def test_log_and_checkpoint_of_the_installed_nnunet(dataset, plans, monkeypatch)
     """Fails if this release of nnU-Net writes its logs or checkpoints in another way than we read them."""
     import torch
 
+    from nnunet_din.data.weight_files import read_checkpoint
     from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
 
     plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["decoder_channels"] = 16
@@ -116,6 +117,8 @@ def test_log_and_checkpoint_of_the_installed_nnunet(dataset, plans, monkeypatch)
                 trainer.save_checkpoint(str(folder / "kept.pth"))
                 trainer.current_epoch += 1
     trainer.save_checkpoint(str(folder / "checkpoint_final.pth"))
+    whole = torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)
+    assert repr(read_checkpoint(folder / "checkpoint_final.pth")) == repr(whole), "nothing but weights, numbers, texts"
     expected = {
         "train_loss": trainer.logger.get_value("train_losses", step=None),
         "val_loss": trainer.logger.get_value("val_losses", step=None),
@@ -134,15 +137,22 @@ def test_log_and_checkpoint_of_the_installed_nnunet(dataset, plans, monkeypatch)
     shutil.rmtree(folder)
 
 
-def test_learning_rate_of_another_training_is_not_taken(tmp_path):
-    """Fails if the checkpoint of an earlier training in the same folder replaces what the log says."""
-    import torch
-
+def test_no_checkpoint_is_opened_where_there_are_logs(tmp_path, monkeypatch):
+    """Fails if a checkpoint, which may be damaged or of an earlier training, has a say beside the text logs."""
+    monkeypatch.setattr("nnunet_din.data.weight_files.read_checkpoint", lambda path: pytest.fail("opened"))
+    (tmp_path / "checkpoint_best.pth").write_text("no checkpoint")
     write_log(tmp_path, range(3), rate=0.001)
-    rates, ones = [0.001004, 0.5, 0.000996], [1.0] * 3
-    keys = ("train_losses", "val_losses", "mean_fg_dice", "epoch_start_timestamps", "epoch_end_timestamps")
-    torch.save({"logging": {"lrs": rates, **dict.fromkeys(keys, ones)}}, tmp_path / "checkpoint_best.pth")
-    assert read_training(tmp_path)["learning_rate"].tolist() == [0.001004, 0.001, 0.000996]
+    assert read_training(tmp_path)["learning_rate"].tolist() == [0.001] * 3
+
+
+def test_the_exact_learning_rate_of_our_trainers_is_taken(tmp_path):
+    """Fails if the curve of a small learning rate has the steps of nnU-Net's five decimals."""
+    write_log(tmp_path, [0], rate=0.0005)
+    log = next(tmp_path.glob("training_log_*.txt"))
+    lines = log.read_text().splitlines(keepends=True)
+    (at,) = (i for i, line in enumerate(lines) if "Current learning rate" in line)
+    log.write_text("".join([*lines[: at + 1], "2026: Exact learning rate: 4.98123456e-04\n", *lines[at + 1 :]]))
+    assert read_training(tmp_path)["learning_rate"].tolist() == [0.000498123456]
 
 
 def test_folders_without_a_training_are_named(tmp_path):
@@ -153,7 +163,7 @@ def test_folders_without_a_training_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="fold_0 holds no finished epoch"):
         read_training(tmp_path / "fold_0")
     (tmp_path / "fold_0" / "checkpoint_best.pth").write_text("no checkpoint")
-    with pytest.raises(ValueError, match="checkpoint_best.pth cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match="checkpoint_best.pth cannot be read: it is cut off, or no checkpoint"):
         read_training(tmp_path / "fold_0")
 
 

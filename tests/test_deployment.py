@@ -65,7 +65,7 @@ def images(net, sizes=((1, 2, 3), (3, 7, 2), (1, 8, 9))):
 def test_windows_of_a_graph_hold_the_same_pixels(window_size):
     for height in range(1, 31):
         for width in (1, 7, 20, 23):
-            usual, graph = (cls(height, width, window_size) for cls in (Windows, GraphWindows))
+            usual, graph = (cls((height, width), (window_size, window_size)) for cls in (Windows, GraphWindows))
             x = torch.arange(2 * height * width, dtype=torch.float32).reshape(2, 1, height, width)
             assert torch.equal(graph.join(graph.cut(x), 2), x)
             mask = graph.key_mask(x.device).flatten(1)
@@ -270,7 +270,7 @@ def test_what_was_not_trained_is_named(arguments, message, model, tmp_path, caps
 def test_the_command_offers_every_format():
     from nnunet_din.commands.export import FORMATS
 
-    assert set(FORMATS) == set(export.FORMATS)
+    assert set(FORMATS) == {*export.FORMATS, "safetensors"}
 
 
 def test_other_folders_are_refused(tmp_path, capsys):

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 import literal
-from nnunet_din.enhancement import ENHANCEMENTS, enhance_slices, fuzzy_enhance, fuzzy_membership, to_unit_interval
+from nnunet_din.enhancement import (
+    ENHANCEMENTS,
+    enhance,
+    enhance_slices,
+    enhance_volume,
+    fuzzy_enhance,
+    fuzzy_enhance_volume,
+    fuzzy_membership,
+    to_unit_interval,
+)
 
 SIGMA_U = math.sqrt(1 / 3)
 
@@ -166,3 +175,58 @@ def test_every_enhancement_keeps_shape_and_range(name, color):
     data = np.random.default_rng(0).gamma(2, 100, size=(3, 2, 15, 18)).astype(np.float32)
     e = enhance_slices(data, color=color, method=name)
     assert e.shape == data.shape and np.isfinite(e).all() and np.abs(e).max() < 1
+
+
+# ---- volumes ----
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("orders", "gamma"), [((2, 2, 2), 1.0), ((1, 2, 3), 2.0), ((0, 1, 0), 0.5)])
+def test_volume_equals_the_literal_definition(orders, gamma, masked):
+    f = image((5, 8, 9))
+    mask = image((5, 8, 9), seed=1) > -0.2 if masked else None
+    m, n, p = orders
+    expected = literal.fuzzy_enhance(f, m, n, gamma, mask=mask, p=p)
+    np.testing.assert_allclose(fuzzy_enhance_volume(f, *orders, gamma, mask=mask), expected, atol=1e-6)
+
+
+def test_a_volume_of_equal_slices_is_enhanced_as_its_slice():
+    f = image()
+    for depth in (1, 4):
+        enhanced = fuzzy_enhance_volume(np.stack([f] * depth), m=1, n=3)
+        np.testing.assert_allclose(enhanced, np.stack([fuzzy_enhance(f, m=1, n=3)] * depth), atol=1e-9)
+
+
+def test_phi_of_an_enhanced_volume_has_zero_mean_and_a_constant_one_is_zero():
+    assert abs(np.arctanh(fuzzy_enhance_volume(image((7, 17, 23)))).mean()) < 1e-9
+    np.testing.assert_allclose(fuzzy_enhance_volume(np.full((3, 4, 5), 0.7)), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_torch_equals_numpy_in_volumes_and_fp32_is_close(color):
+    f = image((2, 3, 6, 17, 23)) if color else image((2, 6, 17, 23))
+    mask = image((2, 6, 17, 23), seed=1) > -0.3
+    expected = fuzzy_enhance_volume(f, color=color, mask=mask)
+    result = fuzzy_enhance_volume(torch.from_numpy(f), color=color, mask=torch.from_numpy(mask))
+    assert isinstance(result, torch.Tensor) and result.dtype == torch.float64
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-12)
+    single = fuzzy_enhance_volume(f.astype(np.float32), color=color, mask=mask)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, expected, atol=5e-6)
+
+
+def test_plans_say_whether_a_volume_is_enhanced_as_a_whole():
+    data = np.random.default_rng(0).gamma(2, 100, size=(2, 6, 9, 11)).astype(np.float32)
+    mask = data[0] > 50
+    np.testing.assert_array_equal(enhance(data, mask=mask, m=1), enhance_slices(data, mask=mask, m=1))
+    whole = enhance(data, volumetric=True, method="fuzzy", mask=mask, p=1)
+    np.testing.assert_array_equal(whole, enhance_volume(data, mask=mask, p=1))
+    f = to_unit_interval(data[1:], mask=mask)[0].astype(np.float64)
+    np.testing.assert_allclose(whole[1], literal.fuzzy_enhance(f, mask=mask, p=1), atol=1e-5)
+    assert not enhance_volume(data, mask=mask & False).any()
+    with pytest.raises(ValueError, match="'he' works slice by slice only. Methods for whole volumes: fuzzy"):
+        enhance_volume(data, method="he")
+    with pytest.raises(ValueError, match=r"must not be negative, got m=2, n=2, p=-1"):
+        enhance_volume(data, p=-1)
+    with pytest.raises(ValueError, match=r"Expected \(\.\.\., C, Z, H, W\)"):
+        fuzzy_enhance_volume(data[0], color=True)

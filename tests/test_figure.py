@@ -199,7 +199,7 @@ def test_errors_name_the_cause(folders, capsys):
     assert "the case case3 has 4 slices, counted from 0" in error(*arguments(folders, "--slice", "4"))
     assert "no image called CASE_0003" in error(*arguments(folders, "--channel", "3"))
     plans = folders / "plans.json"
-    plans.write_text('{"configurations": {"2d": {}}}')
+    plans.write_text('{"plans_name": "a", "dataset_name": "b", "configurations": {"2d": {}}}')
     assert "not made by a DIN planner" in error(*arguments(folders, "--plans", str(plans)))
     plans.write_text("{")
     assert "not valid JSON" in error(*arguments(folders, "--plans", str(plans)))
@@ -208,7 +208,7 @@ def test_errors_name_the_cause(folders, capsys):
     write(truth_volume((4, 32, 41)), folders / "b" / "case2.nii.gz")
     assert "(4, 32, 41)" in error(*arguments(folders, "--cases", "case2"))
     (folders / "b" / "case2.nii.gz").write_text("no image")
-    assert "cannot read this as an image" in error(*arguments(folders, "--cases", "case2"))
+    assert "case2.nii.gz is damaged" in error(*arguments(folders, "--cases", "case2"))
     (folders / "gt" / "case0.nii.gz").unlink()
     assert "The case case0 has no ground truth" in error(*arguments(folders, models=("a",)))
 

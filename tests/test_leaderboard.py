@@ -6,7 +6,11 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+import time
+from contextlib import suppress
 from html import unescape
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -302,6 +306,55 @@ def test_prediction_of_another_shape_is_named_and_the_others_are_kept(results, t
     message = capsys.readouterr().err
     assert "patient1_a.nii.gz has shape (4, 24, 21) and its truth" in message
     assert len((tmp_path / "scored_cases.jsonl").read_text().splitlines()) == 7
+
+
+def test_cases_that_cannot_be_scored_are_left_out_if_asked(results, tmp_path, capsys):
+    validation = results.trained / DIN / "fold_0" / "validation"
+    write_label(validation / "patient1_a.nii.gz", 9 * truth_of("patient1_a"))
+    whole = (validation / "patient1_b.nii.gz").read_bytes()
+    (validation / "patient1_b.nii.gz").write_bytes(whole[:-9])
+    assert leaderboard("-d", 995, "-o", tmp_path) == 1
+    assert "(and 1 more cases cannot be scored)" in capsys.readouterr().err
+    assert leaderboard("-d", 995, "-o", tmp_path, "--leave-out-invalid") == 0
+    message = capsys.readouterr().err
+    assert re.search(r"LEFT OUT: .*patient1_a.nii.gz: the value 9 at .* is none of the labels", message)
+    assert re.search(r"LEFT OUT: .*patient1_b.nii.gz is damaged or cut off", message)
+    cases = pd.read_csv(tmp_path / "cases.csv")
+    assert len(cases[cases["model"] == STOCK]) == 8 and len(cases[cases["model"] == DIN]) == 4
+    assert "Missing: left out: " in (tmp_path / "leaderboard.md").read_text()
+
+
+def processes_of(session: int) -> list[int]:
+    """Those that were started in a session, but for its first, and run."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, number = status.read_text().rpartition(")")[2].split()[:4]
+            if int(number) == session and state != "Z" and int(status.parent.name) != session:
+                found.append(int(status.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_leaderboard_leaves_no_process_behind(results, tmp_path):
+    """Its workers, and the server that they are forked from, end within seconds, in the midst of their work as well."""
+    for case in range(400):
+        for folder in (results.preprocessed / "gt_segmentations", results.trained / DIN / "fold_0" / "validation"):
+            write_label(folder / f"more{case}.nii.gz", truth_of("patient1_a"))
+    command = [sys.executable, "-m", "nnunet_din.commands.main", "leaderboard", "-d", "995", "-np", "2", "-o", tmp_path]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    cache, end = tmp_path / "scored_cases.jsonl", time.monotonic() + 300
+    while not (cache.is_file() and cache.stat().st_size):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+    assert processes_of(process.pid)
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 15
+    while left := processes_of(process.pid):
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
 
 
 def test_regions_and_ignored_voxels(results, tmp_path):

@@ -190,3 +190,69 @@ def test_fp32_inside_autocast():
 def test_labels_may_be_floats_as_nnunet_delivers_them():
     logits, labels = batch()
     torch.testing.assert_close(DINLoss()(logits, labels.float()), DINLoss()(logits, labels))
+
+
+# ---- volumes ----
+
+
+def volumes(shape, n=1, k=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, k, *shape, generator=generator, dtype=torch.float64)
+    return logits, torch.randint(0, k, (n, 1, *shape), generator=generator)
+
+
+@pytest.mark.parametrize("ignoring", [False, True])
+@pytest.mark.parametrize(("shape", "pooled_axes"), [((4, 5, 8), None), ((3, 5, 8), None), ((1, 6, 4), (1, 2))])
+def test_boundary_loss_of_volumes_equals_its_literal_twin(shape, pooled_axes, ignoring):
+    logits, labels = volumes(shape)
+    p, y = logits.softmax(1), one_hot(labels, 2)
+    valid = torch.ones(1, 1, *shape, dtype=torch.bool)
+    valid[..., 0, 0, 0] = valid[..., -1, 4:, 2] = False
+    valid = valid if ignoring else None
+    expected = literal.boundary_loss(p, y, True, valid, pooled_axes)
+    torch.testing.assert_close(MultiScaleBoundaryLoss(pooled_axes=pooled_axes)(p, y, valid), expected)
+
+
+def test_a_step_between_slices_is_an_edge_of_volumes_only():
+    """Half of a unit step, as in slices; none across."""
+    x = torch.zeros(1, 1, 6, 5, 5)
+    x[:, :, 3:] = 1
+    across_slices, *in_plane = sobel(x)[0, 0] / 32
+    assert across_slices[2:4].eq(0.5).all() and not across_slices[:2].any() and not across_slices[4:].any()
+    assert not any(response.any() for response in in_plane)
+
+
+def test_volumes_of_equal_slices_have_the_loss_of_a_slice():
+    """But for L_bnd, whose mean is over three directions instead of two."""
+    logits, labels = batch(n=1, h=8, w=6)
+    deep = [t[:, :, None].expand(-1, -1, 4, -1, -1) for t in (logits, labels)]
+    flat = DINLoss(weight_boundary=1.5)(logits, labels)
+    torch.testing.assert_close(DINLoss(weight_boundary=1.5 * 1.5)(*deep), flat)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_gradcheck_of_volumes_with_ignored_voxels(regions):
+    logits, labels = volumes((2, 4, 5), k=2)
+    target = labels.clone()
+    target[..., 0, :2, :2] = 2
+    if regions:
+        target = torch.cat([labels, 1 - labels, target == 2], dim=1)
+    loss = DINLoss(regions=regions, ignore_label=2, pooled_axes=(1, 2))
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x, target), logits)
+    loss(logits, target).backward()
+    assert not logits.grad[..., 0, :2, :2].any()
+
+
+def test_auxiliary_outputs_of_volumes_are_resized():
+    logits, labels = volumes((4, 4, 6))
+    loss = AuxiliaryLoss(DINLoss(), 0.5)
+    low = logits[..., ::2, ::2, ::2]
+    resized = F.interpolate(low, size=(4, 4, 6), mode="trilinear", align_corners=False)
+    torch.testing.assert_close(loss([logits, low], labels), loss([logits, resized], labels))
+
+
+@pytest.mark.parametrize("pooled_axes", [(), (3,)])
+def test_pooled_axes_are_those_of_an_image(pooled_axes):
+    with pytest.raises(ValueError, match="pooled_axes must name axes"):
+        MultiScaleBoundaryLoss(pooled_axes=pooled_axes)

@@ -94,13 +94,16 @@ SIZES = {
     "odd": [(13, 9), (7, 5), (3, 3), (1, 1)],
     "any factor": [(10, 15), (7, 4), (12, 30), (10, 15)],
     "far larger": [(5, 6), (40, 60), (17, 6), (5, 50)],
+    "three axes": [(4, 8, 6), (2, 4, 3), (1, 2, 2), (1, 1, 1)],
+    "in-plane first": [(5, 16, 8), (5, 8, 4), (3, 4, 2), (2, 2, 1)],
+    "three axes, any factor": [(6, 5, 7), (9, 5, 4), (2, 11, 20), (6, 5, 7)],
 }
 
 
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_reordered_decoder_equals_the_literal_one(sizes, bias, dtype, tolerance):
+def levels_and_parameters(sizes, bias=True, dtype=torch.float64):
+    """Arguments of fuse_levels, and its leaves; maps of three axes that are not pooled along the first get a kernel
+    that is flat there.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape):
@@ -110,15 +113,36 @@ def test_reordered_decoder_equals_the_literal_one(sizes, bias, dtype, tolerance)
     features = [random(2, d, *size) for d, size in zip(channels, sizes, strict=True)]
     weights = [random(width, d) for d in channels]
     biases = [random(width) if bias else torch.zeros(width, dtype=dtype, requires_grad=True) for _ in channels]
-    kernel = random(width, 4 * width, 3, 3)
-    leaves = [*features, *weights, *biases, kernel]
-    ours, twin = (f(features, weights, biases, kernel) for f in (fuse_levels, reference.fuse_levels))
+    flat = len(sizes[0]) == 3 and sizes[0][0] == sizes[1][0]
+    kernel = random(width, 4 * width, *((1, 3, 3) if flat else [3] * len(sizes[0])))
+    return (features, weights, biases, kernel), [*features, *weights, *biases, kernel]
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_reordered_decoder_equals_the_literal_one(sizes, bias, dtype, tolerance):
+    arguments, leaves = levels_and_parameters(sizes, bias, dtype)
+    ours, twin = (f(*arguments) for f in (fuse_levels, reference.fuse_levels))
+    generator = torch.Generator().manual_seed(1)
     cotangent = torch.randn(twin.shape, generator=generator, dtype=torch.float64).to(dtype)
     results = [(ours, twin), *zip(*(torch.autograd.grad(y, leaves, cotangent) for y in (ours, twin)), strict=True)]
     with torch.no_grad():
-        results.append((fuse_levels(features, weights, biases, kernel), twin))  # row by row
+        results.append((fuse_levels(*arguments), twin))  # row by row
     for result, expected in results:
         assert (result - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("sizes", ["odd", "three axes"])
+def test_dense_products_equal_the_banded_ones(sizes, monkeypatch):
+    """What a GPU computes, and a graph."""
+    arguments, leaves = levels_and_parameters(SIZES[sizes])
+    banded = fuse_levels(*arguments)
+    monkeypatch.setattr("nnunet_din.network.decoders.segformer.in_graph", lambda: True)
+    dense = fuse_levels(*arguments)
+    gradients = (torch.autograd.grad(y.sin().sum(), leaves) for y in (dense, banded))
+    for result, expected in [(dense, banded), *zip(*gradients, strict=True)]:
+        assert (result - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
 def test_decoder_module_uses_the_reordered_form():

@@ -48,8 +48,8 @@ def test_wheel_holds_the_packages_and_the_start_up_file(sources, tmp_path):
     )
     tracked = {p.name for folder in ("planners", "trainers") for p in (sources / folder).glob("*.py")}
     assert tracked <= {Path(n).name for n in names}
-    modules = {str(path.relative_to(sources)) for path in (sources / "nnunet_din").rglob("*.py")}
-    assert modules <= set(names), "setup.cfg names every package"
+    modules = {p.relative_to(sources).as_posix() for p in (sources / "nnunet_din").rglob("*.py")}
+    assert modules <= set(names), "every package is named in setup.cfg"
 
 
 @pytest.mark.parametrize("flags", [(), ("-e",)], ids=["regular", "editable"])

@@ -8,9 +8,11 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
 from nnunet_din.planners.din_planners import (
+    Volumes,
     nnUNetPlannerDIN,
     nnUNetPlannerDINAtto,
     nnUNetPlannerDINFast,
@@ -49,16 +51,52 @@ def test_the_plans_say_it_all(dataset, plans):
     json.dumps(plans)
 
 
-def test_three_dimensional_configurations_are_nnunets_own(dataset, nnunet_folders, monkeypatch):
-    """And planned without workers, too, with which nnU-Net's own planner fails."""
+def test_volumes_are_dins_with_nnunets_patch_and_pooling(dataset, plans):
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-    stock = ExperimentPlanner(dataset.name, plans_name="stockTestPlans").plan_experiment()["configurations"]
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    plans = planner(dataset, plans_name="dinTestPlans").plan_experiment()
+    ExperimentPlanner(dataset.name, plans_name="stockTestPlans").plan_experiment()
+    stock = json.loads((dataset.preprocessed / "stockTestPlans.json").read_text())["configurations"]["3d_fullres"]
     config = plans["configurations"]["3d_fullres"]
-    assert config["data_identifier"] == "dinTestPlans_3d_fullres"
-    assert {**config, "data_identifier": ""} == {**stock["3d_fullres"], "data_identifier": ""}
+    assert config["data_identifier"] == "nnUNetDINAttoPlans_3d_fullres"
+    assert config["preprocessor_name"] == "DINPreprocessor"
+    same = ("patch_size", "batch_size", "spacing", "normalization_schemes", "resampling_fn_data")
+    assert {key: config[key] for key in same} == {key: stock[key] for key in same}
+    arguments = config["architecture"]["arch_kwargs"]
+    pooled = stock["architecture"]["arch_kwargs"]["strides"][:4]
+    assert arguments["strides"] == pooled + [[1, 1, 1]] * (4 - len(pooled))
+    assert "volumetric" not in config["enhancement"], "the slices are 10 mm apart"
+    with torch.device("meta"):
+        network = DualInteractionNetwork(1, 4, **arguments)
+        assert network(torch.empty(1, 2, *config["patch_size"])).shape == (1, 4, *config["patch_size"])
+
+
+def test_near_isotropic_volumes_are_enhanced_as_a_whole(dataset, monkeypatch):
+    """Planned without workers, with which nnU-Net's own planner fails."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    planner = nnUNetPlannerDINFast(dataset.name, plans_name="dinTestPlans", overwrite_target_spacing=[2.0, 1.5, 1.5])
+    enhancement = planner.plan_experiment()["configurations"]["3d_fullres"]["enhancement"]
+    assert enhancement["volumetric"] is True and enhancement["p"] == 2
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "batch", "checkpointing", "whole"),
+    [(1.3, 4, False, True), (1.0, 2, False, True), (0.8, 2, True, True), (0.6, 2, True, False), (0.1, 2, False, False)],
+)
+def test_volumes_fit_the_memory(gigabytes, batch, checkpointing, whole, dataset, monkeypatch, capsys):
+    """A smaller batch first, then checkpointing, then a smaller patch; and what does not fit is said."""
+
+    def bytes_of(volumes, batch, patch, checkpointing):
+        return 4e8 + (400 if checkpointing else 800) * batch * math.prod(patch)
+
+    monkeypatch.setattr(Volumes, "bytes", bytes_of)
+    planner = nnUNetPlannerDINFast(dataset.name)
+    planner.gpu_memory_gb = gigabytes * planner.memory_overhead
+    plan = {"patch_size": [64, 64, 64], "batch_size": 4}
+    arguments, patch, found, checkpoints = planner._plan_volumes(plan, np.ones(3), (70, 80, 90))
+    assert (found, checkpoints, patch == [64, 64, 64]) == (batch, checkpointing, whole)
+    assert planner._volumes(np.ones(3), patch)[0].arguments() == arguments
+    fits = bytes_of(None, found, patch, checkpoints) <= gigabytes * 1e9
+    assert fits == ("WARNING" not in capsys.readouterr().out)
 
 
 def test_patch_covers_the_median_slice(dataset, plans):

@@ -10,7 +10,7 @@ from torch import nn
 
 from nnunet_din.commands.main import main
 from nnunet_din.cost.accounting import training_memory
-from nnunet_din.cost.measurement import TrainingStep, peak_memory
+from nnunet_din.cost.measurement import TrainingStep, count, peak_memory
 from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.nnunet.configurations import PAPER_TABLES, derive
 
@@ -68,7 +68,7 @@ def test_configurations_of_other_encoders_and_versions(dataset, plans, tmp_path,
     table = capsys.readouterr().out
     for name, parts in rows.items():
         assert f"| `{name}` | {parts['total']['parameters'] / 1e6:.2f} |" in table
-    assert "| `2d` |" in table and "3d_fullres" not in table
+    assert "| `2d` |" in table and "| `3d_fullres` |" in table
 
 
 @pytest.mark.slow
@@ -83,9 +83,13 @@ def test_what_cannot_be_profiled(dataset, plans, tmp_path, capsys):
     path = tmp_path / "plans.json"
     path.write_text(json.dumps(plans))
     assert main(["profile", str(path), "2d_other"]) == 1
-    assert "has no configuration '2d_other'. It has: 2d" in capsys.readouterr().err
+    assert "have no configuration '2d_other'. They have: 2d" in capsys.readouterr().err
+    plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "dynamic_network_architectures.x.Y"
+    path.write_text(json.dumps(plans))
     assert main(["profile", str(path), "3d_fullres"]) == 1
     assert "holds a dynamic_network_architectures" in capsys.readouterr().err
+    assert main(["profile", str(path), "--size", "8", "8", "8", "--count-only"]) == 1
+    assert "--size takes 2 edges for this network, got 8 x 8 x 8" in capsys.readouterr().err
     assert main(["profile", str(path), "--preset", "atto"]) == 1
     assert "not both" in capsys.readouterr().err
     assert main(["profile", "--all", "--json"]) == 1
@@ -94,9 +98,9 @@ def test_what_cannot_be_profiled(dataset, plans, tmp_path, capsys):
         main(["profile", "--preset", "huge"])
     assert "choose from" in capsys.readouterr().err
     assert main(["profile", "nope.json"]) == 1
-    assert capsys.readouterr().err == "nnunet-din profile: nope.json does not exist.\n"
+    assert "nope.json does not exist. Plan with -pl nnUNetPlannerDIN first." in capsys.readouterr().err
     assert main(["profile", "--size", "0", "0"]) == 1
-    assert "--size must be at least 1 x 1" in capsys.readouterr().err
+    assert "--size takes two or three edges from 1 on, got 0 x 0" in capsys.readouterr().err
     plans["configurations"].pop("2d")
     path.write_text(json.dumps(plans))
     assert main(["profile", str(path), "--all"]) == 1
@@ -130,14 +134,48 @@ def test_peak_memory_of_a_training_step_that_can_be_counted_by_hand():
     assert peak_memory(step, network, torch.device("cpu")) == pytest.approx(16e6, rel=0.01)
 
 
+VOLUMES = {
+    "isotropic": {"encoder": "plain_atto", "strides": [[2, 2, 2]] * 4, "upsampling": "pixel_shuffle"},
+    "in-plane first": {
+        "encoder": "convnext_atto",
+        "strides": [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]],
+        "kernel_sizes": [[1, 5, 5], [3, 5, 5], [3, 5, 5], [3, 5, 5]],
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "size", "checkpointing"), [("isotropic", (32, 48, 32), False), ("in-plane first", (8, 64, 64), True)]
+)
+def test_counted_memory_of_volumes_is_the_measured_one(preset, size, checkpointing):
+    """Two stages, whose maps take much more than the weights."""
+    options = {**VOLUMES[preset], "decoder_channels": 64, "fused_stages": 2, "checkpointing": checkpointing}
+    assert_counted_memory_is_measured(options, (2, 2, *size))
+
+
+def test_counts_of_volumes_by_part():
+    """The decoder as printed is counted from the sizes of its levels, which need not halve along every axis."""
+    kwargs = {**VOLUMES["in-plane first"], "decoder_channels": 64}
+    parts = count(kwargs, 1, 4, (4, 32, 32))
+    pixels, levels = 4 * 16 * 16, [4 * 16 * 16, 4 * 8 * 8, 2 * 4 * 4, 1 * 2 * 2]
+    linear = sum(64 * d * n for d, n in zip((40, 80, 160, 320), levels, strict=True))
+    assert parts["decoder"]["literal_multiply_adds"] == linear + pixels * 64 * (9 * 4 * 64 + 4)
+    assert 0 < parts["decoder"]["multiply_adds"] < parts["decoder"]["literal_multiply_adds"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("size", "batch"), [((224, 224), 1), ((64, 96), 4)])
 def test_counted_memory_is_the_measured_one(size, batch, checkpointing):
+    assert_counted_memory_is_measured({**PRESETS["atto"], "checkpointing": checkpointing}, (batch, 2, *size))
+
+
+def assert_counted_memory_is_measured(options, shape):
     torch.manual_seed(0)
-    network = DualInteractionNetwork(1, 4, **PRESETS["atto"], checkpointing=checkpointing)
-    x, target = torch.randn(batch, 2, *size), torch.randint(0, 4, (batch, 1, *size))
+    network = DualInteractionNetwork(1, 4, **options)
+    x, target = torch.randn(*shape), torch.randint(0, 4, (shape[0], 1, *shape[2:]))
     step = TrainingStep(network, x, target)
     step()
     measured = peak_memory(step, network, torch.device("cpu"))
-    assert training_memory(network, x.shape) == pytest.approx(measured, rel=0.15)
+    assert training_memory(network, shape) == pytest.approx(measured, rel=0.15)

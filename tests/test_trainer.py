@@ -517,9 +517,56 @@ def test_plans_without_second_channel_name_the_command(make, dataset):
         make(change=change)
 
 
-def test_three_dimensional_configuration_is_refused(make):
-    with pytest.raises(ValueError, match="DIN is a 2-D network and '3d_fullres'.*-tr nnUNetTrainer"):
-        make(configuration="3d_fullres")
+def test_a_cascade_is_refused(make):
+    def change(plans):
+        plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+
+    with pytest.raises(ValueError, match="is a cascade: it takes the segmentation of '3d_lowres' as input"):
+        make(configuration="3d_cascade_fullres", change=change)
+
+
+def small_volumes(plans):
+    """The least network and patch with which 3d_fullres can be trained, pooled in-plane first."""
+    data = plans["configurations"]["2d"]["data_identifier"]  # as good as any
+    plans["configurations"]["3d_fullres"].update(patch_size=[4, 32, 32], batch_size=2, data_identifier=data)
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] = {
+        "encoder": "plain_atto",
+        "decoder_channels": 16,
+        "upsampling": "pixel_shuffle",
+        "strides": [[1, 2, 2], [2, 2, 2], [1, 2, 2], [1, 1, 1]],
+        "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]],
+        "fused_stages": 2,
+    }
+
+
+def test_a_step_on_volumes(make):
+    trainer = make("nnUNetTrainerDIN", small_volumes, "3d_fullres")
+    trainer.initialize()
+    assert trainer.loss.loss.boundary.pooled_axes == (1, 2)
+    trainer.lr_scheduler.step(5)
+    trainer.optimizer.zero_grad()
+    data = batch(trainer)
+    output = trainer.network(data["data"])
+    assert [tuple(o.shape[2:]) for o in output] == [(4, 32, 32), (4, 16, 16), (2, 8, 8)]
+    loss = trainer.loss(output, data["target"])
+    loss.backward()
+    assert torch.isfinite(loss) and all(
+        p.grad is not None and p.grad.isfinite().all() for p in trainer.network.parameters()
+    )
+
+
+@pytest.mark.parametrize(("patch", "extent"), [([4, 32, 32], [4, 42, 42]), ([32, 32, 32], None)])
+def test_volumes_are_turned_within_20_degrees(make, patch, extent):
+    """In the plane of thick slices, else about every axis; what is loaded covers what is turned."""
+
+    def change(plans):
+        small_volumes(plans)
+        plans["configurations"]["3d_fullres"]["patch_size"] = patch
+
+    trainer = make("nnUNetTrainerDIN", change, "3d_fullres")
+    rotation, dummy_2d, initial, mirrored = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert np.rad2deg(rotation[1]) == pytest.approx(20) and dummy_2d is (extent is not None) and mirrored == (0, 1, 2)
+    assert list(initial) == extent if extent else all(32 < edge <= 32 * 3**0.5 for edge in initial)
 
 
 def test_patch_that_is_no_multiple_of_eight_is_refused(make):
@@ -672,9 +719,11 @@ def test_boundary_loss_with_nnunets_own_network(dataset, stock_plans):
     assert weights == pytest.approx([0, 0.5, 1, 1])
 
 
-def test_boundary_loss_is_two_dimensional(dataset, stock_plans):
-    trainer = find_trainer("nnUNetTrainerBoundaryLoss")(
-        copy.deepcopy(stock_plans), "3d_fullres", 0, dataset.dataset_json, CPU
-    )
-    with pytest.raises(ValueError, match="'3d_fullres' is a 3-D configuration: train `2d`"):
-        trainer.initialize()
+def test_boundary_loss_of_volumes(dataset, stock_plans):
+    plans = copy.deepcopy(stock_plans)
+    trainer = find_trainer("nnUNetTrainerBoundaryLoss")(plans, "3d_fullres", 0, dataset.dataset_json, CPU)
+    arguments = trainer.configuration_manager.network_arch_init_kwargs
+    loss = trainer._build_loss()
+    pooled = next(stride for stride in arguments["strides"] if max(stride) > 1)
+    assert loss.boundary.boundary.pooled_axes == tuple(axis for axis, stride in enumerate(pooled) if stride > 1)
+    assert len(pooled) == 3

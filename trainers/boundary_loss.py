@@ -9,7 +9,7 @@ from torch import nn
 from nnunet_din.losses import DINLoss
 
 from .checkpoints import KeepsCheckpoints
-from .din_trainer import nnUNetTrainerDIN, ramped
+from .din_trainer import first_pooled_axes, nnUNetTrainerDIN, ramped
 from .loss_parts import LogsLossParts
 
 
@@ -26,7 +26,7 @@ class nnUNetTrainerDIN_printedBoundaryLoss(nnUNetTrainerDIN):
 
 
 class nnUNetTrainerBoundaryLoss(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
-    """nnU-Net's own trainer and loss, plus L_bnd of the full-resolution output (the paper's Table 8): for any 2-D
+    """nnU-Net's own trainer and loss, plus L_bnd of the full-resolution output (the paper's Table 8): for any
     configuration of any plans, nnU-Net's PlainConvUNet and ResEnc among them.
 
     Attributes
@@ -42,10 +42,6 @@ class nnUNetTrainerBoundaryLoss(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
     _iteration = 0  # within the epoch
 
     def _build_loss(self) -> nn.Module:
-        if len(self.configuration_manager.patch_size) != 2:
-            raise ValueError(
-                f"L_bnd is a loss of 2-D images, and '{self.configuration_name}' is a 3-D configuration: train `2d`."
-            )
         boundary = DINLoss(
             weight_ce=0.0,
             weight_dice=0.0,
@@ -53,6 +49,7 @@ class nnUNetTrainerBoundaryLoss(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             regions=self.label_manager.has_regions,
             ignore_label=self.label_manager.ignore_label,
             normalized_sobel=self.normalized_sobel,
+            pooled_axes=first_pooled_axes(self.configuration_manager.network_arch_init_kwargs.get("strides")),
         )
         return LossWithBoundary(super()._build_loss(), boundary)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from nnunet_din.data.weight_files import UnreadableFileError, UnsafeFileError, read_checkpoint
 from nnunet_din.nnunet.training_log import CHECKPOINTS, epochs_begun
+
+_REMEDY = "Checkpoints from before are as they were: make room, or the folder writable, and go on with --c."
 
 
 class KeepsCheckpoints:
@@ -43,6 +43,8 @@ class KeepsCheckpoints:
                 self.save_every = 1
         try:
             super().on_epoch_end()  # type: ignore[misc]
+        except OSError as error:  # of the picture of the curves
+            raise RuntimeError(f"{self.output_folder} could not be written to ({error}). {_REMEDY}") from error  # type: ignore[attr-defined]
         finally:
             self.save_every = every
 
@@ -66,10 +68,7 @@ class KeepsCheckpoints:
             partial.replace(path)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a disk is full
             partial.unlink(missing_ok=True)
-            raise RuntimeError(
-                f"{path} could not be written ({str(error).splitlines()[0]}). Checkpoints from before are as they "
-                "were: make room, or the folder writable, and go on with --c."
-            ) from error
+            raise RuntimeError(f"{path} could not be written ({str(error).splitlines()[0]}). {_REMEDY}") from error
         if path.name == "checkpoint_latest.pth":
             self._saved_at = time.time()
 
@@ -84,10 +83,18 @@ class KeepsCheckpoints:
         _, error = _read(Path(path))
         if error is None:
             return path
+        if isinstance(error, UnsafeFileError):
+            # Not ours to refuse: nnU-Net unpickles every checkpoint that it goes on from, whatever was read here, and a
+            # trainer of the user's own may keep more in it than numbers.
+            self.print_to_log_file(  # type: ignore[attr-defined]
+                f"NOTE: {path} holds {error.found}, which this package does not load. nnU-Net does.",
+                also_print_to_console=True,
+            )
+            return path
         folder = Path(path).parent
         others = {name: _read(folder / name) for name in CHECKPOINTS if (folder / name).is_file()}
         epochs = {name: content["current_epoch"] for name, (content, wrong) in others.items() if wrong is None}
-        damaged = f"{path} cannot be read ({error})"
+        damaged = f"{path} cannot be read ({error.reason})"
         if not epochs:
             raise RuntimeError(f"{damaged}, and no other checkpoint is there: start the training anew, without --c.")
         newest = max(epochs, key=lambda name: epochs[name])
@@ -104,15 +111,20 @@ class KeepsCheckpoints:
         return str(folder / newest)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], str | None]:
+def weight_names(path: Path) -> list[str]:
+    """Names of the network's weights in a checkpoint; none where it cannot be read without unpickling."""
+    content, _ = _read(path)
+    return list(content.get("network_weights", ()))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], UnreadableFileError | None]:
     """Content of a checkpoint without its tensors in memory, and what is wrong with it."""
-    if path.is_file() and not zipfile.is_zipfile(path):  # torch's words for it lead astray
-        return {}, "it is cut off, or no checkpoint" if path.stat().st_size else "it is empty"
     try:
-        # nnU-Net loads it in the same way, so that this trusts nothing more.
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+        content = read_checkpoint(path)
         return {"current_epoch": content["current_epoch"], "network_weights": content["network_weights"]}, None
     except FileNotFoundError:
         raise
-    except Exception as error:  # whatever pickle and zip say of what is not theirs
-        return {}, f"{type(error).__name__}: {str(error).partition('. ')[0].partition(chr(10))[0]}"
+    except UnreadableFileError as error:
+        return {}, error
+    except (KeyError, TypeError, IndexError) as error:
+        return {}, UnreadableFileError(path, f"it is no checkpoint of nnU-Net, {type(error).__name__}: {error}")

@@ -15,6 +15,7 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -26,13 +27,13 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_din.enhancement import get_enhancement
 from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.losses import AuxiliaryLoss, DINLoss
-from nnunet_din.network import input_stride
+from nnunet_din.network import input_strides
 from nnunet_din.network.din import AUXILIARY_PREFIX, DualInteractionNetwork
 from nnunet_din.nnunet.tracking import TensorBoardLogger
 from nnunet_din.nnunet.training_device import autocast_dtype
 from nnunet_din.nnunet.training_settings import check_training_settings
 
-from .checkpoints import KeepsCheckpoints
+from .checkpoints import KeepsCheckpoints, weight_names
 from .loss_parts import LogsLossParts
 
 
@@ -190,6 +191,7 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             ignore_label=self.label_manager.ignore_label,
             batch_dice=self.configuration_manager.batch_dice,
             normalized_sobel=self.normalized_sobel,
+            pooled_axes=first_pooled_axes(self.configuration_manager.network_arch_init_kwargs.get("strides")),
         )
         if not self.enable_deep_supervision:
             return self._loss_of_output
@@ -207,7 +209,13 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
         if self.max_rotation is not None:
             angle = math.radians(self.max_rotation)
             rotation = (-angle, angle)
-            initial_patch_size = rotated_extent(self.configuration_manager.patch_size, angle)
+            patch = list(self.configuration_manager.patch_size)
+            if len(patch) == 2:
+                initial_patch_size = rotated_extent(patch, angle)
+            elif dummy_2d:  # turned in the plane of the slices
+                initial_patch_size = [patch[0], *rotated_extent(patch[1:], angle)]
+            else:
+                initial_patch_size = get_patch_size(patch, rotation, rotation, rotation, (1, 1))
         if not self.mirroring:
             mirror_axes = self.inference_allowed_mirroring_axes = None
         return rotation, dummy_2d, initial_patch_size, mirror_axes
@@ -255,9 +263,10 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             )
 
     def on_train_epoch_start(self) -> None:
-        """As in nnU-Net."""
+        """As in nnU-Net, whose log rounds the learning rate to five decimals: of 5e-4 too few."""
         self._set_seed()
         super().on_train_epoch_start()
+        self.print_to_log_file(f"Exact learning rate: {self.optimizer.param_groups[0]['lr']:.9g}")
         self._iteration = 0
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -320,8 +329,8 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             source = self.readable_checkpoint(source)
         if not self.was_initialized and self.enable_deep_supervision and isinstance(source, str):
             # nnU-Net loads it again, with what it holds of the optimizer; this reads the names only.
-            content = torch.load(source, map_location="cpu", mmap=True, weights_only=False)
-            self.enable_deep_supervision = any(AUXILIARY_PREFIX in key for key in content["network_weights"])
+            if names := weight_names(Path(source)):
+                self.enable_deep_supervision = any(AUXILIARY_PREFIX in name for name in names)
         try:
             super().load_checkpoint(source)
         except RuntimeError as error:
@@ -343,16 +352,15 @@ def check_plans(plans: dict, configuration: str) -> list[dict]:
     Raises
     ------
     ValueError
-        If the configuration is 3-D, has no enhanced channels or not as many as the network takes, or has a patch that
-        the network cannot take.
+        If the configuration is a cascade's, has no enhanced channels or not as many as the network takes, or has a
+        patch that the network cannot take.
     """
     manager = PlansManager(plans).get_configuration(configuration)
     plans_name = plans["plans_name"]
-    if len(manager.patch_size) != 2:
+    if manager.previous_stage_name is not None:
         raise ValueError(
-            f"DIN is a 2-D network and '{configuration}' of {plans_name} is a 3-D configuration. Train DIN with "
-            f"`2d`; for '{configuration}' use "
-            "nnU-Net's own trainer, `-tr nnUNetTrainer`, with the same plans."
+            f"'{configuration}' of {plans_name} is a cascade: it takes the segmentation of "
+            f"'{manager.previous_stage_name}' as input, which DIN does not. Train `3d_fullres` or `3d_lowres`."
         )
     enhancements = enhancements_of(manager.configuration)
     if not enhancements:
@@ -373,13 +381,19 @@ def check_plans(plans: dict, configuration: str) -> list[dict]:
             f"{1 + len(enhancements)} versions of each image, and its network takes {versions}: set `versions` among "
             f"the network's arguments to {1 + len(enhancements)}."
         )
-    stride = input_stride(**manager.network_arch_init_kwargs)
-    if any(edge % stride for edge in manager.patch_size):
-        rounded = [-(-edge // stride) * stride for edge in manager.patch_size]
+    strides, patch = input_strides(**manager.network_arch_init_kwargs), list(manager.patch_size)
+    if len(strides) != len(patch):
         raise ValueError(
-            f"The patch size {list(manager.patch_size)} of configuration '{configuration}' in {plans_name} is not a "
-            f"multiple of {stride} along "
-            f"every axis. Set it to {rounded} in the plans file; the data need not be preprocessed again."
+            f"The patch size {patch} of configuration '{configuration}' in {plans_name} has {len(patch)} axes, and its "
+            f"network {len(strides)}: plan again with a planner of DIN."
+        )
+    if any(edge % stride for edge, stride in zip(patch, strides, strict=True)):
+        rounded = [-(-edge // stride) * stride for edge, stride in zip(patch, strides, strict=True)]
+        multiples = " and ".join(map(str, sorted(set(strides))))
+        raise ValueError(
+            f"The patch size {patch} of configuration '{configuration}' in {plans_name} is not a multiple of "
+            f"{multiples} along every axis. Set it to {rounded} in the plans file; the data need not be preprocessed "
+            "again."
         )
     return enhancements
 
@@ -429,6 +443,14 @@ def rotated_extent(size: Sequence[int], angle: float) -> list[int]:
         math.ceil(along * math.cos(a) + across * math.sin(a) - 1e-9)
         for a, along, across in zip(angles, size, size[::-1], strict=True)
     ]
+
+
+def first_pooled_axes(strides: Sequence[Sequence[int]] | None) -> list[int] | None:
+    """Axes along which a network with these strides of its stages pools first; None, all, where nothing is said."""
+    for stride in strides or ():
+        if max(stride) > 1:
+            return [axis for axis, s in enumerate(stride) if s > 1]
+    return None
 
 
 def for_all_versions(per_channel: list[bool] | None, versions: int) -> list[bool] | None:

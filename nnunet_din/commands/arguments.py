@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Action
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,15 +32,16 @@ def add_trained_models(group) -> None:
     group.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="folds to take (default: all numbered ones)")
 
 
-def add_model_folder(parser) -> None:
-    """Add a trained model's folder, ``-f`` and ``--checkpoint`` to a parser."""
-    parser.add_argument("model", type=Path, help="nnU-Net's model folder TRAINER__PLANS__CONFIGURATION")
+def add_model_folder(parser) -> Action:
+    """Add a trained model's folder, ``-f`` and ``--checkpoint`` to a parser; returns the argument of the folder."""
+    folder = parser.add_argument("model", type=Path, help="nnU-Net's model folder TRAINER__PLANS__CONFIGURATION")
     parser.add_argument(
         "-f", dest="folds", nargs="+", metavar="FOLD", help="folds, or `all` (default: every trained one)"
     )
     parser.add_argument(
         "--checkpoint", choices=("final", "best", "latest"), default="final", help="default: %(default)s"
     )
+    return folder
 
 
 def add_picture(parser, default: str) -> None:

@@ -6,9 +6,10 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from nnunet_din.data.files import read_json, write_text
+from nnunet_din.data.files import write_text
 from nnunet_din.nnunet.configurations import PAPER_TABLES, derive
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
+from nnunet_din.nnunet.plans import heirs, read_plans
 
 
 def add_parser(subparsers) -> None:
@@ -56,12 +57,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("Give either --name with what is different, or --paper-tables.")
     if args.paper_tables and (args.set or args.set_training or args.enhancement):
         raise ValueError("--set, --set-training and --enhancement go with --name, not with --paper-tables.")
+    if args.name == args.base:
+        raise ValueError(f"A configuration cannot inherit from itself: choose another --name than {args.name}.")
     path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.dataset) / f"{args.plans}.json"
-    if not path.is_file():
-        there = sorted(p.stem for p in path.parent.glob("*Plans.json"))
-        do = f"Name one of these with -p: {', '.join(there)}." if there else "Plan with -pl nnUNetPlannerDIN first."
-        raise FileNotFoundError(f"{path} does not exist. {do}")
-    plans = read_json(path)
+    plans = read_plans(path)
     wanted = PAPER_TABLES if args.paper_tables else {args.name: (_values(args.set, "--set"), args.enhancement)}
     training = _values(args.set_training, "--set-training")
     added, notes = {}, []
@@ -79,6 +78,11 @@ def run(args: argparse.Namespace) -> int:
             continue
         if there is not None and not args.force:
             raise ValueError(f"{path} has a configuration '{name}' already: choose another name, or --force.")
+        if there is not None and (inheriting := heirs(plans, name)):
+            raise ValueError(
+                f"{', '.join(inheriting)} of {path} inherit from '{name}', which cannot be replaced for this reason: "
+                "choose another name."
+            )
         added[name] = configuration
     print(json.dumps(added, indent=2))
     for note in notes:

@@ -68,7 +68,13 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _examine(args: argparse.Namespace) -> Iterator[Check]:
-    # In the order in which one fault causes the next.
+    """All checks, in the order in which one fault causes the next.
+
+    Yields
+    ------
+    Check
+        What was looked at, and what was found.
+    """
     from nnunet_din.diagnosis import installation, machine
 
     works = True

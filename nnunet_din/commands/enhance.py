@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_din.data.files import read_json
 from nnunet_din.data.images import read_image, write_image
 from nnunet_din.enhancement import ENHANCEMENTS, enhance_slices
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
+from nnunet_din.nnunet.labels import read_dataset_json
 from nnunet_din.nnunet.network_input import channel_files, enhanced_on_image_grid
+from nnunet_din.nnunet.plans import read_plans, resolve
 
 
 def add_parser(subparsers) -> None:
@@ -53,7 +54,7 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Enhance the file that the arguments name."""
     if args.dataset is None:
-        if args.plans or args.configuration:
+        if args.plans is not None or args.configuration is not None:
             raise ValueError("-p and -c go with -d, the data set.")
         method = args.method or "fuzzy"
         picture = enhance_file(args.input, args.output, method, axis=args.axis, png=args.png, weights=args.weights)
@@ -63,14 +64,19 @@ def run(args: argparse.Namespace) -> int:
         if args.method or args.weights or args.axis is not None:
             raise ValueError("--method, --weights and --axis are the plans' to say: leave them out with -d.")
         written, pictures = enhance_as_planned(
-            args.input, args.output, args.dataset, args.plans or "nnUNetDINPlans", args.configuration or "2d", args.png
+            args.input, args.output, args.dataset, args.plans, args.configuration, args.png
         )
     print("Wrote " + ", ".join(map(str, [*written, *pictures])))
     return 0
 
 
 def enhance_as_planned(
-    source: Path, target: Path, dataset: str, plans_name: str, configuration: str, png: bool = False
+    source: Path,
+    target: Path,
+    dataset: str,
+    plans_name: str | None = None,
+    configuration: str | None = None,
+    png: bool = False,
 ) -> tuple[list[Path], list[Path]]:
     """Write what the network gets of a case, on the grid of its image.
 
@@ -81,7 +87,7 @@ def enhance_as_planned(
     target
         File to write. With several channels or enhancements each has a file of its own, their numbers in its name.
     dataset, plans_name, configuration
-        Data set, and a configuration of its plans.
+        Data set, and a configuration of its plans; None: nnUNetDINPlans and 2d.
     png
         Also write pictures of the middle slices.
 
@@ -95,12 +101,11 @@ def enhance_as_planned(
     ValueError, FileNotFoundError
         If data set, plans or files are missing or do not fit each other.
     """
+    plans_name = "nnUNetDINPlans" if plans_name is None else plans_name
+    configuration = "2d" if configuration is None else configuration
     folder = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset)
-    plans, description = read_json(folder / f"{plans_name}.json"), read_json(folder / "dataset.json")
-    if configuration not in plans["configurations"]:
-        raise ValueError(
-            f"{plans_name} has no configuration '{configuration}'. It has: {', '.join(plans['configurations'])}."
-        )
+    plans, description = read_plans(folder / f"{plans_name}.json"), read_dataset_json(folder / "dataset.json")
+    resolve(plans, configuration)
     names = description.get("channel_names", description.get("modality", ("",)))
     files = channel_files(source, len(names), description["file_ending"])
     image = read_image(source)

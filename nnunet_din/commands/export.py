@@ -1,4 +1,4 @@
-"""``nnunet-din export``: a trained model as files for programs without nnU-Net."""
+"""``nnunet-din export``: a trained model as files for programs without nnU-Net, or to give to others."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from pathlib import Path
 
 from nnunet_din.commands.arguments import add_model_folder
 
-#: Those of nnunet_din.deployment.export, which loads torch.
-FORMATS = ("onnx", "torch-export", "torchscript")
+#: The first three are those of nnunet_din.deployment.export, which loads torch.
+FORMATS = ("onnx", "torch-export", "torchscript", "safetensors")
 
 
 def add_parser(subparsers) -> None:
     """Add the sub-command ``export`` to the parser of ``nnunet-din``."""
     parser = subparsers.add_parser(
         "export",
-        help="write a trained model as ONNX, torch.export or TorchScript, to run without nnU-Net",
+        help="write a trained model as ONNX, torch.export or TorchScript, or as safetensors to share",
         description="Write the network of each fold of a trained model, for any batch, height and width, and "
-        "model.json with everything else that a program needs to run it: spacing, normalization, enhancement, patch, "
-        "mirroring, labels. examples/onnx_predict.py is such a program.",
+        "model.json with everything else that a program needs to run it without nnU-Net: spacing, normalization, "
+        "enhancement, patch, mirroring, labels. examples/onnx_predict.py is such a program. Or, with --format "
+        "safetensors, write weights, plans, dataset.json, scores and a manifest of hashes, for `nnunet-din predict -m` "
+        "and `nnunet-din import` of others; that works for nnU-Net's own models, too.",
     )
     add_model_folder(parser)
     parser.add_argument("out", type=Path, help="folder for the files")
@@ -28,8 +30,14 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export and name the files."""
-    from nnunet_din.deployment.export import export_model
+    if args.format == "safetensors":
+        from nnunet_din.deployment.sharing import share_model
 
-    for path in export_model(args.model, args.out, args.format, args.folds, args.checkpoint):
+        paths = share_model(args.model, args.out, args.folds, args.checkpoint)
+    else:
+        from nnunet_din.deployment.export import export_model
+
+        paths = export_model(args.model, args.out, args.format, args.folds, args.checkpoint)
+    for path in paths:
         print(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0

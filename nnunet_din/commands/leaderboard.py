@@ -65,6 +65,12 @@ def add_parser(subparsers) -> None:
         help="add Dice and HD95 as the published 2-D comparisons on ACDC and Synapse compute them",
     )
     how.add_argument("--published", choices=PUBLISHED, help="show the published rows of the paper, marked as such")
+    how.add_argument(
+        "--leave-out-invalid",
+        action="store_true",
+        help="name cases that cannot be scored (damaged, in another place, unknown labels) and go on without them; "
+        "default: an error",
+    )
     how.add_argument("--resamples", type=int, default=2000, help="bootstrap samples (default: 2000)")
     how.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="worker processes")
     parser.add_argument(
@@ -101,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or _default_output(args)
     for sentence in collection.missing:
         print(f"MISSING: {sentence}", file=sys.stderr)
+    left_out: list[str] | None = [] if args.leave_out_invalid else None
     cases = score_cases(
         collection.cases,
         labels,
@@ -108,7 +115,11 @@ def run(args: argparse.Namespace) -> int:
         merit=args.protocol == "merit",
         cache=output / "scored_cases.jsonl",
         processes=args.processes,
+        left_out=left_out,
     )
+    for sentence in left_out or ():
+        print(f"LEFT OUT: {sentence}", file=sys.stderr)
+    collection.missing += [f"left out: {sentence}" for sentence in left_out or ()]
     board = Leaderboard(
         title=dataset_name(args.dataset) if args.dataset else " / ".join(args.gt.resolve().parts[-2:]),
         cases=cases,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from nnunet_din import __version__
@@ -16,6 +18,7 @@ from nnunet_din.commands import (
     enhance,
     export,
     figure,
+    import_model,
     leaderboard,
     predict,
     profile,
@@ -37,6 +40,7 @@ COMMANDS = (
     curves,
     predict,
     export,
+    import_model,
 )
 
 
@@ -60,9 +64,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return args.run(args)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"nnunet-din {args.command}: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        message = _of_the_system(error)
+    except (ValueError, MemoryError) as error:
+        message = str(error) or "there is not enough memory."
+    except KeyboardInterrupt:
+        print(f"nnunet-din {args.command}: stopped.", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        print(
+            f"nnunet-din {args.command}: this is a fault of nnunet-din {__version__}. Please report it to its "
+            "developers, with the lines above.",
+            file=sys.stderr,
+        )
+        return 70
+    print(f"nnunet-din {args.command}: {' '.join(message.split())}", file=sys.stderr)
+    return 1
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the operating system says, in words; our own errors are such words already."""
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
 
 
 if __name__ == "__main__":

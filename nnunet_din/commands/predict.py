@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_din.commands.arguments import add_model_folder
-from nnunet_din.data.files import read_json
+
+if TYPE_CHECKING:
+    from nnunet_din.nnunet.predictor import TrainedModel
 
 
 def add_parser(subparsers) -> None:
@@ -16,12 +20,29 @@ def add_parser(subparsers) -> None:
         "predict",
         help="predict images with a trained model, and draw what was predicted",
         description="Predict as nnUNetv2_predict does, in one process and case by case: what fails for one is said at "
-        "the end and leaves the others alone. For many images on a GPU nnUNetv2_predict is faster.",
+        "the end and leaves the others alone. For many images on a GPU nnUNetv2_predict is faster. Weights are read "
+        "without unpickling, from checkpoints, too.",
+        usage="%(prog)s MODEL IMAGES [IMAGES ...] [options], or %(prog)s -m MODEL -i IMAGES [IMAGES ...] [options]",
     )
-    add_model_folder(parser)
-    parser.add_argument(
+    model = add_model_folder(parser)
+    model.help = (
+        "nnU-Net's model folder TRAINER__PLANS__CONFIGURATION, or what `nnunet-din export --format safetensors` wrote, "
+        "which is compared with its manifest first"
+    )
+    images = parser.add_argument(
         "images", type=Path, nargs="+", help="first channels CASE_0000.nii.gz, the others beside them, or folders"
     )
+    for option, nargs, same in (("-m", None, "MODEL"), ("-i", "+", "IMAGES")):
+        parser.add_argument(
+            option,
+            dest=f"by_option_{same.lower()}",
+            type=Path,
+            nargs=nargs,
+            metavar=same,
+            action=_InPlaceOfPositionals,
+            positionals=(model, images),
+            help=f"the same as {same}",
+        )
     parser.add_argument("-o", dest="out", type=Path, default=Path(), metavar="FOLDER", help="default: this folder")
     parser.add_argument(
         "--png", action="store_true", help="also draw CASE_overlay.png: image, enhanced image, prediction"
@@ -33,29 +54,58 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, draw, and name what failed."""
-    from nnunet_din.nnunet.models import trained_folds
+    folder, images = _model_and_images(args)
     from nnunet_din.nnunet.prediction import find_cases, predict_cases
 
-    trained_folds(args.model, f"checkpoint_{args.checkpoint}.pth", args.folds)
-    plans, dataset_json = (read_json(args.model / name) for name in ("plans.json", "dataset.json"))
-    cases = find_cases(args.images, dataset_json)
-    configuration = args.model.resolve().name.rpartition("__")[2]
+    model = _read(folder, args.folds, args.checkpoint)
+    cases = find_cases(images, model.dataset_json)
     failed = {}
-    results = predict_cases(
-        args.model, cases, args.out, args.folds, args.checkpoint, args.device, not args.no_mirroring
-    )
-    for case in results:
+    for case in predict_cases(model, cases, args.out, args.device, not args.no_mirroring):
         if case.error is not None:
             failed[case.name] = case.error
             continue
         print(f"Wrote {case.label_map}", flush=True)
         if args.png:
-            print(f"Wrote {_draw(case, plans, configuration, dataset_json)}", flush=True)
+            print(f"Wrote {_draw(case, model.plans, model.configuration, model.dataset_json)}", flush=True)
     for name, error in failed.items():
         print(f"{name} was not predicted: {error}", file=sys.stderr)
     if failed:
         print(f"nnunet-din predict: {len(failed)} of {len(cases)} cases were not predicted.", file=sys.stderr)
     return 1 if failed else 0
+
+
+class _InPlaceOfPositionals(argparse.Action):
+    """An option after which the positional arguments may be left out."""
+
+    def __init__(self, *args, positionals: Sequence[argparse.Action], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.positionals = positionals
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Take the values."""
+        setattr(namespace, self.dest, values)
+        for positional in self.positionals:
+            positional.required = False
+
+
+def _model_and_images(args: argparse.Namespace) -> tuple[Path, list[Path]]:
+    positional, by_option = (args.model, args.images), (args.by_option_model, args.by_option_images)
+    if any(positional) and any(by_option):
+        raise ValueError("Give either MODEL IMAGES..., or -m MODEL -i IMAGES..., and no mixture of both.")
+    if not all(positional) and not all(by_option):
+        raise ValueError("-m MODEL and -i IMAGES... belong together: one of them is missing.")
+    return positional if all(positional) else by_option
+
+
+def _read(folder: Path, folds: list[str] | None, checkpoint: str) -> TrainedModel:
+    from nnunet_din.deployment.sharing import is_shared, read_shared
+    from nnunet_din.nnunet.predictor import read_model_folder
+
+    if not is_shared(folder):
+        return read_model_folder(folder, folds, checkpoint)
+    if checkpoint != "final":
+        raise ValueError(f"--checkpoint is for model folders of nnU-Net: {folder} has one set of weights for a fold.")
+    return read_shared(folder, folds)
 
 
 def _draw(case, plans: dict, configuration: str, dataset_json: dict) -> Path:

@@ -6,9 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from nnunet_din.data.files import read_json
+from nnunet_din.devices import usable_device
 from nnunet_din.nnunet.configurations import PAPER_TABLES, network_arguments
-from nnunet_din.nnunet.labels import number_of_classes
+from nnunet_din.nnunet.labels import number_of_classes, read_dataset_json
+from nnunet_din.nnunet.plans import read_plans, resolve
 from nnunet_din.presets import PRESETS
 
 _NETWORK = ".DualInteractionNetwork"
@@ -31,7 +32,9 @@ def add_parser(subparsers) -> None:
         help="a table in Markdown, counted, of every DIN configuration of the plans, or of the paper's tables at the "
         "size of the preset",
     )
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="default: the plans' patch, or 224 224")
+    parser.add_argument(
+        "--size", type=int, nargs="+", metavar="EDGE", help="H W, or Z H W (default: the plans' patch, or 224 224)"
+    )
     parser.add_argument("--batch", type=int, help="images a step (default: the plans' batch size, or 1)")
     parser.add_argument("--channels", type=int, help="of the original image (default: the plans' data set's, or 1)")
     parser.add_argument("--classes", type=int, help="default: those of the data set, or 4")
@@ -50,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
-    if args.size and min(args.size) < 1:
-        raise ValueError(f"--size must be at least 1 x 1, got {args.size[0]} x {args.size[1]}.")
+    if args.size and (len(args.size) not in (2, 3) or min(args.size) < 1):
+        raise ValueError(f"--size takes two or three edges from 1 on, got {_text(args.size)}.")
     if args.plans is not None:
         _describe_data(args)
     args.channels, args.classes = args.channels or 1, args.classes or 4
@@ -61,6 +64,10 @@ def run(args: argparse.Namespace) -> int:
         print(_all(args))
         return 0
     kwargs, size, batch = _what_to_profile(args)
+    axes = len(kwargs["strides"][0]) if kwargs.get("strides") else 2
+    if len(size) != axes:
+        raise ValueError(f"--size takes {axes} edges for this network, got {_text(size)}.")
+    device = None if args.count_only else usable_device(args.device)
     from nnunet_din.cost.measurement import count, expected_memory, measure
 
     shape = (batch, kwargs.get("versions", 2) * args.channels, *size)
@@ -70,10 +77,7 @@ def run(args: argparse.Namespace) -> int:
         "parts": count(kwargs, args.channels, args.classes, size),
         "expected_training_memory_bytes": expected_memory(kwargs, args.channels, args.classes, shape),
     }
-    if not args.count_only:
-        import torch
-
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device is not None:
         report["measured"] = measure(kwargs, args.classes, shape, device, args.repeats)
     print(json.dumps(report, indent=2) if args.json else _table(report))
     return 0
@@ -101,7 +105,8 @@ def _all(args: argparse.Namespace) -> str:
             raise ValueError(f"{args.plans} has no DIN configuration: use plans made with -pl nnUNetPlannerDIN.")
     rows = []
     for name, (kwargs, size) in networks.items():
-        size = args.size or size
+        if args.size and len(args.size) == len(size):
+            size = args.size
         total = count(kwargs, args.channels, args.classes, size)["total"]
         rows.append(
             {
@@ -109,7 +114,7 @@ def _all(args: argparse.Namespace) -> str:
                 "parameters (M)": f"{total['parameters'] / 1e6:.2f}",
                 "multiply-adds (G)": f"{total['multiply_adds'] / 1e9:.1f}",
                 "as printed (G)": f"{total['literal_multiply_adds'] / 1e9:.1f}",
-                "image": f"{size[0]} x {size[1]}",
+                "image": _text(size),
             }
         )
     return "\n".join(markdown_table(pd.DataFrame(rows)))
@@ -125,16 +130,12 @@ def _describe_data(args: argparse.Namespace) -> None:
     """
     if args.preset:
         raise ValueError("Give a plans file or --preset, not both.")
-    plans = read_json(args.plans)
-    if not isinstance(plans, dict) or "configurations" not in plans:
-        raise ValueError(f"{args.plans} is no plans file of nnU-Net: it has no `configurations`.")
-    if not args.all and args.configuration not in plans["configurations"]:
-        raise ValueError(
-            f"{args.plans} has no configuration '{args.configuration}'. It has: {', '.join(plans['configurations'])}."
-        )
+    plans = read_plans(args.plans)
+    if not args.all:
+        resolve(plans, args.configuration)
     description = args.plans.parent / "dataset.json"
     if description.is_file():
-        content = read_json(description)
+        content = read_dataset_json(description)
         channels = content.get("channel_names", content.get("modality", ()))
         args.channels = args.channels or len(channels)
         args.classes = args.classes or number_of_classes(content)
@@ -144,7 +145,7 @@ def _describe_data(args: argparse.Namespace) -> None:
 def _read_plans(args: argparse.Namespace):
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    return PlansManager(read_json(args.plans))
+    return PlansManager(read_plans(args.plans))
 
 
 def _what_to_profile(args: argparse.Namespace) -> tuple[dict, list[int], int]:
@@ -165,9 +166,14 @@ def _what_to_profile(args: argparse.Namespace) -> tuple[dict, list[int], int]:
     )
 
 
+def _text(size) -> str:
+    return " x ".join(map(str, size))
+
+
 def _table(report: dict) -> str:
-    n, _, h, w = report["input_shape"]
-    lines = [f"{'part':<10} {'parameters':>12} {'multiply-adds':>14} {'as printed':>12}   (one image of {h} x {w})"]
+    n, _, *size = report["input_shape"]
+    heads = f"{'part':<10} {'parameters':>12} {'multiply-adds':>14} {'as printed':>12}"
+    lines = [f"{heads}   (one image of {_text(size)})"]
     for part, row in report["parts"].items():
         numbers = (row["parameters"] / 1e6, row["multiply_adds"] / 1e9, row["literal_multiply_adds"] / 1e9)
         lines.append("{:<10} {:>10.2f} M {:>12.1f} G {:>10.1f} G".format(part, *numbers))

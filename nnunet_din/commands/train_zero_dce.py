@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 from nnunet_din.data.files import written_whole
+from nnunet_din.devices import usable_device
 from nnunet_din.enhancement.intensity import INTENSITIES
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
 from nnunet_din.nnunet.slices import training_slices
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.epochs is not None and args.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {args.epochs}.")
 
+    device = usable_device(args.device)
     slices, color = training_slices(nnunet_folder("nnUNet_raw") / name, size=args.size, seed=args.seed)
 
     import torch
@@ -63,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_din.enhancement.zero_dce import fit_zero_dce, zero_dce_parameters
 
     iterations = math.ceil(args.epochs * len(slices) / args.batch) if args.epochs else args.iterations
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     fit = fit_zero_dce(slices, iterations, size=args.size, batch=args.batch, device=device, seed=args.seed)
     # torch.save would write the name of a path into the file, and change its hash.
     with written_whole(output) as temporary, temporary.open("wb") as file:

@@ -121,6 +121,7 @@ class _Autocast(TorchFunctionMode):
 
     HALF = {
         torch.conv2d,
+        torch.conv3d,
         torch.einsum,
         torch.bmm,
         torch.baddbmm,

@@ -37,8 +37,8 @@ def count(kwargs: dict, channels: int, classes: int, size: Sequence[int]) -> dic
     """Parameters and multiply-adds of one image by part of the network; ``literal`` as the paper prints the decoder."""
     with torch.device("meta"):
         network = DualInteractionNetwork(channels, classes, **kwargs)
-    decoded: list[Sequence[int]] = []
-    network.decoder.register_forward_pre_hook(lambda _, levels: decoded.append(levels[0][0].shape[-2:]))
+    levels: list[Sequence[int]] = []
+    network.decoder.register_forward_pre_hook(lambda _, inputs: levels.extend(x.shape[2:] for x in inputs[0]))
     multiply_adds = multiply_adds_by_part(network, (1, network.versions * channels, *size))
     parts: dict[str, dict[str, int]] = {}
     for child, part in PARTS.items():
@@ -47,7 +47,7 @@ def count(kwargs: dict, channels: int, classes: int, size: Sequence[int]) -> dic
         row["parameters"] += count_parameters(module)
         row["multiply_adds"] += multiply_adds[child]
         literal = getattr(module, "literal_multiply_adds", None)
-        row["literal_multiply_adds"] += literal(decoded[0]) if literal else multiply_adds[child]
+        row["literal_multiply_adds"] += literal(levels[0], levels) if literal else multiply_adds[child]
     parts["total"] = {key: sum(row[key] for row in parts.values()) for key in parts["decoder"]}
     return parts
 

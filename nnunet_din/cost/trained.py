@@ -36,7 +36,11 @@ def cost_of(model: Model) -> dict[str, float]:
 
 
 def count(model_folder: Path) -> tuple[float, float]:
-    """Parameters, and multiply-adds of one patch, of the network in a model's plans; NaN where it cannot be built."""
+    """Parameters, and multiply-adds of one patch, of the network in a model's plans.
+
+    NaN where it cannot be built, and where the plans name classes that are not known, see
+    :func:`nnunet_din.nnunet.known_classes.check_network`; a note says which.
+    """
     import torch
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -44,11 +48,13 @@ def count(model_folder: Path) -> tuple[float, float]:
 
     from nnunet_din.cost.accounting import count_multiply_adds, count_parameters
     from nnunet_din.network import DualInteractionNetwork
+    from nnunet_din.nnunet.known_classes import check_network
 
     try:
         dataset_json = read_json(model_folder / "dataset.json")
         manager = PlansManager(str(model_folder / "plans.json"))
         configuration = manager.get_configuration(model_folder.name.split("__")[2])
+        check_network(configuration.configuration["architecture"])
         channels = determine_num_input_channels(manager, configuration, dataset_json)
         with torch.device("meta"):
             network = get_network_from_plans(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnunet_din.data.files import written_whole
+from nnunet_din.data.integrity import check_file
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -58,12 +60,13 @@ def read_image(path: Path) -> Image:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If SimpleITK cannot read it, or it is something else.
+        If it is not whole, SimpleITK cannot read it, or it is something else.
     """
     import SimpleITK
 
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
+    check_file(path)
     try:
         image = SimpleITK.ReadImage(str(path))
     except RuntimeError as error:
@@ -84,12 +87,15 @@ def read_label_map(path: Path) -> np.ndarray:
     Raises
     ------
     FileNotFoundError, ValueError
-        See :func:`read_image`; or if it is in colours.
+        See :func:`read_image`; or if it is in colours or has values that are no whole numbers.
     """
     image = read_image(path)
     if image.color:
         raise ValueError(f"{path}: a label map has one number a pixel, and this is a picture in colours.")
-    return image.array.astype(np.int32)
+    labels = image.array.astype(np.int32)
+    if (wrong := labels != image.array).any():
+        raise ValueError(f"{path}: a label map has whole numbers, and this has {image.array[wrong][0]:g}.")
+    return labels
 
 
 def write_image(path: Path, array: np.ndarray, like: Image) -> None:
@@ -99,6 +105,8 @@ def write_image(path: Path, array: np.ndarray, like: Image) -> None:
     ------
     ValueError
         If the format cannot hold such an image.
+    OSError
+        If the file does not hold what was written to it, as where the disk is full; it is removed.
     """
     import SimpleITK
 
@@ -112,3 +120,12 @@ def write_image(path: Path, array: np.ndarray, like: Image) -> None:
                 f"{path}: SimpleITK cannot write floating-point images in this format. Use a name that ends in "
                 ".nii.gz, .nrrd or .mha."
             ) from error
+        # SimpleITK does not notice a full disk.
+        try:
+            whole = np.array_equal(
+                SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(temporary))), SimpleITK.GetArrayViewFromImage(image)
+            )
+        except RuntimeError:
+            whole = False
+        if not whole:
+            raise OSError(errno.ENOSPC, "the file does not hold what was written: is the disk full?", str(path))

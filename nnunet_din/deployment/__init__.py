@@ -1,1 +1,1 @@
-"""Trained models for programs without nnU-Net."""
+"""Trained models for programs without nnU-Net, and for others."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from nnunet_din.data.files import write_text
 from nnunet_din.deployment.description import describe
 from nnunet_din.network.din import DualInteractionNetwork
-from nnunet_din.nnunet.models import trained_folds
+from nnunet_din.nnunet.predictor import build_network, read_model_folder
 
 #: Older versions of torch do not make graphs for images of any size of this network.
 OLDEST_TORCH = "2.9"
@@ -53,33 +53,30 @@ def export_model(
     FileNotFoundError
         If the folder is not a model's, or a fold has no such checkpoint.
     ValueError
-        If the model's network is not DIN, or torch or onnxscript are too old or missing.
+        If the model's network is not DIN, a checkpoint holds more than weights, or torch or onnxscript are too old or
+        missing.
     """
     ending, write = FORMATS[form]
     _check_tools(form)
-    name = f"checkpoint_{checkpoint}.pth"
-    folds = trained_folds(folder, name, folds)
-    # Loads nnU-Net: after everything that can be checked without it.
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False)
-    predictor.initialize_from_trained_model_folder(
-        str(folder), [fold if fold == "all" else int(fold) for fold in folds], name
-    )
-    network = getattr(predictor.network, "_orig_mod", predictor.network)  # nnU-Net compiles where told to
+    model = read_model_folder(folder, folds, checkpoint)
+    network = build_network(model)
     if not isinstance(network, DualInteractionNetwork):
         raise ValueError(f"{folder} holds a {type(network).__name__}, and only DIN's networks can be exported.")
-    files = [out / f"fold_{fold}{ending}" for fold in folds]
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    if network.dimensions != 2:
+        raise ValueError(f"{folder} is a model for volumes: export it as safetensors, or a 2-D model as {form}.")
+    files = [out / f"fold_{fold}{ending}" for fold in model.weights]
     description = describe(
-        predictor.plans_manager.plans,
-        predictor.configuration_manager.configuration,
-        predictor.dataset_json,
+        model.plans,
+        PlansManager(model.plans).get_configuration(model.configuration).configuration,
+        model.dataset_json,
         [path.name for path in files],
         network.encoders[0].stride,
-        predictor.allowed_mirroring_axes,
+        model.mirroring_axes,
     )
     out.mkdir(parents=True, exist_ok=True)
-    for path, weights in zip(files, predictor.list_of_parameters, strict=True):
+    for path, weights in zip(files, model.weights.values(), strict=True):
         network.load_state_dict(weights)
         partial = path.with_name(f"{path.stem}.partial{ending}")
         write(network.eval(), partial)

@@ -1,11 +1,12 @@
 """Image enhancement: from the original image I to its enhanced version E, the second input of the network.
 
-Each method has a file of its own and a line in :data:`ENHANCEMENTS`. A method is a function of slices in (-1, 1)::
+Each method has a file of its own and a line in :data:`ENHANCEMENTS`, and, if it has a form for whole volumes, one in
+:data:`VOLUMETRIC`. A method is a function of slices in (-1, 1)::
 
     method(f, *, color, mask, **parameters) -> array like f, in (-1, 1)
 
 with ``f`` of shape ``(..., H, W)`` (``(..., C, H, W)`` where ``color`` is true) and a ``mask`` of shape ``(..., H, W)``
-or None.
+or None. Its volumetric form has ``Z, H, W`` for ``H, W``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nnunet_din.enhancement.fuzzy import fuzzy_enhance, fuzzy_membership
+from nnunet_din.enhancement.fuzzy import fuzzy_enhance, fuzzy_enhance_volume, fuzzy_membership
 from nnunet_din.enhancement.histogram import adaptive_histogram_equalize, histogram_equalize
 from nnunet_din.enhancement.intensity import to_unit_interval
 
@@ -34,11 +35,18 @@ ENHANCEMENTS: dict[str, Callable] = {
     "zero_dce": _zero_dce,
 }
 
+#: The same of those that have a form for volumes.
+VOLUMETRIC: dict[str, Callable] = {"fuzzy": fuzzy_enhance_volume}
+
 __all__ = [
     "ENHANCEMENTS",
+    "VOLUMETRIC",
     "adaptive_histogram_equalize",
+    "enhance",
     "enhance_slices",
+    "enhance_volume",
     "fuzzy_enhance",
+    "fuzzy_enhance_volume",
     "fuzzy_membership",
     "get_enhancement",
     "histogram_equalize",
@@ -57,6 +65,31 @@ def get_enhancement(method: str) -> Callable:
     if method not in ENHANCEMENTS:
         raise ValueError(f"Unknown enhancement '{method}'. Known enhancements: {', '.join(sorted(ENHANCEMENTS))}.")
     return ENHANCEMENTS[method]
+
+
+def enhance(data: np.ndarray, volumetric: bool = False, **arguments) -> np.ndarray:
+    """Enhance a volume as the plans say.
+
+    Parameters
+    ----------
+    data
+        Intensities, see :func:`enhance_slices`.
+    volumetric
+        Whether the volume is enhanced as a whole or slice by slice.
+    **arguments
+        Of :func:`enhance_volume` or :func:`enhance_slices`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Enhanced volume.
+
+    Raises
+    ------
+    ValueError
+        As those functions do.
+    """
+    return (enhance_volume if volumetric else enhance_slices)(data, **arguments)
 
 
 def enhance_slices(
@@ -96,11 +129,9 @@ def enhance_slices(
     ValueError
         Unknown method, wrong shape, or values that are not finite.
     """
-    enhance = get_enhancement(method)
-    if data.ndim != 4:
-        raise ValueError(f"Expected data of shape (C, Z, H, W), got {data.shape}.")
-    out = np.empty(data.shape, np.result_type(data.dtype, np.float32))
-    for channels in [slice(None)] if color else [slice(c, c + 1) for c in range(len(data))]:
+    method_of_slices = get_enhancement(method)
+    out = _empty_like(data)
+    for channels in _images(data, color):
         f = to_unit_interval(data[channels], percentiles=percentiles, limit=limit, mask=mask)
         # One slice at a time: the temporaries stay in the cache, and a CT of 1000 slices needs no more memory than one
         # slice.
@@ -109,5 +140,64 @@ def enhance_slices(
             if slice_mask is not None and not slice_mask.any():
                 out[channels, z] = 0
             else:
-                out[channels, z] = enhance(f[:, z], color=color, mask=slice_mask, **parameters)
+                out[channels, z] = method_of_slices(f[:, z], color=color, mask=slice_mask, **parameters)
     return out
+
+
+def enhance_volume(
+    data: np.ndarray,
+    color: bool = False,
+    mask: np.ndarray | None = None,
+    method: str = "fuzzy",
+    percentiles: Sequence[float] = (0.5, 99.5),
+    limit: float = 0.99,
+    **parameters,
+) -> np.ndarray:
+    """Enhance a volume as a whole: for voxels whose edges are near equal.
+
+    Parameters
+    ----------
+    data, color, mask
+        As for :func:`enhance_slices`.
+    method
+        A name of :data:`VOLUMETRIC`.
+    percentiles, limit
+        See :func:`to_unit_interval`.
+    **parameters
+        Passed to the method.
+
+    Returns
+    -------
+    numpy.ndarray
+        Enhanced volume, shape and (floating) dtype of ``data``, values in (-1, 1). A volume without foreground is 0.
+
+    Raises
+    ------
+    ValueError
+        Unknown method, or one of slices only; wrong shape, or values that are not finite.
+    """
+    get_enhancement(method)
+    if method not in VOLUMETRIC:
+        raise ValueError(
+            f"Enhancement '{method}' works slice by slice only. Methods for whole volumes: {', '.join(VOLUMETRIC)}."
+        )
+    out = _empty_like(data)
+    for channels in _images(data, color):
+        f = to_unit_interval(data[channels], percentiles=percentiles, limit=limit, mask=mask)
+        if mask is not None and not mask.any():
+            out[channels] = 0
+        else:
+            out[channels] = VOLUMETRIC[method](f, color=color, mask=mask, **parameters)
+    return out
+
+
+def _empty_like(data: np.ndarray) -> np.ndarray:
+    """Room for the enhanced version of data of shape ``(C, Z, H, W)``."""
+    if data.ndim != 4:
+        raise ValueError(f"Expected data of shape (C, Z, H, W), got {data.shape}.")
+    return np.empty(data.shape, np.result_type(data.dtype, np.float32))
+
+
+def _images(data: np.ndarray, color: bool) -> list[slice]:
+    """The channels that are enhanced together: all colours, or one by one."""
+    return [slice(None)] if color else [slice(c, c + 1) for c in range(len(data))]

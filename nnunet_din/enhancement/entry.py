@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 def enhancements_of(configuration: Mapping) -> list[dict]:
-    """Keyword arguments of :func:`nnunet_din.enhancement.enhance_slices`, one set for each enhanced version.
+    """Keyword arguments of :func:`nnunet_din.enhancement.enhance`, one set for each enhanced version.
 
     Parameters
     ----------

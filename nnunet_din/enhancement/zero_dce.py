@@ -13,7 +13,6 @@ left. Regions at the border have fewer neighbours, and biases start at 0, where 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from nnunet_din.data.files import sha256_of
+from nnunet_din.data.weight_files import UnsafeFileError, read_weights
 
 __all__ = [
     "DCENet",
@@ -361,7 +363,7 @@ def _sha256(path: Path) -> str:
             f"{path} does not exist: the weights of Zero-DCE are a file of their own, to be copied there from where "
             "they were made, or made again by `nnunet-din train-zero-dce`."
         )
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_of(path)
 
 
 @lru_cache(maxsize=4)
@@ -374,9 +376,11 @@ def _load(weights: str, sha256: str) -> DCENet:
             "there, or make it again by `nnunet-din train-zero-dce` and plan, preprocess and train with it."
         )
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = read_weights(Path(weights))
         network = DCENet(state["convolutions.0.weight"].shape[1])
         network.load_state_dict(state)
-    except Exception as error:  # torch.load raises what it pleases
+    except UnsafeFileError:
+        raise
+    except Exception as error:  # whatever is no network of ours
         raise ValueError(f"{weights} does not hold weights that `nnunet-din train-zero-dce` has made.") from error
     return network.eval()

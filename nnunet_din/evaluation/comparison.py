@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_din.data.files import read_json
 from nnunet_din.data.images import read_image, read_label_map
 from nnunet_din.evaluation.metrics import mean_dice
 from nnunet_din.nnunet.configurations import has_enhancement
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
-from nnunet_din.nnunet.labels import label_names, read_labels
+from nnunet_din.nnunet.labels import label_names, read_dataset_json, read_labels
 from nnunet_din.nnunet.models import fold_folders, named_models
 from nnunet_din.nnunet.network_input import channel_files, enhanced_on_image_grid
+from nnunet_din.nnunet.plans import read_plans
 from nnunet_din.plotting.selection import crop_window, make_row
 
 __all__ = [
@@ -194,7 +194,8 @@ def compare_models(
 
     raw = nnunet_folder("nnUNet_raw") / dataset_name(dataset)
     description = raw / "dataset.json"
-    ending = read_json(description)["file_ending"]
+    content = read_dataset_json(description)
+    ending = content["file_ending"]
     predictions: dict[str, dict[str, Path]] = {}
     planned: Planned | None = None
     for name, model in named_models(dataset, models).items():
@@ -219,7 +220,7 @@ def compare_models(
                 raise FileNotFoundError(f"{name} has no validation prediction of the case {case}.")
     if not common:
         raise ValueError(f"No case was predicted by all of {', '.join(predictions)}: choose other folds or models.")
-    files = get_filenames_of_train_images_and_targets(str(raw), read_json(description))
+    files = get_filenames_of_train_images_and_targets(str(raw), content)
     cases = []
     for name in chosen or common:
         if name not in files:
@@ -236,17 +237,17 @@ def _described(cases: list[Case], description: Path | None, planned: Planned | N
     if description is None:
         return Comparison(cases)
     labels = read_labels(description)
-    return Comparison(cases, labels.structures, labels.ignore, label_names(read_json(description)), planned)
+    return Comparison(cases, labels.structures, labels.ignore, label_names(read_dataset_json(description)), planned)
 
 
 def _planned(plans: Path, configuration: str, description: Path | None) -> Planned | None:
     """What the plans say about the network's input; None if they are not a DIN planner's."""
-    content = read_json(plans)
+    content = read_plans(plans)
     if not has_enhancement(content, configuration):
         return None
     if description is None:
         raise FileNotFoundError(f"{plans} belongs to a data set whose dataset.json is needed: --dataset-json FILE.")
-    return Planned(content, configuration, read_json(description))
+    return Planned(content, configuration, read_dataset_json(description))
 
 
 def _file_ending(images: Path, channel: int) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnunet_din.data.integrity import WrongLabel, check_file, check_labels
 from nnunet_din.data.progress import progress
 from nnunet_din.evaluation.collection import ScoredCase
 from nnunet_din.evaluation.metrics import METRICS_VERSION, merit_metrics, structure_metrics
@@ -52,10 +55,11 @@ def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float]
     Raises
     ------
     ValueError
-        If a file cannot be read, or prediction and truth differ in shape.
+        If a file is not whole or cannot be read, holds a value that is no label, or prediction and truth differ in
+        shape or place.
     """
-    truth, spacing, place = _read(case.truth, labels.file_ending)
-    prediction, _, predicted_place = _read(case.prediction, labels.file_ending)
+    truth, spacing, place = _read(case.truth, labels)
+    prediction, _, predicted_place = _read(case.prediction, labels)
     if prediction.shape != truth.shape:
         raise ValueError(
             f"{case.prediction} has shape {prediction.shape} and its truth {case.truth} has shape {truth.shape}: "
@@ -87,6 +91,7 @@ def score_cases(
     merit: bool = False,
     cache: Path | None = None,
     processes: int = 1,
+    left_out: list[str] | None = None,
 ) -> DataFrame:
     """Score cases in parallel.
 
@@ -99,16 +104,18 @@ def score_cases(
         as finished if neither of its files and no setting has changed.
     processes
         Number of worker processes.
+    left_out
+        List that takes a sentence for each case that cannot be scored; None: such a case is an error.
 
     Returns
     -------
     pandas.DataFrame
-        The rows of all cases, in the order of ``cases``.
+        The rows of all cases that can be scored, in the order of ``cases``.
 
     Raises
     ------
     ValueError
-        If a case cannot be scored. The others that were computed stay in the cache.
+        If a case cannot be scored, or none can. The others that were computed stay in the cache.
     """
     from pandas import DataFrame
 
@@ -127,69 +134,89 @@ def score_cases(
         print(f"{reused} of {len(set(keys))} cases were scored before.", file=sys.stderr)
     if cache:
         cache.parent.mkdir(parents=True, exist_ok=True)
+    errors: list[ValueError] = []
     with progress(total=len(todo), desc="scoring", unit="cases") if todo else nullcontext() as bar:
         for key, rows in _compute(todo, labels, tolerances, merit, processes):
+            if bar is not None:
+                bar.update()
+            if isinstance(rows, ValueError):
+                errors.append(rows)
+                continue
             done[key] = rows
             if cache:
                 with cache.open("a", encoding="utf-8") as file:
                     file.write(json.dumps([key, rows]) + "\n")
-            if bar is not None:
-                bar.update()
+    if errors and (left_out is None or len(errors) == len(set(keys))):
+        more = f" (and {len(errors) - 1} more cases cannot be scored)" if len(errors) > 1 else ""
+        raise ValueError(f"{errors[0]}{more}") from errors[0]
+    if left_out is not None:
+        left_out += [str(error) for error in errors]
     # The cache holds no names: the same files may be scored under another one.
-    rows = []
+    scored = []
     for key, case in zip(keys, cases, strict=True):
-        rows += [{**row, "model": case.model, "fold": case.fold, "case": case.case} for row in done[key]]
-    return DataFrame(rows)
+        scored += [{**row, "model": case.model, "fold": case.fold, "case": case.case} for row in done.get(key, ())]
+    return DataFrame(scored)
 
 
 def _compute(todo: Mapping[str, ScoredCase], labels, tolerances, merit: bool, processes: int):
-    """Yields (key, rows) as the cases are finished; raises the first error when the others are finished."""
-    error = None
+    """Yields (key, rows) as the cases are finished, or (key, error) where one cannot be scored."""
     if processes <= 1 or len(todo) <= 1:
         for key, case in todo.items():
             try:
-                yield key, score_case(case, labels, tolerances, merit)
-            except ValueError as first:
-                error = error or first
+                rows = score_case(case, labels, tolerances, merit)
+            except ValueError as error:
+                yield key, error
+            else:
+                yield key, rows
     else:
         # Workers that are forked from a server which has loaded the libraries once; elsewhere each loads its own.
         context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         if sys.platform == "linux":
             context.set_forkserver_preload(["monai.metrics", "nnunetv2.imageio.reader_writer_registry", __name__])
-        with ProcessPoolExecutor(min(processes, len(todo)), mp_context=context, initializer=_use_one_thread) as pool:
+        with ProcessPoolExecutor(min(processes, len(todo)), mp_context=context, initializer=_begin_worker) as pool:
             futures = {pool.submit(score_case, case, labels, tolerances, merit): key for key, case in todo.items()}
             try:
                 for future in as_completed(futures):
-                    try:
-                        yield futures[future], future.result()
-                    except BrokenProcessPool as broken:
+                    failure = future.exception()
+                    if isinstance(failure, BrokenProcessPool):
                         raise ValueError(
                             "A worker process was ended from outside, perhaps for lack of memory. Start the command "
                             "again with fewer processes (-np): it continues."
-                        ) from broken
-                    except ValueError as first:
-                        error = error or first
+                        ) from failure
+                    if isinstance(failure, ValueError):
+                        yield futures[future], failure
+                    else:
+                        yield futures[future], future.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    if error:
-        raise error
 
 
-def _use_one_thread() -> None:
+def _begin_worker() -> None:
+    """One thread for each worker, which ends with the process that has started it, even if that is killed."""
     import torch
 
     torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _text(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
-def _read(path: Path, file_ending: str) -> tuple[np.ndarray, list[float], dict[str, Sequence[float]]]:
+def _read(path: Path, labels: Labels) -> tuple[np.ndarray, list[float], dict[str, Sequence[float]]]:
     """Label map and voxel size, ``(Z, Y, X)``, or ``(Y, X)`` for a 2-D image, and what is known of its place."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
 
+    check_file(path)
+    file_ending = labels.file_ending
     try:
         try:
             reader = determine_reader_writer_from_file_ending(file_ending, verbose=False)
@@ -199,6 +226,12 @@ def _read(path: Path, file_ending: str) -> tuple[np.ndarray, list[float], dict[s
             data, properties = reader().read_seg(str(path))
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a label map: {error}") from error
+    if len(data) != 1:
+        raise ValueError(f"{path} holds {len(data)} volumes, and a label map is one.")
+    try:
+        check_labels(data, labels.values)
+    except WrongLabel as error:
+        raise ValueError(f"{path}: {error}") from error
     label, spacing = data[0], [float(s) for s in properties["spacing"]]
     # nnU-Net's readers give 2-D images one slice of 999 times the pixel's size.
     if label.shape[0] == 1 and spacing[0] >= _THICKNESS_OF_2D_IMAGES * max(spacing[1:]):
@@ -217,10 +250,10 @@ def _key(case: ScoredCase, settings: dict) -> str:
 def _read_cache(cache: Path | None) -> dict[str, list[dict]]:
     done = {}
     if cache and cache.is_file():
-        for line in cache.read_text(encoding="utf-8").splitlines():
+        for line in cache.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 key, rows = json.loads(line)
-            except ValueError:  # cut off by an interruption
+                done[str(key)] = [dict(row) for row in rows]
+            except (TypeError, ValueError):  # cut off by an interruption, or damaged
                 continue
-            done[key] = rows
     return done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +26,7 @@ class DINLoss(nn.Module):
     ignore_label
         Exclusive classes: the label whose pixels do not count, or None. Regions: anything but None says that the
         target's last channel marks those pixels, as in nnU-Net.
-    batch_dice, normalized_sobel
+    batch_dice, normalized_sobel, pooled_axes
         See :class:`SoftDiceLoss` and :class:`MultiScaleBoundaryLoss`.
 
     Attributes
@@ -43,6 +45,7 @@ class DINLoss(nn.Module):
         ignore_label: int | None = None,
         batch_dice: bool = True,
         normalized_sobel: bool = True,
+        pooled_axes: Sequence[int] | None = None,
     ):
         super().__init__()
         self.weight_ce = weight_ce
@@ -52,7 +55,9 @@ class DINLoss(nn.Module):
         self.ignore_label = ignore_label
         self.dice = SoftDiceLoss(batch_dice)
         self.parts: dict[str, Tensor] = {}
-        self.boundary = MultiScaleBoundaryLoss(normalized=normalized_sobel) if weight_boundary else None
+        self.boundary = None
+        if weight_boundary:
+            self.boundary = MultiScaleBoundaryLoss(normalized=normalized_sobel, pooled_axes=pooled_axes)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compute the loss.
@@ -60,10 +65,10 @@ class DINLoss(nn.Module):
         Parameters
         ----------
         logits
-            Network output, shape ``(N, K, H, W)``.
+            Network output, shape ``(N, K, *size)``, two or three axes.
         target
-            Exclusive classes: label map, shape ``(N, 1, H, W)``. Regions: multi-hot, shape ``(N, K, H, W)``, or K + 1
-            with the ignore mask last.
+            Exclusive classes: label map, shape ``(N, 1, *size)``. Regions: multi-hot, shape ``(N, K, *size)``, or K +
+            1 with the ignore mask last.
 
         Returns
         -------
@@ -111,7 +116,7 @@ def _ignore_index(ignore_label: int | None) -> int:
 
 
 def _masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean over valid pixels, ``(N, K, H, W)`` and ``(N, 1, H, W)``; 0 if there are none."""
+    """Mean over valid pixels, ``(N, K, *size)`` and ``(N, 1, *size)``; 0 if there are none."""
     if valid is None:
         return x.mean()
     return (x * valid).sum() / (valid.sum() * x.shape[1]).clamp_min(1)

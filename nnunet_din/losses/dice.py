@@ -24,13 +24,15 @@ class SoftDiceLoss(nn.Module):
         self.smooth = smooth
 
     def forward(self, probabilities: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Compute the loss: probabilities and one-hot target ``(N, K, H, W)``, valid pixels ``(N, 1, H, W)`` or None;
+        """Compute the loss: probabilities and one-hot target ``(N, K, *size)``, valid pixels ``(N, 1, *size)`` or None;
         scalar in [0, 1].
         """
         target = target.to(probabilities.dtype)
         if valid is not None:
             probabilities, target = probabilities * valid, target * valid
-        axes = (0, 2, 3) if self.batch_dice else (2, 3)
+        axes = tuple(range(2, target.ndim))
+        if self.batch_dice:
+            axes = (0, *axes)
         intersection = (probabilities * target).sum(axes)
         total = probabilities.sum(axes) + target.sum(axes)
         if self.batch_dice:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from nnunet_din.dimensions import resize
 
 
 class AuxiliaryLoss(nn.Module):
@@ -44,7 +45,7 @@ class AuxiliaryLoss(nn.Module):
         Parameters
         ----------
         outputs
-            Logits: those of the segmentation, ``(N, K, H, W)``, then the auxiliary ones, ``(N, K, H_i, W_i)``.
+            Logits: those of the segmentation, ``(N, K, *size)``, then the auxiliary ones, ``(N, K, *size_i)``.
         target
             Of the segmentation, see :class:`DINLoss`; or a sequence that begins with it, as nnU-Net hands it over.
 
@@ -70,8 +71,7 @@ class AuxiliaryLoss(nn.Module):
         return total / (1 + self.weight * len(auxiliary))
 
     def _resized(self, logits: Tensor, target: Tensor) -> Tensor:
-        logits = F.interpolate(_at_least_fp32(logits), size=target.shape[2:], mode="bilinear", align_corners=False)
-        return self.loss(logits, target)
+        return self.loss(resize(_at_least_fp32(logits), target.shape[2:]), target)
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:

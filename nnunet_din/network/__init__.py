@@ -9,7 +9,7 @@ with warnings.catch_warnings():
 
 from nnunet_din.network.decoders import DECODERS, EMCADHead, SegFormerHead, build_decoder
 from nnunet_din.network.din import DualInteractionNetwork
-from nnunet_din.network.encoders import build_encoder, input_stride, known_encoders
+from nnunet_din.network.encoders import build_encoder, input_stride, input_strides, known_encoders
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
 from nnunet_din.network.encoders.fct import FCTEncoder
 from nnunet_din.network.encoders.plain import PlainEncoder
@@ -42,6 +42,7 @@ __all__ = [
     "build_encoder",
     "build_fusion",
     "input_stride",
+    "input_strides",
     "known_encoders",
     "load_pretrained_encoders",
     "transfer_weights",

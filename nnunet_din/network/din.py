@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_din.dimensions import resize
 from nnunet_din.network.auxiliary import AuxiliaryHeads
 from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.decoders import build_decoder
 from nnunet_din.network.encoders import build_encoder
+from nnunet_din.network.encoders.base import OfStages, kernels_of_stages, strides_of_stages
 from nnunet_din.network.fusion import build_fusion, check_options, get_fusion
+from nnunet_din.network.resize import shuffle_pixels
 
 #: Arguments of the network that are not the plans' to set.
 _NOT_OPTIONS = ("input_channels", "num_classes", "deep_supervision", "fusion_options")
@@ -56,9 +59,14 @@ class DualInteractionNetwork(nn.Module):
     stem_stride
         Stride of the encoder's stem, see :class:`nnunet_din.network.ConvNeXtEncoder`.
     upsampling
-        How logits come from the first stage's resolution to the image's behind a stem of stride 2: "bilinear", or
-        "pixel_shuffle", where the decoder predicts the logits of all four pixels of a feature. What a larger stride of
-        the encoder still lacks is bilinear.
+        How logits come from the first stage's resolution to the image's behind a stem of stride 2: "bilinear" (of three
+        axes: trilinear), or "pixel_shuffle", where the decoder predicts the logits of all pixels of a feature. What a
+        larger stride of the encoder still lacks is bilinear.
+    strides, kernel_sizes
+        Of the encoder's stages along each axis, see :class:`nnunet_din.network.ConvNeXtEncoder` and
+        :class:`nnunet_din.network.PlainEncoder`. With three axes the network is for volumes. The convolutions of the
+        fusions and of the decoder are 3, too, or 1 along axes where those of the stage are. None: images with two axes,
+        ``stem_stride``, and 3 along both.
     deep_supervision
         Passed by nnU-Net to every network. DIN has no outputs at lower resolutions, so only False is possible;
         :meth:`add_auxiliary_heads` is DIN's way.
@@ -96,6 +104,8 @@ class DualInteractionNetwork(nn.Module):
         checkpointing: bool = False,
         stem_stride: int = 1,
         upsampling: str = "bilinear",
+        strides: OfStages | None = None,
+        kernel_sizes: OfStages | None = None,
         deep_supervision: bool = False,
         **fusion_options,
     ):
@@ -113,18 +123,23 @@ class DualInteractionNetwork(nn.Module):
         self.checkpointing = checkpointing
         self.versions = versions
         self.inputs = list(range(versions)) if inputs is None else list(inputs)
+        if versions < 1:
+            raise ValueError(f"versions must be at least 1, got {versions}.")
+        if decoder_channels < 1:
+            raise ValueError(f"decoder_channels must be at least 1, got {decoder_channels}.")
         if not self.inputs or not set(self.inputs) <= set(range(versions)):
             raise ValueError(f"inputs must name some of the {versions} versions of the image by number, got {inputs}.")
         if not 1 <= fused_stages <= 4:
             raise ValueError(f"fused_stages must be 1 to 4, got {fused_stages}.")
         if upsampling not in UPSAMPLING:
             raise ValueError(f"Unknown upsampling '{upsampling}'. Known: {', '.join(UPSAMPLING)}.")
-        self.subpixels = stem_stride if upsampling == "pixel_shuffle" else 1
         options = {
             "layer_scale": layer_scale,
             "drop_path_rate": drop_path_rate,
             "checkpointing": checkpointing,
             "stem_stride": stem_stride,
+            "strides": strides,
+            "kernel_sizes": kernel_sizes,
         }
         self.one_encoder = getattr(get_fusion(fusion), "one_encoder", False)
         widths = [input_channels * len(self.inputs)] if self.one_encoder else [input_channels] * len(self.inputs)
@@ -133,17 +148,27 @@ class DualInteractionNetwork(nn.Module):
             for each in self.encoders:
                 each.keep_stages(fused_stages)
         channels = self.encoders[0].channels
-        self.difms = ModuleList(build_fusion(fusion, d, len(widths), **fusion_options) for d in channels)
+        self.dimensions = len(self.encoders[0].stride_per_axis)
+        kernels = kernels_of_stages(kernel_sizes, 3, self.dimensions)[: len(channels)]
+        kernels = [[min(k, 3) for k in kernel] for kernel in kernels]
+        self.difms = ModuleList(
+            build_fusion(fusion, d, len(widths), kernel, **fusion_options)
+            for d, kernel in zip(channels, kernels, strict=True)
+        )
         if not self.difms[0].needs_edges:
             for each in self.encoders:
                 each.leave_out_edges()
-        self.decoder = build_decoder(decoder, channels, num_classes * self.subpixels**2, decoder_channels)
+        self.subpixels = (1,) * self.dimensions
+        if upsampling == "pixel_shuffle":
+            self.subpixels = tuple(strides_of_stages(stem_stride, strides)[0])
+        outputs = num_classes * math.prod(self.subpixels)
+        self.decoder = build_decoder(decoder, channels, outputs, decoder_channels, kernels[0])
         self.auxiliary_heads: AuxiliaryHeads | None = None
         self.deep_supervision = False
         self.origin: str | None = None
         # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions): keep
-        # them last in memory.
-        self.to(memory_format=torch.channels_last)
+        # them last in memory. On a CPU, large depthwise kernels of volumes are quicker that way, too.
+        self.to(memory_format=torch.channels_last if self.dimensions == 2 else torch.channels_last_3d)
 
     def add_auxiliary_heads(self) -> None:
         """Give every fused level a classifier of its own, for training, and switch :attr:`deep_supervision` on.
@@ -152,7 +177,7 @@ class DualInteractionNetwork(nn.Module):
         heads are no part of the method: without them the network, its outputs and its other weights are the same, and
         :meth:`load_state_dict` takes weights with and without them.
         """
-        self.auxiliary_heads = AuxiliaryHeads(self.encoders[0].channels, self.num_classes)
+        self.auxiliary_heads = AuxiliaryHeads(self.encoders[0].channels, self.num_classes, self.dimensions)
         self.deep_supervision = True
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
@@ -161,14 +186,14 @@ class DualInteractionNetwork(nn.Module):
         Parameters
         ----------
         x
-            Originals and enhanced versions, shape ``(N, versions * C, H, W)``; H and W multiples of the encoder's
-            stride, 8 for ConvNeXt.
+            Originals and enhanced versions, shape ``(N, versions * C, H, W)``, or ``(N, versions * C, Z, H, W)`` for
+            volumes; edges are multiples of the encoder's strides, 8 for ConvNeXt.
 
         Returns
         -------
         Tensor or list of Tensor
-            Logits, shape ``(N, K, H, W)``. With :attr:`deep_supervision` a list, the logits first and then those of
-            the auxiliary heads, ``(N, K, H_i, W_i)``.
+            Logits, shape ``(N, K, H, W)`` or ``(N, K, Z, H, W)``. With :attr:`deep_supervision` a list, the logits
+            first and then those of the auxiliary heads, ``(N, K, *size_i)``.
 
         Raises
         ------
@@ -182,9 +207,9 @@ class DualInteractionNetwork(nn.Module):
             images = [torch.cat(images, dim=1)]
         streams = [encoder(image) for encoder, image in zip(self.encoders, images, strict=True)]
         fused = [self._checkpoint(difm, *pairs) for difm, *pairs in zip(self.difms, *streams, strict=True)]
-        logits = F.pixel_shuffle(self.decoder(fused), self.subpixels)
-        if logits.shape[-2:] != x.shape[-2:]:
-            logits = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        logits = shuffle_pixels(self.decoder(fused), self.subpixels)
+        if logits.shape[2:] != x.shape[2:]:
+            logits = resize(logits, x.shape[2:])
         if not self.deep_supervision:
             return logits
         if self.auxiliary_heads is None:
@@ -198,16 +223,19 @@ class DualInteractionNetwork(nn.Module):
 
     def _check_input(self, x: Tensor) -> None:
         channels = self.versions * self.input_channels
-        if x.ndim != 4 or x.shape[1] != channels:
+        if x.ndim != 2 + self.dimensions or x.shape[1] != channels:
+            axes = "H, W" if self.dimensions == 2 else "Z, H, W"
             raise ValueError(
-                f"DIN takes {channels} channels, (N, {channels}, H, W): {self.input_channels} original and "
+                f"DIN takes {channels} channels, (N, {channels}, {axes}): {self.input_channels} original and "
                 f"{channels - self.input_channels} enhanced. Got a tensor of shape {tuple(x.shape)}. In nnU-Net the "
                 "enhanced channels come from "
                 "plans made with `nnUNetv2_plan_and_preprocess -pl nnUNetPlannerDIN`."
             )
-        stride = self.encoders[0].stride
-        if x.shape[2] % stride or x.shape[3] % stride:
-            raise ValueError(f"Height and width must be multiples of {stride}, got {x.shape[2]} x {x.shape[3]}.")
+        strides, size = self.encoders[0].stride_per_axis, x.shape[2:]
+        if any(edge % stride for edge, stride in zip(size, strides, strict=True)):
+            edges = "Height and width" if self.dimensions == 2 else "Depth, height and width"
+            multiples = str(strides[0]) if len(set(strides)) == 1 else " x ".join(map(str, strides))
+            raise ValueError(f"{edges} must be multiples of {multiples}, got {' x '.join(map(str, size))}.")
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         """As in torch, with one clear error instead of a page of keys where the weights are those of another

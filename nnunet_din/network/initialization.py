@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+
+from nnunet_din.dimensions import Convolution
 
 
 def init_by_fan_in(module: nn.Module) -> None:
@@ -11,11 +15,33 @@ def init_by_fan_in(module: nn.Module) -> None:
 
     The widths of the stages differ by a factor of eight, so that one fixed standard deviation cannot fit all.
     """
-    if isinstance(module, nn.Conv2d):
-        fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+    if isinstance(module, Convolution):
+        fan_in = module.in_channels * math.prod(module.kernel_size)
         nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def inflate(weight: Tensor, planes: int) -> Tensor:
+    """Give the kernel of a convolution on slices a third axis, along which it does not look: it stands in the middle
+    plane, or, of an even number, with half of it in each of the middle two.
+
+    Parameters
+    ----------
+    weight
+        Shape ``(d, C, kh, kw)``.
+    planes
+        Edge along the new axis.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(d, C, planes, kh, kw)``.
+    """
+    middle = slice((planes - 1) // 2, planes // 2 + 1)
+    inflated = weight.new_zeros(*weight.shape[:2], planes, *weight.shape[2:])
+    inflated[:, :, middle] = weight[:, :, None] / (2 - planes % 2)
+    return inflated
 
 
 def adapt_channels(weight: Tensor, channels: int, versions: int = 1) -> Tensor:

@@ -7,9 +7,12 @@ from functools import reduce
 from typing import TypeVar
 
 import torch
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from nnunet_din.dimensions import Convolution, channels_first, channels_last
 
 #: Elements of the largest intermediate result of a slice (:func:`in_slices`): 8 MB in fp32, which a CPU's cache holds.
 SLICE_ELEMENTS = 1 << 21
@@ -37,13 +40,36 @@ def ceil_div(n: int, m: int) -> int:
     return (n + m - 1) // m
 
 
-def pointwise(x: Tensor, layer: nn.Conv2d | nn.Linear) -> Tensor:
+class LayerNorm3d(nn.LayerNorm):
+    """timm's LayerNorm2d for maps with three axes: along the channels of each voxel.
+
+    Parameters
+    ----------
+    num_channels
+        Channels d.
+    eps
+        Added to the variance.
+    """
+
+    def __init__(self, num_channels: int, eps: float = 1e-6):
+        super().__init__(num_channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape ``(N, d, Z, H, W)`` -> same."""
+        return channels_first(super().forward(channels_last(x)))
+
+
+#: Number of axes -> LayerNorm along the channels of a map.
+LAYER_NORMS: dict[int, type[LayerNorm2d] | type[LayerNorm3d]] = {2: LayerNorm2d, 3: LayerNorm3d}
+
+
+def pointwise(x: Tensor, layer: Convolution | nn.Linear) -> Tensor:
     """Apply a 1 x 1 convolution or linear layer along the last axis: ``(..., d_in)`` -> ``(..., d_out)``."""
     return F.linear(x, layer.weight.flatten(1), layer.bias)
 
 
 def normalize(x: Tensor, layer: nn.LayerNorm) -> Tensor:
-    """Apply a LayerNorm, of timm's two-dimensional kind as well, along the last axis of ``(..., d)``."""
+    """Apply a LayerNorm, one of maps as well, along the last axis of ``(..., d)``."""
     return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
 
 
@@ -75,17 +101,17 @@ def pixelwise(
     functions
         Of pixels, ``(M, d_in)`` -> ``(M, d_out)``, see :func:`recompute`.
     f
-        Map, ``(N, d, H, W)``.
+        Map, ``(N, d, *size)``.
     width
         The largest number of channels in between.
     then
-        Of a map, ``(N, d_out, H, W)``; None: nothing.
+        Of a map, ``(N, d_out, *size)``; None: nothing.
     """
-    n, _, h, w = f.shape
-    pixels = f.permute(0, 2, 3, 1).flatten(0, 2)
+    n, _, *size = f.shape
+    pixels = channels_last(f).flatten(0, -2)
 
     def as_map(x: Tensor) -> Tensor:
-        x = x.view(n, h, w, -1).permute(0, 3, 1, 2)
+        x = channels_first(x.view(n, *size, -1))
         return x if then is None else then(x)
 
     def all_functions(x: Tensor) -> Tensor:

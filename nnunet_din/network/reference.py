@@ -7,6 +7,7 @@ the other one is wrong.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TypeVar
@@ -16,6 +17,7 @@ from timm.models import convnext
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.dimensions import Convolution, channels_first, channels_last, convolve, resize
 from nnunet_din.network.decoders import SegFormerHead
 from nnunet_din.network.din import DualInteractionNetwork
 from nnunet_din.network.encoders.convnext import ConvNeXtBlock, ConvNeXtEncoder
@@ -40,7 +42,7 @@ class ReferenceNetwork(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """Original and enhanced image, ``(N, 2C, H, W)`` -> logits ``(N, K, H, W)``."""
+        """Original and enhanced image, ``(N, 2C, *size)`` -> logits ``(N, K, *size)``."""
         difms = [of_kind(DualInteractiveFusionModule, difm) for difm in self.network.difms]
         decoder = of_kind(SegFormerHead, self.network.decoder)
         image, enhanced = x.chunk(2, dim=1)
@@ -50,7 +52,7 @@ class ReferenceNetwork(nn.Module):
         fused = [fuse(difm, pair_i, pair_e) for difm, pair_i, pair_e in zip(difms, pairs_i, pairs_e, strict=True)]
         # Behind a stem with stride, eq. 14 gives the logits at the stem's resolution.
         logits = shuffle_pixels(decode(decoder, fused), self.network.subpixels)
-        return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return resize(logits, x.shape[2:])
 
 
 def of_kind(kind: type[M], part: nn.Module) -> M:
@@ -82,12 +84,12 @@ def encode(encoder: nn.Module, x: Tensor) -> list[tuple[Tensor, Tensor]]:
 def convnext_block(block: ConvNeXtBlock | convnext.ConvNeXtBlock, x: Tensor) -> Tensor:
     """ConvNeXt's block: depthwise convolution, LayerNorm, two linear layers, layer scale, shortcut."""
     y = block.conv_dw(x)
-    if isinstance(block.mlp.fc1, nn.Conv2d):
+    if isinstance(block.mlp.fc1, Convolution):
         y = block.mlp(block.norm(y))
     else:
-        y = block.mlp(block.norm(y.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        y = channels_first(block.mlp(block.norm(channels_last(y))))
     if block.gamma is not None:
-        y = y * block.gamma[:, None, None]
+        y = channels_first(channels_last(y) * block.gamma)
     return x + block.drop_path(y)
 
 
@@ -99,15 +101,14 @@ def fuse(difm: DualInteractiveFusionModule, image: tuple[Tensor, Tensor], enhanc
     f_e = difm.merging[1].conv(torch.cat(enhanced, dim=1))
     q_i, k_i, v_i = difm.attention.project[0](f_i).chunk(3, dim=1)
     q_e, k_e, v_e = difm.attention.project[1](f_e).chunk(3, dim=1)
-    height, width = f_i.shape[-2:]
-    windows = Windows(height, width, difm.attention.window_size)
+    windows = Windows(f_i.shape[2:], difm.attention.window)
     f_ie = attend(q_i, k_e, v_e, windows) + q_i  # eq. 3
     f_ei = attend(q_e, k_i, v_i, windows) + q_e
     return spatial_gate(feed_forward(difm.ffn[0], f_ie)) + spatial_gate(feed_forward(difm.ffn[1], f_ei))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
-    """Attention of one head in windows (eq. 2), maps ``(N, d, H, W)``."""
+    """Attention of one head in windows (eq. 2), maps ``(N, d, *size)``."""
     n = q.shape[0]
     q, k, v = (windows.cut(t) for t in (q, k, v))  # (N * windows, L, d)
     scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
@@ -140,22 +141,25 @@ def decode(decoder: SegFormerHead, features: Sequence[Tensor]) -> Tensor:
 def fuse_levels(
     features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], kernel: Tensor
 ) -> Tensor:
-    """Linear layers, bilinear resize, concatenation, 3 x 3 convolution; shapes as in
+    """Linear layers, linear resize, concatenation, convolution; shapes as in
     :func:`nnunet_din.network.decoders.segformer.fuse_levels`.
     """
-    size = features[0].shape[-2:]
+    size = features[0].shape[2:]
     levels = [
-        F.interpolate(F.conv2d(x, w[:, :, None, None], b), size=size, mode="bilinear", align_corners=False)
+        resize(convolve(x, w.reshape(*w.shape, *[1] * len(size)), b), size)
         for x, w, b in zip(features, weights, biases, strict=True)
     ]
-    return F.conv2d(torch.cat(levels, dim=1), kernel, padding=1)
+    return convolve(torch.cat(levels, dim=1), kernel)
 
 
-def shuffle_pixels(logits: Tensor, r: int) -> Tensor:
-    """``(N, K r r, H, W)`` -> ``(N, K, r H, r W)``: channel (k, dy, dx) holds the pixels (r y + dy, r x + dx) of k."""
-    n, channels, height, width = logits.shape
-    out = logits.new_empty(n, channels // r**2, r * height, r * width)
-    for dy in range(r):
-        for dx in range(r):
-            out[:, :, dy::r, dx::r] = logits[:, dy * r + dx :: r**2]
+def shuffle_pixels(logits: Tensor, factors: Sequence[int]) -> Tensor:
+    """``(N, K ry rx, H, W)`` -> ``(N, K, ry H, rx W)``: channel (k, dy, dx) holds the pixels (ry y + dy, rx x + dx) of
+    k. With three axes, likewise.
+    """
+    n, channels, *size = logits.shape
+    shuffled = [r * edge for r, edge in zip(factors, size, strict=True)]
+    out = logits.new_empty(n, channels // math.prod(factors), *shuffled)
+    for number, offsets in enumerate(itertools.product(*map(range, factors))):
+        pixels = [slice(None)] * 2 + [slice(offset, None, r) for offset, r in zip(offsets, factors, strict=True)]
+        out[tuple(pixels)] = logits[:, number :: math.prod(factors)]
     return out

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.enhancement.intensity import INTENSITIES
 from nnunet_din.nnunet.folders import weights_file
+from nnunet_din.nnunet.plans import ancestors, resolve
 from nnunet_din.nnunet.training_settings import check_training_settings
 
 #: SwinUNet's encoder.
@@ -87,13 +88,10 @@ def derive(
         training is unknown.
     """
     import torch
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_din.network import DualInteractionNetwork, input_stride
 
-    if base not in plans["configurations"]:
-        raise ValueError(f"The plans have no configuration '{base}'. They have: {', '.join(plans['configurations'])}.")
-    inherited = PlansManager(copy.deepcopy(dict(plans))).get_configuration(base).configuration
+    inherited = resolve(plans, base)
     enhancements = enhancements_of(inherited)
     if not enhancements:
         raise ValueError(f"Configuration '{base}' is not one of a DIN planner: it has no `enhancement`.")
@@ -167,13 +165,8 @@ def has_enhancement(plans: Mapping, configuration: str) -> bool:
     ValueError
         If configurations inherit from each other in a circle.
     """
-    configurations = plans.get("configurations", {})
-    seen: list[str] = []
-    while configuration in configurations:
-        if configuration in seen:
-            raise ValueError(f"Configurations inherit in a circle: {' from '.join([*seen, configuration])}.")
-        seen.append(configuration)
-        if "enhancement" in configurations[configuration]:
-            return bool(enhancements_of(configurations[configuration]))
-        configuration = configurations[configuration].get("inherits_from")
-    return False
+    if configuration not in plans["configurations"]:
+        return False
+    entries = [plans["configurations"][name] for name in ancestors(plans, configuration)]
+    nearest: Mapping = next((entry for entry in entries if "enhancement" in entry), {})
+    return bool(enhancements_of(nearest))

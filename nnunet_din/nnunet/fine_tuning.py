@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
+from nnunet_din.data.weight_files import UnreadableFileError, read_checkpoint
 from nnunet_din.network.din import DualInteractionNetwork
 from nnunet_din.network.transfer import transfer_weights
 
@@ -21,12 +20,15 @@ def load_pretrained_weights(network: DualInteractionNetwork, path: str | Path) -
         If the file is no checkpoint of nnU-Net, or one of another network; the message names it.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        checkpoint = read_checkpoint(path)
         weights = checkpoint["network_weights"]
     except FileNotFoundError:
         raise
-    except Exception as error:  # whatever pickle says of files that are not its own
-        raise ValueError(f"-pretrained_weights {path}: this is no readable checkpoint of nnU-Net ({error}).") from error
+    except Exception as error:
+        reason = error.reason if isinstance(error, UnreadableFileError) else "it has no network_weights"
+        raise ValueError(
+            f"-pretrained_weights {path}: this is no readable checkpoint of nnU-Net ({reason})."
+        ) from error
     try:
         transfer = transfer_weights(network, weights)
     except ValueError as error:

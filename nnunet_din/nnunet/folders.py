@@ -69,7 +69,11 @@ def validation_cases(dataset: str | int) -> dict[str, list[str]]:
     path = Path(os.environ["nnUNet_preprocessed"], dataset_name(dataset), "splits_final.json")
     if not path.is_file():
         return {}
-    return {str(i): list(split["val"]) for i, split in enumerate(read_json(path))}
+    splits = read_json(path)
+    try:
+        return {str(i): [str(case) for case in split["val"]] for i, split in enumerate(splits)}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} must be a list of objects with `train` and `val`, as nnU-Net writes it.") from error
 
 
 def weights_file(dataset: str | int) -> Path:

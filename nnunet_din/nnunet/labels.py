@@ -28,6 +28,48 @@ class Labels:
     ignore: int | None = None
     file_ending: str = ".nii.gz"
 
+    @property
+    def values(self) -> set[int]:
+        """All values that a label map may hold."""
+        ignored = set() if self.ignore is None else {self.ignore}
+        return {0, *ignored}.union(*self.structures.values())
+
+
+def read_dataset_json(path: Path) -> dict[str, Any]:
+    """Read a data set's description and check that it is one, as far as this package uses it.
+
+    Returns
+    -------
+    dict
+        As in the file, ``labels`` as whole numbers or lists of them, ``file_ending`` ``.nii.gz`` where it is missing.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no ``dataset.json``, or a value is of another kind.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: it names the structures.")
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
+        raise ValueError(f"{path} is no dataset.json of nnU-Net: it has no `labels`, names and numbers.")
+    try:
+        labels = {
+            name: [int(number) for number in value] if isinstance(value, list) else int(value)
+            for name, value in content["labels"].items()
+        }
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: `labels` must give each name a whole number, or a list of them.") from error
+    ending = content.get("file_ending", ".nii.gz")
+    if not isinstance(ending, str) or not ending.startswith("."):
+        raise ValueError(f"{path}: `file_ending` must be the ending of a file's name, for example .nii.gz.")
+    for key in ("channel_names", "modality"):
+        if key in content and not (isinstance(content[key], dict) and content[key]):
+            raise ValueError(f"{path}: `{key}` must give each channel's number a name.")
+    return {**content, "labels": labels, "file_ending": ending}
+
 
 def read_labels(dataset_json: Path) -> Labels:
     """Read the structures named in a ``dataset.json``.
@@ -37,19 +79,17 @@ def read_labels(dataset_json: Path) -> Labels:
     FileNotFoundError, ValueError
         If the file does not exist or names no structures.
     """
-    if not dataset_json.is_file():
-        raise FileNotFoundError(f"{dataset_json} does not exist: it names the structures.")
-    content = read_json(dataset_json)
+    content = read_dataset_json(dataset_json)
     structures, ignore = {}, None
-    for name, value in content.get("labels", {}).items():
-        values = tuple(value) if isinstance(value, list) else (int(value),)
+    for name, value in content["labels"].items():
+        values = tuple(value) if isinstance(value, list) else (value,)
         if name == "ignore":
             ignore = values[0]
         elif values != (0,):
             structures[name] = values
     if not structures:
         raise ValueError(f"{dataset_json} names no labels but the background.")
-    return Labels(structures, ignore, content.get("file_ending", ".nii.gz"))
+    return Labels(structures, ignore, content["file_ending"])
 
 
 def label_names(dataset_json: Mapping[str, Any]) -> dict[int, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
+from nnunet_din.nnunet.plans import read_plans
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,15 @@ def trained_folds(folder: Path, checkpoint: str, folds: Sequence[str] | None = N
     ------
     FileNotFoundError
         If the folder is not a model's, or a fold has no such checkpoint; the message names those that have.
+    ValueError
+        If its plans are none.
     """
     if not (folder / "plans.json").is_file():
         raise FileNotFoundError(
             f"{folder} is no model folder of nnU-Net: it has no plans.json. Give the folder "
             "TRAINER__PLANS__CONFIGURATION in nnUNet_results."
         )
+    read_plans(folder / "plans.json")
     trained = [path.parent.name.removeprefix("fold_") for path in sorted(folder.glob(f"fold_*/{checkpoint}"))]
     if folds is None:
         folds = [fold for fold in trained if fold != "all"] or trained

@@ -7,10 +7,13 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_din.data.images import read_image
-from nnunet_din.nnunet.models import trained_folds
 from nnunet_din.nnunet.network_input import channel_files
+
+if TYPE_CHECKING:
+    from nnunet_din.nnunet.predictor import TrainedModel
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,9 @@ def _in_colour(path: Path) -> bool:
 
 
 def predict_cases(
-    model: Path,
+    model: TrainedModel,
     cases: Mapping[str, Sequence[Path]],
     out: Path,
-    folds: Sequence[str] | None = None,
-    checkpoint: str = "final",
     device: str = "cuda",
     mirroring: bool = True,
 ) -> Iterator[Predicted]:
@@ -104,13 +105,11 @@ def predict_cases(
     Parameters
     ----------
     model
-        Model folder of nnU-Net, ``TRAINER__PLANS__CONFIGURATION``, of DIN or not.
+        A trained model, of DIN or not.
     cases
         As :func:`find_cases` gives them.
     out
         Folder for the label maps; made if it is not there.
-    folds, checkpoint
-        See :func:`nnunet_din.nnunet.models.trained_folds`.
     device
         ``cuda``, ``cpu`` or ``mps``.
     mirroring
@@ -118,23 +117,12 @@ def predict_cases(
 
     Raises
     ------
-    FileNotFoundError
-        If the folder is not a model's, or a fold has no such checkpoint.
+    ValueError
+        If the device is not there, the weights do not fit the plans, or nnU-Net does not find the trainer.
     """
-    name = f"checkpoint_{checkpoint}.pth"
-    folds = trained_folds(model, name, folds)
-    import torch
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunet_din.nnunet.predictor import make_predictor
 
-    predictor = nnUNetPredictor(
-        use_mirroring=mirroring,
-        perform_everything_on_device=device == "cuda",
-        device=torch.device(device),
-        allow_tqdm=False,
-    )
-    predictor.initialize_from_trained_model_folder(
-        str(model), [fold if fold == "all" else int(fold) for fold in folds], name
-    )
+    predictor = make_predictor(model, device, mirroring)
     out.mkdir(parents=True, exist_ok=True)
     ending = predictor.dataset_json["file_ending"]
     for case, files in cases.items():

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_din.data.files import read_json
 from nnunet_din.data.progress import progress
 from nnunet_din.enhancement import to_unit_interval
 from nnunet_din.enhancement.intensity import INTENSITIES
+from nnunet_din.nnunet.labels import read_dataset_json
 
 _MOST_SLICES = 2500  # about as many images as the paper fits to
 _WINDOW = 2  # sizes of a crop: of larger slices only a part is kept
@@ -49,9 +49,7 @@ def training_slices(raw: Path, size: int = 128, seed: int = 0) -> tuple[list[np.
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-    if not (raw / "dataset.json").is_file():
-        raise FileNotFoundError(f"{raw / 'dataset.json'} does not exist: the raw data set is needed.")
-    description = read_json(raw / "dataset.json")
+    description = read_dataset_json(raw / "dataset.json")
     cases = []
     if (raw / "imagesTr").is_dir() or "dataset" in description:
         cases = [case["images"] for case in get_filenames_of_train_images_and_targets(str(raw), description).values()]

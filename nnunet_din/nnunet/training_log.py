@@ -13,7 +13,8 @@ _NUMBER = r"(-?(?:\d+\.?\d*(?:e[+-]?\d+)?|inf)|nan)"
 #: What a line of the text log can say -> its pattern. An epoch begins with "epoch" and ends with "seconds".
 _PATTERNS = {
     "epoch": re.compile(r"\bEpoch (\d+)\s*$"),
-    "learning_rate": re.compile(rf"Current learning rate: {_NUMBER}"),
+    # nnU-Net's line has five decimals; that of DIN's trainers follows it.
+    "learning_rate": re.compile(rf"(?:Current|Exact) learning rate: {_NUMBER}"),
     "train_loss": re.compile(rf"\btrain_loss {_NUMBER}"),
     "val_loss": re.compile(rf"\bval_loss {_NUMBER}"),
     "mean_dice": re.compile(r"Pseudo dice \[(.*)\]"),
@@ -69,9 +70,8 @@ def read_training(folder: Path) -> dict[str, np.ndarray]:
     """What nnU-Net has noted about the training of a fold.
 
     The text logs are read, because they are complete at every moment. A resumed training has several; the epochs of a
-    later one replace those of earlier ones from its first epoch on. The text has only five digits of the learning
-    rate; the exact values are taken from a checkpoint where they agree with it. Without text logs everything comes
-    from a checkpoint.
+    later one replace those of earlier ones from its first epoch on. nnU-Net's text has five decimals of the learning
+    rate, that of DIN's trainers all of them. Only without text logs a checkpoint is opened.
 
     Parameters
     ----------
@@ -90,6 +90,8 @@ def read_training(folder: Path) -> dict[str, np.ndarray]:
     ------
     FileNotFoundError
         If the folder does not exist, or neither a log nor a checkpoint in it holds a finished epoch.
+    ValueError
+        If there are no text logs, and the checkpoint cannot be read or holds more than nnU-Net's trainers write.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder.")
@@ -98,17 +100,11 @@ def read_training(folder: Path) -> dict[str, np.ndarray]:
     for log in logs:
         with log.open(encoding="utf-8", errors="replace") as lines:
             _read_log(lines, epochs)
-    exact = _read_checkpoint(folder)
-    if not epochs:
-        epochs = exact
+    epochs = epochs or _read_checkpoint(folder)
     if not epochs:
         raise FileNotFoundError(
             f"{folder} holds no finished epoch: neither in a training_log_*.txt nor in a checkpoint of nnU-Net."
         )
-    for epoch, values in exact.items():
-        logged = epochs.get(epoch, {}).get("learning_rate", np.nan)
-        if abs(values["learning_rate"] - logged) <= 0.51e-5:
-            epochs[epoch]["learning_rate"] = values["learning_rate"]
     keys = ("train_loss", "val_loss", "mean_dice", "learning_rate", "seconds")
     order = sorted(epochs)
     training = {key: np.array([epochs[epoch].get(key, np.nan) for epoch in order]) for key in keys}
@@ -145,13 +141,12 @@ def _read_checkpoint(folder: Path) -> dict[int, dict[str, float]]:
     )
     if path is None:
         return {}
-    import torch
+    from nnunet_din.data.weight_files import read_checkpoint  # loads torch
 
-    try:
-        # Mapped into memory, of which the weights are never read. nnU-Net's checkpoints hold numpy's numbers.
-        logging = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["logging"]
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint of nnU-Net: {error}") from error
+    content = read_checkpoint(path)
+    if not isinstance(content, dict) or "logging" not in content:
+        raise ValueError(f"{path} is no checkpoint of nnU-Net: it has no `logging`.")
+    logging = content["logging"]
     columns = {
         "learning_rate": logging["lrs"],
         "train_loss": logging["train_losses"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -9,21 +10,38 @@ from torch import nn
 from nnunet_din.network.decoders.emcad import EMCADHead
 from nnunet_din.network.decoders.segformer import SegFormerHead
 
-#: Name in the plans -> class, called with (in_channels, num_classes, channels).
+#: Name in the plans -> class, called with (in_channels, num_classes, channels); with ``kernel_size``, too, for what is
+#: not 3 x 3.
 DECODERS: dict[str, Callable[..., nn.Module]] = {
     "segformer": SegFormerHead,
     "emcad": EMCADHead,  # Tables 11 and 12
 }
 
 
-def build_decoder(name: str, in_channels: Sequence[int], num_classes: int, channels: int) -> nn.Module:
+def build_decoder(
+    name: str, in_channels: Sequence[int], num_classes: int, channels: int, kernel_size: Sequence[int] = (3, 3)
+) -> nn.Module:
     """Build the decoder called ``name``.
+
+    Parameters
+    ----------
+    name
+        A key of :data:`DECODERS`.
+    in_channels, num_classes, channels
+        Channels of the levels and of the logits, and the decoder's width.
+    kernel_size
+        Of its convolutions along each axis.
 
     Raises
     ------
     ValueError
-        If the name is not known; the message lists those that are.
+        If the name is not known, the message lists those that are; or if the decoder has no such kernels.
     """
     if name not in DECODERS:
         raise ValueError(f"Unknown decoder '{name}'. Known decoders: {', '.join(sorted(DECODERS))}.")
-    return DECODERS[name](in_channels, num_classes, channels)
+    decoder = DECODERS[name]
+    if tuple(kernel_size) == (3, 3):
+        return decoder(in_channels, num_classes, channels)
+    if "kernel_size" not in inspect.signature(decoder).parameters:
+        raise ValueError(f"Decoder '{name}' is for 2-D images and kernels of 3 x 3 only: use 'segformer'.")
+    return decoder(in_channels, num_classes, channels, kernel_size=kernel_size)

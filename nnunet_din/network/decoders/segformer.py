@@ -7,8 +7,10 @@ and applies a 3 x 3 convolution. All of these are linear, so they can be reorder
 
 with U_i the bilinear resize, S a shift by one pixel with zero fill, and C_i[dy,dx] the kernel's slice for level i. The
 small products C_i[dy,dx] W_i are composed once per step and applied as one 1 x 1 convolution at the level's own low
-resolution; resize and shift together are two products with small fixed matrices. A level at full resolution is one 3 x
-3 convolution with the composed kernel.
+resolution; resize and shift together are products with small fixed matrices, one an axis. A level at full resolution
+is one 3 x 3 convolution with the composed kernel.
+
+A third axis adds its offsets dz to the sum, and one more product.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.dimensions import BATCH_NORMS, channels_first, channels_last, convolution, convolve
 from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.initialization import init_by_fan_in
 from nnunet_din.network.ops import SLICE_ELEMENTS, in_graph, in_slices
@@ -37,18 +40,30 @@ class SegFormerHead(nn.Module):
         Channels K of the logits.
     channels
         Width D of the decoder.
+    kernel_size
+        Of the fusing convolution, 1 or 3 along each axis.
+
+    Raises
+    ------
+    ValueError
+        If a kernel has another size.
     """
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 768):
+    def __init__(
+        self, in_channels: Sequence[int], num_classes: int, channels: int = 768, kernel_size: Sequence[int] = (3, 3)
+    ):
         super().__init__()
-        self.linear = ModuleList(nn.Conv2d(d, channels, kernel_size=1) for d in in_channels)
-        self.fuse = nn.Conv2d(len(in_channels) * channels, channels, kernel_size=3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
-        self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+        if not set(kernel_size) <= {1, 3}:
+            raise ValueError(f"The kernel of the SegFormer head must be 1 or 3 along each axis, got {kernel_size}.")
+        point = (1,) * len(kernel_size)
+        self.linear = ModuleList(convolution(d, channels, point) for d in in_channels)
+        self.fuse = convolution(len(in_channels) * channels, channels, kernel_size, bias=False)
+        self.norm = BATCH_NORMS[len(kernel_size)](channels)
+        self.classifier = convolution(channels, num_classes, point)
         self.apply(init_by_fan_in)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Decode the levels ``(N, d_i, H_i, W_i)`` to logits ``(N, K, H_0, W_0)``."""
+        """Decode the levels ``(N, d_i, *size_i)`` to logits ``(N, K, *size_0)``."""
         weights = [layer.weight.flatten(1) for layer in self.linear]
         biases = [layer.bias for layer in self.linear if layer.bias is not None]  # all have one
         y = fuse_levels(features, weights, biases, self.fuse.weight)
@@ -59,99 +74,152 @@ class SegFormerHead(nn.Module):
     def _classify(self, y: Tensor) -> Tensor:
         return self.classifier(F.relu(self.norm(y), inplace=True))  # eq. 14
 
-    def literal_multiply_adds(self, size: Sequence[int]) -> int:
-        """Multiply-adds for one image of ``(H, W)`` in the printed order, each level half the size of the last."""
+    def literal_multiply_adds(self, size: Sequence[int], levels: Sequence[Sequence[int]] | None = None) -> int:
+        """Multiply-adds for one image in the printed order.
+
+        Parameters
+        ----------
+        size
+            Of the result, and of the first level.
+        levels
+            Sizes of the levels. None: each has half the edges of the one before.
+        """
         pixels, channels = math.prod(size), self.fuse.out_channels
-        linear = sum(layer.weight.numel() * pixels // 4**i for i, layer in enumerate(self.linear))
+        shrinking = 2 ** len(size)
+        of_levels = [
+            pixels // shrinking**i if levels is None else math.prod(levels[i]) for i in range(len(self.linear))
+        ]
+        linear = sum(layer.weight.numel() * p for layer, p in zip(self.linear, of_levels, strict=True))
         return linear + pixels * (self.fuse.weight.numel() + channels * self.classifier.out_channels)
 
 
 def fuse_levels(
     features: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], kernel: Tensor
 ) -> Tensor:
-    """Linear layers, bilinear resize (``align_corners=False``), concatenation and 3 x 3 convolution (zero padding),
-    reordered.
+    """Linear layers, linear resize (``align_corners=False``), concatenation and convolution (zero padding), reordered.
 
     Parameters
     ----------
     features
-        Levels x_i, ``(N, d_i, H_i, W_i)``, any sizes; the result has the size of the first.
+        Levels x_i, ``(N, d_i, *size_i)`` with two or three axes of any sizes; the result has the size of the first.
     weights, biases
         W_i, ``(D, d_i)``, and b_i, ``(D,)``.
     kernel
-        Kernel of the fusing convolution, ``(D, levels * D, 3, 3)``.
+        Kernel of the fusing convolution, ``(D, levels * D, ...)``, with 1 or 3 taps along each axis.
 
     Returns
     -------
     Tensor
-        Shape ``(N, D, H_0, W_0)``.
+        Shape ``(N, D, *size_0)``.
     """
-    n, size = features[0].shape[0], features[0].shape[-2:]
-    slices = kernel.chunk(len(features), dim=1)  # C_i, (D, D, 3, 3)
+    n, size = features[0].shape[0], features[0].shape[2:]
+    slices = kernel.chunk(len(features), dim=1)  # C_i, (D, D, taps of each axis)
     full, low = [], []
     for x, weight, c in zip(features, weights, slices, strict=True):
-        if x.shape[-2:] == size:
-            full.append(F.conv2d(x, torch.einsum("okyx,kd->odyx", c, weight), padding=1))  # kernel C_i[dy,dx] W_i
+        if x.shape[2:] == size:
+            full.append(convolve(x, torch.einsum("ok...,kd->od...", c, weight)))  # kernel C_i[dy,dx] W_i
         else:
-            composed = torch.einsum("okyx,kd->ydxo", c, weight).flatten(2)  # (3, d, 3 D)
-            low.append((x.permute(0, 2, 3, 1), composed))
+            low.append((channels_last(x), _last_tap_behind_d(torch.einsum("ok...,kd->...do", c, weight))))
     # The linear layers' biases pass through the zero-padded convolution: a level of one pixel, lower at the border.
-    parts = [torch.einsum("okyx,k->yxo", c, b) for c, b in zip(slices, biases, strict=True)]
-    taps = sum(parts[1:], start=parts[0])
-    low.append((taps.new_ones(1, 1, 1, 1).expand(n, -1, -1, -1), taps.flatten(1)[:, None]))
-    y = sum(full[1:], start=full[0]).permute(0, 2, 3, 1).flatten(2)  # (N, H, W D)
+    parts = [torch.einsum("ok...,k->...o", c, b) for c, b in zip(slices, biases, strict=True)]
+    taps = sum(parts[1:], start=parts[0]).unsqueeze(-2)
+    ones = taps.new_ones([1] * kernel.ndim).expand(n, *[-1] * (kernel.ndim - 1))
+    low.append((ones, _last_tap_behind_d(taps)))
+    y = channels_last(sum(full[1:], start=full[0])).flatten(2)  # (N, H, W D)
     if y.device.type == "cpu" and not torch.is_grad_enabled() and not in_graph():
         for x, composed in low:
             _add_level_(y, x, composed, size)
     else:
         y = _add_levels(y, low, size)
-    return y.unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
+    return channels_first(y.unflatten(2, (*size[1:], -1)))
 
 
-def _add_levels(y: Tensor, low: Sequence[tuple[Tensor, Tensor]], size: Sequence[int]) -> Tensor:
-    """Add the levels ``(N, h, w, d)``, each with its composed kernel ``(3, d, 3 D)``, to ``y``, ``(N, H, W D)``."""
-    heights = [x.shape[1] for x, _ in low]
-    rows = [_resize_and_shift_columns(x, composed, size[1]) for x, composed in low]
-    along_y = [resize_and_shift_matrix(h, size[0], y).flatten(1) for h in heights]  # columns (dy, h)
-    if y.device.type != "cpu" or in_graph():
-        return torch.baddbmm(y, torch.cat(along_y, dim=1).expand(y.shape[0], -1, -1), torch.cat(rows, dim=1))
+def _last_tap_behind_d(composed: Tensor) -> Tensor:
+    """Kernel ``(dy, dx, d, D)`` -> ``(dy, d, dx, D)``, in three dimensions ``(dz, dy, d, dx, D)``."""
+    return composed.transpose(-3, -2).contiguous()
+
+
+def _add_levels(y: Tensor | None, low: Sequence[tuple[Tensor, Tensor]], size: Sequence[int]) -> Tensor:
+    """Add the levels ``(N, h, w, d)``, each with its composed kernel ``(3, d, 3, D)``, to ``y``, ``(N, H, W D)``, or
+    to nothing.
+
+    With three axes, ``(N, z, h, w, d)``, ``(3, 3, d, 3, D)`` and ``(N, Z, H W D)``.
+    """
+    if len(size) == 2:
+        rows = [_resize_and_shift_columns(x, composed, size[1]) for x, composed in low]
+        along_y = [
+            resize_and_shift_matrix(x.shape[1], size[0], z, len(composed)).flatten(1)  # columns (dy, h)
+            for (x, composed), z in zip(low, rows, strict=True)
+        ]
+        return _add_products(y, along_y, rows, [x.shape[1] for x, _ in low])
+    # One offset dz after the other: what lies in between is a good part of y for each of them.
+    for x, composed in low:
+        for dz, composed_of_slices in enumerate(composed):
+            planes = _resize_and_shift_planes(x, composed_of_slices, size)
+            along_z = resize_and_shift_matrix(x.shape[1], size[0], planes, len(composed))[:, dz]
+            y = _add_products(y, [along_z], [planes], [x.shape[1]])
+    assert y is not None
+    return y
+
+
+def _add_products(y: Tensor | None, matrices: Sequence[Tensor], xs: Sequence[Tensor], edges: Sequence[int]) -> Tensor:
+    """``y + sum_i matrix_i @ x_i``, of matrices that resize the edges ``n_i``, for one or more taps side by side."""
+    if xs[0].device.type != "cpu" or in_graph():
+        matrix, x = torch.cat([*matrices], dim=1).expand(len(xs[0]), -1, -1), torch.cat([*xs], dim=1)
+        return torch.bmm(matrix, x) if y is None else torch.baddbmm(y, matrix, x)
     # The matrices are banded: on a CPU it pays to leave the zeros out.
     blocks = [
         [
-            (top, end, dy * h + left, dy * h + right)
-            for top, end, left, right in band_of_resize(h, size[0])
-            for dy in range(3)
+            (top, end, first + left, first + right)
+            for top, end, left, right in band_of_resize(edge, len(matrix))
+            for first in range(0, matrix.shape[1], edge)
         ]
-        for h in heights
+        for matrix, edge in zip(matrices, edges, strict=True)
     ]
-    return BandedProducts.apply(y, along_y, blocks, *rows)
+    return BandedProducts.apply(y, matrices, blocks, *xs)
 
 
 def _add_level_(y: Tensor, x: Tensor, composed: Tensor, size: Sequence[int]) -> None:
-    """What :func:`_add_levels` does, for one level, in ``y`` itself, a few rows of the level at a time: what lies in
-    between stays in the cache.
+    """What :func:`_add_levels` does, for one level, in ``y`` itself, a few rows (slices) of the level at a time: what
+    lies in between stays in the cache.
     """
-    h = x.shape[1]
-    along_y = resize_and_shift_matrix(h, size[0], y)
-    step = max(1, SLICE_ELEMENTS // (3 * len(x) * size[1] * composed.shape[-1] // 3))
+    h, taps = x.shape[1], len(composed)
+    along = resize_and_shift_matrix(h, size[0], y, taps)
+    step = max(1, SLICE_ELEMENTS // (taps * y[:, 0].numel()))
     for top in range(0, h, step):
-        matrix = along_y[:, :, top : top + step]
+        matrix = along[:, :, top : top + step]
         reached = matrix.flatten(1).any(dim=1).nonzero()
         if not len(reached):  # rows that the resize skips
             continue
         begin, end = int(reached[0]), int(reached[-1]) + 1
-        rows = _resize_and_shift_columns(x[:, top : top + step], composed, size[1])
-        y[:, begin:end].baddbmm_(matrix[begin:end].flatten(1).expand(len(y), -1, -1), rows)
+        part, matrix = x[:, top : top + step], matrix[begin:end]
+        if len(size) == 2:
+            products = [(matrix.flatten(1), _resize_and_shift_columns(part, composed, size[1]))]
+        else:
+            products = [(matrix[:, dz], _resize_and_shift_planes(part, c, size)) for dz, c in enumerate(composed)]
+        for block, resized in products:
+            y[:, begin:end].baddbmm_(block.expand(len(y), -1, -1), resized)
+
+
+def _resize_and_shift_planes(x: Tensor, composed: Tensor, size: Sequence[int]) -> Tensor:
+    """Apply the composed kernel of one offset dz; resize and shift every slice along y and x.
+
+    Shapes ``(N, z, h, w, d)`` and ``(3, d, 3, D)`` -> ``(N, z, H W D)``.
+    """
+    return _add_levels(None, [(x.flatten(0, 1), composed)], size[1:]).reshape(*x.shape[:2], -1)
 
 
 def _resize_and_shift_columns(x: Tensor, composed: Tensor, width: int) -> Tensor:
     """Apply the composed kernel; sum over the three horizontal taps, each resized to ``width`` and shifted by its
     offset.
 
-    Shapes ``(N, h, w, d)`` and ``(3, d, 3 D)``, taps dy, and dx before D, -> ``(N, 3 h, width * D)``.
+    Shapes ``(N, h, w, d)`` and ``(3, d, 3, D)``, taps dy, and dx before D, -> ``(N, 3 h, width * D)``.
     """
     n, h, w, _ = x.shape
-    z = x.flatten(1, 2)[:, None] @ composed  # (N, 3, h w, 3 D)
-    along_x = resize_and_shift_matrix(w, width, z).transpose(1, 2).flatten(1)  # columns (w, dx), as z in memory
-    z = z.reshape(n * 3 * h, 3 * w, composed.shape[-1] // 3)
-    return torch.bmm(along_x.expand(z.shape[0], -1, -1), z).reshape(n, 3 * h, width * z.shape[-1])
+    rows, _, columns, channels = composed.shape
+    z = x.flatten(1, 2)[:, None] @ composed.flatten(2)  # (N, 3, h w, 3 D)
+    along_x = (
+        resize_and_shift_matrix(w, width, z, columns).transpose(1, 2).flatten(1)
+    )  # columns (w, dx), as z in memory
+    z = z.reshape(n * rows * h, columns * w, channels)
+    return torch.bmm(along_x.expand(z.shape[0], -1, -1), z).reshape(n, rows * h, width * channels)

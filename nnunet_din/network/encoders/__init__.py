@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 
 import timm
 
-from nnunet_din.network.encoders.base import Encoder
+from nnunet_din.network.encoders.base import Encoder, OfStages
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
 from nnunet_din.network.encoders.fct import FCTEncoder
 from nnunet_din.network.encoders.plain import WIDTHS, PlainEncoder
@@ -40,25 +41,50 @@ def build_encoder(name: str, in_channels: int, **options) -> Encoder:
     in_channels
         Channels of the image.
     **options
-        ``layer_scale``, ``drop_path_rate``, ``checkpointing``, ``stem_stride``: see the class.
+        ``layer_scale``, ``drop_path_rate``, ``checkpointing``, ``stem_stride``, ``strides``, ``kernel_sizes``: see the
+        class. The last two may be None, which is to leave them out.
 
     Raises
     ------
     ValueError
         If the name is not known, the message lists those that are; or if the encoder has no use for an option.
     """
+    for option in ("strides", "kernel_sizes"):
+        if options.get(option) is None:
+            options.pop(option, None)
+        elif option not in inspect.signature(_encoder_class(name)).parameters:
+            raise _two_axes_only(name)
     return _encoder_class(name)(in_channels, name, **options)
 
 
-def input_stride(encoder: str = "convnext_base", stem_stride: int = 1, **_) -> int:
-    """Multiple that height and width of the input must be, from the network's keyword arguments as in the plans.
+def input_strides(
+    encoder: str = "convnext_base", stem_stride: int = 1, strides: OfStages | None = None, **_
+) -> tuple[int, ...]:
+    """Multiple that each edge of the input must be, from the network's keyword arguments as in the plans.
 
     Raises
     ------
     ValueError
-        If no encoder has such a name, or not with this ``stem_stride``.
+        If no encoder has such a name, or not with these strides.
     """
-    return _encoder_class(encoder).input_stride(encoder, stem_stride)
+    kind = _encoder_class(encoder)
+    if strides is None:
+        return kind.input_strides(encoder, stem_stride)
+    if "strides" not in inspect.signature(kind).parameters:
+        raise _two_axes_only(encoder)
+    return kind.input_strides(encoder, stem_stride, strides)
+
+
+def input_stride(encoder: str = "convnext_base", stem_stride: int = 1, strides: OfStages | None = None, **_) -> int:
+    """The largest of :func:`input_strides`: inputs whose edges are multiples of it fit."""
+    return max(input_strides(encoder, stem_stride, strides))
+
+
+def _two_axes_only(name: str) -> ValueError:
+    return ValueError(
+        f"Encoder '{name}' is for 2-D images and has strides and kernels of its own: leave `strides` and "
+        f"`kernel_sizes` out, or take one of {', '.join(WIDTHS)} or a ConvNeXt."
+    )
 
 
 def has_layer_scale(encoder: str) -> bool:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from torch import Tensor, nn
+
+#: One number for each axis, for each stage.
+OfStages: TypeAlias = Sequence[Sequence[int]]
 
 
 class Encoder(nn.Module, ABC):
@@ -20,23 +25,26 @@ class Encoder(nn.Module, ABC):
         Name of the encoder in the plans.
     channels : tuple of int
         Channels of each stage.
-    stride : int
-        Height and width of the image must be multiples of this.
+    stride_per_axis : tuple of int
+        Each edge of the image must be a multiple of the axis' number.
     stages : torch.nn.Sequential or torch.nn.ModuleList
         The stages' layers.
     """
 
     name: str
     channels: tuple[int, ...]
-    stride: int
+    stride_per_axis: tuple[int, ...]
     stages: nn.Sequential | nn.ModuleList
 
+    @property
+    def stride(self) -> int:
+        """The largest of :attr:`stride_per_axis`; images whose edges are multiples of it fit."""
+        return max(self.stride_per_axis)
+
     @staticmethod
-    def input_stride(name: str, stem_stride: int = 1) -> int:
-        """What :attr:`stride` will be, without building anything; ValueError if ``stem_stride`` is out of range."""
-        if stem_stride not in (1, 2):
-            raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride}.")
-        return 8 * stem_stride
+    def input_strides(name: str, stem_stride: int = 1, strides: OfStages | None = None) -> tuple[int, ...]:
+        """What :attr:`stride_per_axis` will be, without building anything; ValueError for strides out of range."""
+        return tuple(math.prod(axis) for axis in zip(*strides_of_stages(stem_stride, strides), strict=True))
 
     def keep_stages(self, count: int) -> None:
         """Leave out the stages after the first ``count``."""
@@ -55,10 +63,61 @@ class Encoder(nn.Module, ABC):
         Parameters
         ----------
         x
-            Image, shape ``(N, C, H, W)``; H and W multiples of :attr:`stride`.
+            Image, shape ``(N, C, H, W)``, or ``(N, C, Z, H, W)`` where the strides have three axes; edges are multiples
+            of :attr:`stride_per_axis`.
 
         Returns
         -------
         list of (Tensor, Tensor)
-            Per stage ``(f_low, f_high)``, both ``(N, d_i, H_i, W_i)``.
+            Per stage ``(f_low, f_high)``, both ``(N, d_i, *size_i)``.
         """
+
+
+def strides_of_stages(stem_stride: int, strides: OfStages | None) -> OfStages:
+    """Strides of the four stages along each axis, the stem's first.
+
+    Parameters
+    ----------
+    stem_stride
+        That of the stem, 1 or 2, where ``strides`` is None: two axes, and 2 for the other stages.
+    strides
+        All of them, 1 or 2 along each of two or three axes.
+
+    Raises
+    ------
+    ValueError
+        If they are out of range.
+    """
+    if strides is None:
+        if stem_stride not in (1, 2):
+            raise ValueError(f"stem_stride must be 1 or 2, got {stem_stride}.")
+        return [[stem_stride] * 2] + [[2, 2]] * 3
+    if stem_stride != 1:
+        raise ValueError(f"`strides` begins with the stem's: leave stem_stride={stem_stride} out.")
+    _check_stages("strides", strides)
+    if any(s not in (1, 2) for stage in strides for s in stage):
+        raise ValueError(f"strides must be 1 or 2 along each axis, got {strides}.")
+    return strides
+
+
+def kernels_of_stages(kernel_sizes: OfStages | None, default: int, dimensions: int) -> OfStages:
+    """Kernels of the four stages along each axis, ``default`` for None.
+
+    Raises
+    ------
+    ValueError
+        If they are not odd, or not for as many axes as the strides.
+    """
+    if kernel_sizes is None:
+        return [[default] * dimensions] * 4
+    _check_stages("kernel_sizes", kernel_sizes)
+    if any(k < 1 or k % 2 == 0 for stage in kernel_sizes for k in stage):
+        raise ValueError(f"kernel_sizes must be odd, got {kernel_sizes}.")
+    if len(kernel_sizes[0]) != dimensions:
+        raise ValueError(f"kernel_sizes have {len(kernel_sizes[0])} axes and the strides {dimensions}.")
+    return kernel_sizes
+
+
+def _check_stages(what: str, values: OfStages) -> None:
+    if len(values) != 4 or {len(stage) for stage in values} not in ({2}, {3}):
+        raise ValueError(f"{what} must have one number for each of two or three axes, for four stages; got {values}.")

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_din.dimensions import Convolution, convolution
 from nnunet_din.network.containers import ModuleList, Sequential
-from nnunet_din.network.encoders.base import Encoder
-from nnunet_din.network.ops import normalize, pixelwise, pointwise, recompute
+from nnunet_din.network.encoders.base import Encoder, OfStages, kernels_of_stages, strides_of_stages
+from nnunet_din.network.ops import LAYER_NORMS, normalize, pixelwise, pointwise, recompute
 
 
 class ConvNeXtBlock(nn.Module):
@@ -47,7 +48,7 @@ class ConvNeXtBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(N, d, H, W)`` -> same."""
+        """Shape ``(N, d, *size)`` -> same."""
         y = pixelwise((self._expand, self._project), self.conv_dw(x), len(self.mlp.fc1.weight))
         return x + self.drop_path(y)
 
@@ -81,14 +82,21 @@ class ConvNeXtEncoder(Encoder):
     checkpointing
         Keep only the input of each block for the backward pass, and compute the block again there.
     stem_stride
-        1 is the paper's stem. 2 halves the resolution of every stage, for a quarter of the arithmetic.
+        1 is the paper's stem. 2 halves the resolution of every stage, for a quarter of the arithmetic. For images with
+        two axes.
+    strides
+        Strides of the stem and of the three poolings, 1 or 2 for each of two or three axes. None: ``stem_stride``, then
+        2.
+    kernel_sizes
+        Kernels of the depthwise convolutions of the four stages, odd, for each axis. None: 7. The stem's kernel is 3,
+        or 1 along axes where that of the first stage is 1.
 
     Attributes
     ----------
     channels : tuple of int
         Widths of the four stages, at 1, 1/2, 1/4 and 1/8 of the stem's resolution.
-    stride : int
-        Height and width of the input must be multiples of this.
+    stride_per_axis : tuple of int
+        Each edge of the input must be a multiple of the axis' number.
     """
 
     stages: Sequential[convnext.ConvNeXtStage]
@@ -102,26 +110,35 @@ class ConvNeXtEncoder(Encoder):
         drop_path_rate: float = 0.0,
         checkpointing: bool = False,
         stem_stride: int = 1,
+        strides: OfStages | None = None,
+        kernel_sizes: OfStages | None = None,
     ):
         super().__init__()
-        self.stride = self.input_stride(name, stem_stride)
+        self.stride_per_axis = self.input_strides(name, stem_stride, strides)
+        dimensions = len(self.stride_per_axis)
+        stem, *poolings = strides_of_stages(stem_stride, strides)
+        kernels = kernels_of_stages(kernel_sizes, 7, dimensions)
         self.checkpointing = checkpointing
         options: dict[str, Any] = {} if layer_scale is None else {"ls_init_value": layer_scale}
         options |= {"in_chans": in_channels, "num_classes": 0, "drop_path_rate": drop_path_rate}
         model: Any = timm.create_model(name, **options)  # a ConvNeXt: timm knows only that it is a module
         self.name = name
         self.channels = tuple(info["num_chs"] for info in model.feature_info)
+        layer_norm = LAYER_NORMS[dimensions]
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, self.channels[0], kernel_size=3, stride=stem_stride, padding=1),
-            LayerNorm2d(self.channels[0]),
+            convolution(in_channels, self.channels[0], [min(k, 3) for k in kernels[0]], stem),
+            layer_norm(self.channels[0]),
         )
         self.stages = model.stages
         for stage in self.stages:
             stage.blocks = nn.Sequential(*(ConvNeXtBlock(b) if ConvNeXtBlock.fits(b) else b for b in stage.blocks))
+        if strides is not None or kernel_sizes is not None:
+            for stage, stride, kernel_size in zip(self.stages, (None, *poolings), kernels, strict=True):
+                _replace_convolutions(stage, stride, kernel_size)
         # Two kinds of pooling convolution (Table 14): the stages' own feed the blocks, these give f_edge.
         self.edge_pooling = ModuleList(
-            nn.Sequential(LayerNorm2d(d_in), nn.Conv2d(d_in, d_out, kernel_size=2, stride=2))
-            for d_in, d_out in zip(self.channels[:-1], self.channels[1:], strict=True)
+            nn.Sequential(layer_norm(d_in), convolution(d_in, d_out, stride, stride))
+            for d_in, d_out, stride in zip(self.channels[:-1], self.channels[1:], poolings, strict=True)
         )
         for module in (self.stem, self.edge_pooling):
             module.apply(_init_like_timm)
@@ -153,8 +170,38 @@ class ConvNeXtEncoder(Encoder):
         return pairs
 
 
+def _replace_convolutions(stage: Any, stride: Sequence[int] | None, kernel_size: Sequence[int]) -> None:
+    """Replace the convolutions of timm's ConvNeXtStage by those of this stride and kernel, and of as many axes; and
+    with them the LayerNorms of maps. Names and widths stay.
+
+    Raises
+    ------
+    ValueError
+        If the stage has other parts that are for two axes only.
+    """
+    dimensions = len(kernel_size)
+    layer_norm, point = LAYER_NORMS[dimensions], (1,) * dimensions
+    if stride is not None:  # all stages but the first
+        pooling = stage.downsample[1]
+        stage.downsample = nn.Sequential(
+            layer_norm(pooling.in_channels), convolution(pooling.in_channels, pooling.out_channels, stride, stride)
+        )
+    for block in stage.blocks:
+        if dimensions > 2 and not isinstance(block, ConvNeXtBlock):
+            raise ValueError("This ConvNeXt has blocks for 2-D images only: take one of the first version.")
+        d = block.conv_dw.out_channels
+        block.conv_dw = convolution(d, d, kernel_size, groups=d, bias=block.conv_dw.bias is not None)
+        if isinstance(block.norm, LayerNorm2d):
+            block.norm = layer_norm(d)
+        for name in ("fc1", "fc2"):
+            layer = getattr(block.mlp, name)
+            if isinstance(layer, nn.Conv2d):
+                setattr(block.mlp, name, convolution(layer.in_channels, layer.out_channels, point))
+    stage.apply(_init_like_timm)
+
+
 def _init_like_timm(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, Convolution):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

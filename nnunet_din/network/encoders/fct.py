@@ -51,8 +51,8 @@ class FCTEncoder(Encoder):
     ----------
     channels : tuple of int
         Widths of the four stages.
-    stride : int
-        Height and width of the input must be multiples of this.
+    stride_per_axis : tuple of int
+        Each edge of the input must be a multiple of the axis' number.
 
     Raises
     ------
@@ -76,7 +76,7 @@ class FCTEncoder(Encoder):
         super().__init__()
         if layer_scale not in (None, 1e-6):
             raise ValueError(f"layer_scale={layer_scale} has no meaning for encoder '{name}': leave it out.")
-        self.stride = self.input_stride(name, stem_stride)
+        self.stride_per_axis = self.input_strides(name, stem_stride)
         self.name = name
         self.channels = self.WIDTHS
         self.checkpointing = checkpointing

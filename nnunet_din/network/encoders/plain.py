@@ -1,15 +1,17 @@
-"""Plain 3 x 3 convolutions, the encoder of nnU-Net, for trainings from random weights."""
+"""Plain convolutions, the encoder of nnU-Net, for trainings from random weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_din.dimensions import convolution
 from nnunet_din.network.containers import ModuleList
-from nnunet_din.network.encoders.base import Encoder
+from nnunet_din.network.encoders.base import Encoder, OfStages, kernels_of_stages, strides_of_stages
 
 #: Widths of the four stages by the encoder's name: those of the ConvNeXt of that size.
 WIDTHS = {
@@ -44,7 +46,12 @@ class PlainEncoder(Encoder):
     checkpointing
         Keep only the input of each convolution for the backward pass, and compute the rest again there.
     stem_stride
-        Stride of the first stage, 1 or 2.
+        Stride of the first stage, 1 or 2; for images with two axes.
+    strides
+        Strides of the first convolutions of the stages, 1 or 2 for each of two or three axes. None: ``stem_stride``,
+        then 2.
+    kernel_sizes
+        Kernels of the stages, 1 or 3 for each axis. None: 3.
 
     Raises
     ------
@@ -62,20 +69,26 @@ class PlainEncoder(Encoder):
         drop_path_rate: float = 0.0,
         checkpointing: bool = False,
         stem_stride: int = 1,
+        strides: OfStages | None = None,
+        kernel_sizes: OfStages | None = None,
     ):
         super().__init__()
         if layer_scale not in (None, 1e-6):
             raise ValueError(f"layer_scale={layer_scale} has no meaning for encoder '{name}': leave it out.")
         if drop_path_rate:
             raise ValueError(f"drop_path_rate={drop_path_rate} has no meaning for encoder '{name}': leave it out.")
-        self.stride = self.input_stride(name, stem_stride)
+        self.stride_per_axis = self.input_strides(name, stem_stride, strides)
         self.name = name
         self.channels = WIDTHS[name]
         self.checkpointing = checkpointing
-        strides = (stem_stride, 2, 2, 2)
+        strides = strides_of_stages(stem_stride, strides)
+        kernels = kernels_of_stages(kernel_sizes, 3, len(self.stride_per_axis))
+        if any(k not in (1, 3) for kernel in kernels for k in kernel):
+            raise ValueError(f"kernel_sizes of encoder '{name}' must be 1 or 3 along each axis, got {kernel_sizes}.")
+        widths = pairwise((in_channels, *self.channels))
         self.stages = ModuleList(
-            nn.Sequential(convolution(d_in, d_out, stride), convolution(d_out, d_out))
-            for (d_in, d_out), stride in zip(pairwise((in_channels, *self.channels)), strides, strict=True)
+            nn.Sequential(layer(d_in, d_out, kernel, stride), layer(d_out, d_out, kernel))
+            for (d_in, d_out), kernel, stride in zip(widths, kernels, strides, strict=True)
         )
 
     def forward(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -93,9 +106,9 @@ class PlainEncoder(Encoder):
         return layer(x)
 
 
-def convolution(d_in: int, d_out: int, stride: int = 1) -> nn.Sequential:
-    """3 x 3 convolution, instance normalization, LeakyReLU; weights drawn for unit gain (He et al. 2015)."""
-    conv = nn.Conv2d(d_in, d_out, kernel_size=3, stride=stride, padding=1)
+def layer(d_in: int, d_out: int, kernel_size: Sequence[int], stride: int | Sequence[int] = 1) -> nn.Sequential:
+    """Convolution, instance normalization, LeakyReLU; weights drawn for unit gain (He et al. 2015)."""
+    conv = convolution(d_in, d_out, kernel_size, stride)
     nn.init.kaiming_normal_(conv.weight, a=SLOPE)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
@@ -103,8 +116,10 @@ def convolution(d_in: int, d_out: int, stride: int = 1) -> nn.Sequential:
 
 
 class InstanceNorm(nn.InstanceNorm2d):
-    """Instance normalization that takes maps of a single pixel, too, which torch's module refuses."""
+    """Instance normalization that takes maps of a single pixel, too, which torch's module refuses, and any number of
+    axes.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(N, d, H, W)`` -> same."""
+        """Shape ``(N, d, *size)`` -> same."""
         return torch.instance_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,11 @@ from timm.models import load_state_dict as load_state_dict_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.data.files import sha256_of
+from nnunet_din.data.weight_files import reading, unreadable, weights_only
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
 from nnunet_din.network.encoders.pyramid import PyramidEncoder
-from nnunet_din.network.initialization import adapt_channels
+from nnunet_din.network.initialization import adapt_channels, inflate
 
 if TYPE_CHECKING:
     from nnunet_din.network.din import DualInteractionNetwork
@@ -42,8 +44,8 @@ class LoadReport:
     loaded
         Encoder entries that were set.
     adapted
-        Entries among them that were fitted to other channels or another kernel: ``name: shape in the source, shape in
-        the encoder``.
+        Entries among them that were fitted to other channels, another kernel or a third axis: ``name: shape in the
+        source, shape in the encoder``.
     not_in_file
         Encoder entries that keep their random weights because the source has none (the edge pooling always).
     mismatched
@@ -96,7 +98,8 @@ def load_pretrained_encoders(network: DualInteractionNetwork, source: str | Path
     ------
     ValueError
         If there are no pretrained weights for the encoder, if the source is neither a file, a folder with one, nor a
-        model known to timm, or if it does not fit the encoder.
+        model known to timm, if it does not fit the encoder, or if a file holds more than weights: nothing in it is
+        run.
     """
     encoder = network.encoders[0]
     if type(encoder) not in READERS:
@@ -105,10 +108,15 @@ def load_pretrained_encoders(network: DualInteractionNetwork, source: str | Path
     source = _resolve(source)
     weights = reader(source, encoder)
     own = encoder.state_dict()
-    report = LoadReport(f"{source} (SHA-256 {_sha256(source)})" if isinstance(source, Path) else source)
+    report = LoadReport(f"{source} (SHA-256 {sha256_of(source)})" if isinstance(source, Path) else source)
+    given = weights
     if _is_another_stem(weights.get(STEM), own.get(STEM)):
-        report.adapted.append(_difference(STEM, weights[STEM], own[STEM]))
         weights = {**weights, STEM: _fit_stem(weights[STEM], own[STEM])}
+    weights = weights | {
+        key: inflate(weight, own[key].shape[2])
+        for key, weight in weights.items()
+        if key in own and weight.ndim == 4 and own[key].ndim == 5
+    }
     fitting: dict[str, Tensor] = {}
     for key, value in own.items():
         if key not in weights:
@@ -118,6 +126,8 @@ def load_pretrained_encoders(network: DualInteractionNetwork, source: str | Path
         else:
             fitting[key] = weights[key]
             report.loaded.append(key)
+            if given[key].shape != value.shape:
+                report.adapted.append(_difference(key, given[key], value))
     report.not_used = sorted(weights.keys() - own.keys())
     # The stem's LayerNorm and a bias or two fit many networks by chance: without the blocks, nothing was pretrained.
     if not all(key in fitting for key in own if essential in key):
@@ -152,14 +162,6 @@ def _resolve(source: str | Path) -> str | Path:
     return files[0]
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _is_another_stem(theirs: Tensor | None, ours: Tensor | None) -> TypeGuard[Tensor]:
     return theirs is not None and ours is not None and len(theirs) == len(ours) and theirs.shape != ours.shape
 
@@ -169,9 +171,10 @@ def _fit_stem(weight: Tensor, like: Tensor) -> Tensor:
     what it was to the patch enlarged to 4 x 4. Channels are adapted as timm does it.
     """
     weight = adapt_channels(weight.float(), like.shape[1])
-    pixels = torch.eye(like[0, 0].numel()).reshape(-1, 1, *like.shape[2:])
+    kernel = like.shape[-2:]
+    pixels = torch.eye(kernel.numel()).reshape(-1, 1, *kernel)
     enlarged = F.interpolate(pixels, size=weight.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-    return torch.einsum("dcyx,pyx->dcp", weight, enlarged).reshape(like.shape).to(like.dtype)
+    return torch.einsum("dcyx,pyx->dcp", weight, enlarged).unflatten(2, kernel).to(like.dtype)
 
 
 def _difference(key: str, theirs: Tensor, ours: Tensor) -> str:
@@ -188,39 +191,55 @@ def _read_convnext(source: str | Path, encoder: ConvNeXtEncoder) -> dict[str, Te
         from timm.models.convnext import checkpoint_filter_fn
 
         try:
-            return checkpoint_filter_fn(load_state_dict_file(str(source), device="cpu"), reference)
+            return checkpoint_filter_fn(_read_file(source), reference)
         except KeyError as error:  # an entry of a foreign file that timm's renaming cannot place
             raise _does_not_fit(source, encoder_name, f"unexpected entry {error}") from error
     _check_name(source, encoder_name)
-    return timm.create_model(str(source), pretrained=True).state_dict()
+    return _create(str(source), str(source), pretrained=True).state_dict()
 
 
 def _read_pyramid(source: str | Path, encoder: PyramidEncoder) -> dict[str, Tensor]:
     """State dict with the encoder's key names, the first convolution adapted to its channels as timm does it."""
-    name, file = encoder.name, None
+    name, weights = encoder.name, None
     if isinstance(source, Path):
-        file = {"file": str(source)}
+        weights = _read_file(source)
     else:
         _check_name(source, name)
         name = str(source)
         if not name.startswith(HUB_PREFIXES) and name.partition(".")[0] != encoder.name:
             raise _does_not_fit(source, encoder.name, "they are another model's")
     with torch.device("cpu"):
-        if file:
-            # Strict, as timm is not where it leaves the classifier out.
+        if weights is not None:
+            # Strict, as timm is not where it leaves the classifier out. timm changes what it is given.
             try:
-                timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file)
+                timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(weights)})
             except (RuntimeError, KeyError) as error:
                 raise _does_not_fit(source, encoder.name, str(error).splitlines()[0]) from error
-        body = timm.create_model(
+        body = _create(
+            source,
             name,
             pretrained=True,
-            pretrained_cfg_overlay=file,
+            pretrained_cfg_overlay=None if weights is None else {"state_dict": weights},
             features_only=True,
             out_indices=encoder.levels,
             **encoder.options,
         )
     return {f"body.{key}": value for key, value in body.state_dict().items()}
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """State dict with the key names of the file, where it holds several the averaged one, as timm chooses it."""
+    with reading(path):
+        return load_state_dict_file(str(path), device="cpu", weights_only=True)
+
+
+def _create(source: str | Path, name: str, **options) -> nn.Module:
+    """Let timm fetch weights, whose files it would unpickle where a repository's description names them."""
+    with weights_only():
+        try:
+            return timm.create_model(name, **options)
+        except pickle.UnpicklingError as error:
+            raise unreadable(source, error) from error
 
 
 def _check_name(source: str | Path, encoder_name: str) -> None:

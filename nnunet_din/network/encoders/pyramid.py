@@ -16,7 +16,7 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from nnunet_din.network.containers import ModuleList
-from nnunet_din.network.encoders.base import Encoder
+from nnunet_din.network.encoders.base import Encoder, OfStages
 from nnunet_din.network.initialization import init_by_fan_in
 from nnunet_din.network.ops import recompute
 
@@ -53,8 +53,8 @@ class PyramidEncoder(Encoder):
     ----------
     channels : tuple of int
         Widths of the four stages.
-    stride : int
-        Height and width of the input must be multiples of this: 32 for most models; more where windows are not padded.
+    stride_per_axis : tuple of int
+        Height and width of the input must be multiples of these: 32 for most models; more where windows are not padded.
 
     Raises
     ------
@@ -78,7 +78,7 @@ class PyramidEncoder(Encoder):
         super().__init__()
         if layer_scale not in (None, 1e-6):
             raise ValueError(f"layer_scale={layer_scale} has no meaning for encoder '{name}': leave it out.")
-        self.stride = self.input_stride(name, stem_stride)
+        self.stride_per_axis = self.input_strides(name, stem_stride)
         pyramid = describe(name)
         options = {"in_chans": in_channels, **pyramid.options}
         if drop_path_rate:
@@ -102,11 +102,11 @@ class PyramidEncoder(Encoder):
             module.apply(init_by_fan_in)
 
     @staticmethod
-    def input_stride(name: str, stem_stride: int = 1) -> int:
-        """What :attr:`stride` will be, from the model on the meta device; ValueError as for the class."""
+    def input_strides(name: str, stem_stride: int = 1, strides: OfStages | None = None) -> tuple[int, ...]:
+        """What :attr:`stride_per_axis` will be, from the model on the meta device; ValueError as for the class."""
         if stem_stride != 1:
             raise ValueError(f"stem_stride={stem_stride} has no meaning for encoder '{name}', which has its own stem.")
-        return describe(name).stride
+        return (describe(name).stride,) * 2
 
     def keep_stages(self, count: int) -> None:
         """Leave out the stages after the first ``count``; draws the weights again."""

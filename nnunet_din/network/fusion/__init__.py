@@ -10,7 +10,8 @@ from nnunet_din.network.fusion.base import Fusion
 from nnunet_din.network.fusion.concat import ConcatenationFusion, InputFusion
 from nnunet_din.network.fusion.difm import DualInteractiveFusionModule
 
-#: Name in the plans -> class, called with (dim, streams, **options).
+#: Name in the plans -> class, called with (dim, streams, **options); with the option ``kernel_size``, too, for what is
+#: not 3 x 3.
 FUSIONS: dict[str, type[Fusion]] = {
     "difm": DualInteractiveFusionModule,
     "concat": ConcatenationFusion,
@@ -31,16 +32,32 @@ def get_fusion(name: str) -> type[Fusion]:
     return FUSIONS[name]
 
 
-def build_fusion(name: str, dim: int, streams: int, **options) -> Fusion:
+def build_fusion(name: str, dim: int, streams: int, kernel_size: Sequence[int] = (3, 3), **options) -> Fusion:
     """Build the fusion called ``name`` for one scale.
+
+    Parameters
+    ----------
+    name
+        A key of :data:`FUSIONS`.
+    dim, streams
+        Channels of the scale, and number of streams.
+    kernel_size
+        Of its convolutions along each axis.
+    **options
+        Its own.
 
     Raises
     ------
     ValueError
-        If the name or an option is not known.
+        If the name or an option is not known, or the fusion has no such kernels.
     """
     check_options(name, options)
-    return get_fusion(name)(dim, streams, **options)
+    fusion = get_fusion(name)
+    if tuple(kernel_size) == (3, 3):
+        return fusion(dim, streams, **options)
+    if "kernel_size" not in inspect.signature(fusion).parameters:
+        raise ValueError(f"Fusion '{name}' is for 2-D images and kernels of 3 x 3 only.")
+    return fusion(dim, streams, kernel_size=kernel_size, **options)
 
 
 def check_options(name: str, options: Iterable[str], of_network: Sequence[str] = ()) -> None:
@@ -60,7 +77,8 @@ def check_options(name: str, options: Iterable[str], of_network: Sequence[str] =
     ValueError
         If the fusion or an option is not known; the message lists all that are, the nearest first.
     """
-    known = [option for option in inspect.signature(get_fusion(name)).parameters if option not in ("dim", "streams")]
+    of_build = inspect.signature(build_fusion).parameters
+    known = [option for option in inspect.signature(get_fusion(name)).parameters if option not in of_build]
     for option in options:
         if option in known:
             continue

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.dimensions import channels_first, channels_last, convolution
 from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.ops import ceil_div, exporting, in_slices, pointwise
+
+#: Where a pixel attends: in its window, or along the lines through it.
+ATTENTIONS = ("window", "axial")
 
 
 class CrossAttention(nn.Module):
@@ -26,10 +33,21 @@ class CrossAttention(nn.Module):
     queries
         Streams that attend, and so give a result; None: all. ``[0]`` of two is f_IE alone, ``[1]`` f_EI alone.
     window_size
-        Largest edge of an attention window in pixels. A map is cut into the fewest windows that respect it, as equal in
-        size as possible; a map smaller than a window is one window.
+        Largest edge of an attention window in pixels, one for each axis or one number, see :func:`window_edges`. A map
+        is cut into the fewest windows that respect it, as equal in size as possible; a map smaller than a window is one
+        window.
     num_heads
         1 is eq. 2 as printed.
+    attention
+        "window"; or "axial", the mean of what a pixel finds along the line through it of each axis, for which
+        ``window_size`` does not count.
+    kernel_size
+        Of the convolutions of this stage along each axis.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range.
     """
 
     def __init__(
@@ -37,15 +55,18 @@ class CrossAttention(nn.Module):
         dim: int,
         streams: int = 2,
         queries: Sequence[int] | None = None,
-        window_size: int = 7,
+        window_size: int | Sequence[int] = 7,
         num_heads: int = 1,
+        attention: str = "window",
+        kernel_size: Sequence[int] = (3, 3),
     ):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide the {dim} channels of the stage.")
-        if window_size < 1:
-            raise ValueError(f"window_size must be at least 1, got {window_size}.")
-        self.window_size = window_size
+        if attention not in ATTENTIONS:
+            raise ValueError(f"Unknown attention '{attention}'. Known: {', '.join(ATTENTIONS)}.")
+        self.axial = attention == "axial"
+        self.window = window_edges(window_size, kernel_size)
         self.num_heads = num_heads
         self.queries = list(range(streams)) if queries is None else list(queries)
         if not self.queries or not set(self.queries) <= set(range(streams)):
@@ -56,14 +77,22 @@ class CrossAttention(nn.Module):
         self.has_query = [i in self.queries for i in range(streams)]
         self.has_key = [i in asked_for for i in range(streams)]
         self.project = ModuleList(
-            nn.Conv2d(dim, (query + 2 * key) * dim, kernel_size=1)
+            convolution(dim, (query + 2 * key) * dim, [1] * len(kernel_size))
             for query, key in zip(self.has_query, self.has_key, strict=True)
         )
 
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
-        """Attend; from the maps ``(N, d, H, W)`` of all streams comes one such map for each query."""
-        height, width = streams[0].shape[-2:]
-        windows = (GraphWindows if exporting() else Windows)(height, width, self.window_size)
+        """Attend; from the maps ``(N, d, *size)`` of all streams comes one such map for each query."""
+        size = streams[0].shape[2:]
+        if not self.axial:
+            return self._attend_within((GraphWindows if exporting() else Windows)(size, self.window), streams)
+        axes = range(len(size))
+        lines = [Windows(size, [n if axis == along else 1 for axis, n in enumerate(size)]) for along in axes]
+        of_queries = zip(*(self._attend_within(line, streams) for line in lines), strict=True)
+        return [sum(maps[1:], start=maps[0]) / len(lines) for maps in of_queries]
+
+    def _attend_within(self, windows: Windows | GraphWindows, streams: Sequence[Tensor]) -> list[Tensor]:
+        """Attend within the windows of a partition."""
         inputs = [windows.cut(f) for f in streams]
         mask = windows.key_mask(streams[0].device)
         if mask is not None:
@@ -107,38 +136,82 @@ def _concatenate(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=2)
 
 
-class Windows:
-    """A partition of an H x W map into attention windows, padded at the lower right where it does not divide evenly."""
+def window_edges(window_size: int | Sequence[int], kernel_size: Sequence[int]) -> tuple[int, ...]:
+    """Largest edges of an attention window along each axis.
 
-    def __init__(self, height: int, width: int, window_size: int):
-        self.height, self.width = height, width
-        self.rows, self.columns = ceil_div(height, window_size), ceil_div(width, window_size)
-        self.window_height, self.window_width = ceil_div(height, self.rows), ceil_div(width, self.columns)
-        self.pad_bottom = self.rows * self.window_height - height
-        self.pad_right = self.columns * self.window_width - width
-        self.padded = self.pad_bottom > 0 or self.pad_right > 0
+    Parameters
+    ----------
+    window_size
+        The edges themselves; or one number w, the edge of a square. A window with three axes then has about as many
+        pixels as the square, w^2, and equal edges: 4 x 4 x 4 for 7.
+    kernel_size
+        Of the convolutions of the stage. Where it is 1, neighbours are too far apart to look at each other: with one
+        number, windows have the edge 1 there, and are squares across.
+
+    Raises
+    ------
+    ValueError
+        If an edge is less than 1, or there are not as many as axes.
+    """
+    if isinstance(window_size, int):
+        looking = sum(k > 1 for k in kernel_size)
+        edge = round(window_size ** (2 / max(looking, 1))) if window_size > 0 else window_size
+        edges = tuple(edge if k > 1 else min(edge, 1) for k in kernel_size)
+    else:
+        edges = tuple(window_size)
+        if len(edges) != len(kernel_size):
+            raise ValueError(f"window_size {window_size} must be one number, or {len(kernel_size)}, one for each axis.")
+    if min(edges) < 1:
+        raise ValueError(f"window_size must be at least 1, got {window_size}.")
+    return edges
+
+
+class Windows:
+    """A partition of a map with any number of axes into attention windows, padded at its far ends where it does not
+    divide evenly.
+
+    Parameters
+    ----------
+    size
+        Edges of the map.
+    largest
+        Largest edge of a window along each axis.
+    """
+
+    def __init__(self, size: Sequence[int], largest: Sequence[int]):
+        self.size = tuple(size)
+        self.counts = [ceil_div(n, edge) for n, edge in zip(size, largest, strict=True)]
+        self.edges = [ceil_div(n, count) for n, count in zip(size, self.counts, strict=True)]
+        self.padding = [count * edge - n for n, count, edge in zip(size, self.counts, self.edges, strict=True)]
+        self.padded = any(self.padding)
 
     def cut(self, x: Tensor) -> Tensor:
-        """Cut a map ``(N, d, H, W)`` into windows of L pixels, ``(N * windows, L, d)``."""
+        """Cut a map ``(N, d, *size)`` into windows of L pixels, ``(N * windows, L, d)``."""
         n, d = x.shape[:2]
-        x = x.permute(0, 2, 3, 1)  # channels last, as in memory
+        x = channels_last(x)  # as in memory
         if self.padded:
-            x = F.pad(x, (0, 0, 0, self.pad_right, 0, self.pad_bottom))
-        x = x.reshape(n, self.rows, self.window_height, self.columns, self.window_width, d)
-        return x.transpose(2, 3).flatten(0, 2).flatten(1, 2)
+            x = F.pad(x, (0, 0, *(p for padding in reversed(self.padding) for p in (0, padding))))
+        x = x.reshape(n, *itertools.chain.from_iterable(zip(self.counts, self.edges, strict=True)), d)
+        axes = len(self.counts)
+        x = x.permute(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), -1)  # (N, *counts, *edges, d)
+        return x.flatten(0, axes).flatten(1, -2)
 
     def join(self, x: Tensor, n: int) -> Tensor:
         """Put windows of n maps together to maps again: the inverse of :meth:`cut`."""
-        d = x.shape[-1]
-        x = x.reshape(n, self.rows, self.columns, self.window_height, self.window_width, d).transpose(2, 3)
-        x = x.reshape(n, self.rows * self.window_height, self.columns * self.window_width, d)
-        return x[:, : self.height, : self.width].permute(0, 3, 1, 2)
+        axes, d = len(self.counts), x.shape[-1]
+        x = x.reshape(n, *self.counts, *self.edges, d)
+        pairs = itertools.chain.from_iterable((1 + axis, 1 + axes + axis) for axis in range(axes))
+        x = x.permute(0, *pairs, -1)  # (N, count, edge, count, edge, ..., d)
+        x = x.reshape(n, *(count * edge for count, edge in zip(self.counts, self.edges, strict=True)), d)
+        for axis, length in enumerate(self.size, start=1):
+            x = x.narrow(axis, 0, length)
+        return channels_first(x)
 
     def key_mask(self, device: torch.device) -> Tensor | None:
         """Which keys are pixels of the map and not padding, boolean ``(windows, 1, 1, L)``; None if all are."""
         if not self.padded:
             return None
-        inside = torch.ones(1, 1, self.height, self.width, device=device)
+        inside = torch.ones(1, 1, *self.size, device=device)
         return self.cut(inside)[:, None, None, :, 0] > 0
 
 
@@ -146,46 +219,68 @@ class GraphWindows:
     """The windows of :class:`Windows` in a graph for maps of any size.
 
     Shapes that are quotients of quotients, rounded up, are beyond what torch and onnxruntime reason about. So every
-    window has the largest size here, ``window_size`` squared: places that read one pixel each. Which one is computed
-    by the graph itself, and places of no pixel are masked.
+    window has the largest size here: places that read one pixel each. Which one is computed by the graph itself, and
+    places of no pixel are masked.
+
+    Parameters
+    ----------
+    size, largest
+        As in :class:`Windows`.
     """
 
-    def __init__(self, height: int, width: int, window_size: int):
-        self.height, self.width, self.window_size = height, width, window_size
-        self.rows, self.columns = ceil_div(height, window_size), ceil_div(width, window_size)
-        self.window_height, self.window_width = ceil_div(height, self.rows), ceil_div(width, self.columns)
+    def __init__(self, size: Sequence[int], largest: Sequence[int]):
+        self.size, self.largest = tuple(size), tuple(largest)
+        self.counts = [ceil_div(n, edge) for n, edge in zip(size, largest, strict=True)]
+        self.edges = [ceil_div(n, count) for n, count in zip(size, self.counts, strict=True)]
 
     def cut(self, f: Tensor) -> Tensor:
-        """Cut a map ``(N, d, H, W)`` into windows of L places, ``(N * windows, L, d)``."""
+        """Cut a map ``(N, d, *size)`` into windows of L places, ``(N * windows, L, d)``."""
         n, d = f.shape[:2]
-        y, x = self._pixels(f.device)
-        read = y.clamp(max=self.height - 1) * self.width + x.clamp(max=self.width - 1)
-        windows = f.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, read.flatten())
-        return windows.view(n * self.rows * self.columns, self.window_size**2, d)
+        within = (x.clamp(max=length - 1) for x, length in zip(self._pixels(f.device), self.size, strict=True))
+        read = _row_major(within, self.size)
+        windows = channels_last(f).flatten(1, -2).index_select(1, read.flatten())
+        return windows.view(n * math.prod(self.counts), math.prod(self.largest), d)
 
     def join(self, windows: Tensor, n: int) -> Tensor:
         """Put windows of n maps together to maps again: the inverse of :meth:`cut`."""
-        y = torch.arange(self.height, device=windows.device)[:, None]
-        x = torch.arange(self.width, device=windows.device)[None]
-        row, column = y // self.window_height, x // self.window_width
-        place = (y - row * self.window_height) * self.window_size + x - column * self.window_width
-        read = (row * self.columns + column) * self.window_size**2 + place
-        places = windows.reshape(n, self.rows * self.columns * self.window_size**2, windows.shape[-1])
-        return places.index_select(1, read.flatten()).unflatten(1, (self.height, self.width)).permute(0, 3, 1, 2)
+        axes = len(self.size)
+        numbers, places = [], []
+        for axis, (length, edge) in enumerate(zip(self.size, self.edges, strict=True)):
+            x = _along(torch.arange(length, device=windows.device), axis, axes)
+            numbers.append(x // edge)
+            places.append(x - numbers[-1] * edge)
+        read = _row_major(numbers, self.counts) * math.prod(self.largest) + _row_major(places, self.largest)
+        all_places = windows.reshape(n, math.prod(self.counts) * math.prod(self.largest), windows.shape[-1])
+        return channels_first(all_places.index_select(1, read.flatten()).unflatten(1, self.size))
 
     def key_mask(self, device: torch.device) -> Tensor:
         """Which places hold a pixel of their window, boolean ``(windows, 1, 1, L)``."""
-        place = torch.arange(self.window_size, device=device)
-        y, x = self._pixels(device)
-        inside_y = (place < self.window_height)[:, None] & (y < self.height)
-        inside_x = (place < self.window_width) & (x < self.width)
-        return (inside_y & inside_x).view(self.rows * self.columns, 1, 1, self.window_size**2)
+        axes, masks = len(self.size), []
+        for axis, x in enumerate(self._pixels(device)):
+            place = _along(torch.arange(self.largest[axis], device=device), axis, axes)
+            masks.append((place < self.edges[axis]) & (x < self.size[axis]))
+        inside = functools.reduce(torch.logical_and, masks)
+        return inside.view(math.prod(self.counts), 1, 1, math.prod(self.largest))
 
-    def _pixels(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Where the places of all windows lie, or would lie if the map did not end: rows ``(rows, 1, window_size, 1)``
-        and columns ``(1, columns, 1, window_size)``.
+    def _pixels(self, device: torch.device) -> list[Tensor]:
+        """Where the places of all windows lie along each axis, or would lie if the map did not end: shaped to be
+        broadcast to ``(*counts, *largest)``.
         """
-        place = torch.arange(self.window_size, device=device)
-        y = torch.arange(self.rows, device=device)[:, None] * self.window_height + place
-        x = torch.arange(self.columns, device=device)[:, None] * self.window_width + place
-        return y[:, None, :, None], x[None, :, None, :]
+        axes, result = len(self.size), []
+        for axis, (count, edge, largest) in enumerate(zip(self.counts, self.edges, self.largest, strict=True)):
+            first = torch.arange(count, device=device) * edge
+            place = _along(torch.arange(largest, device=device), axis, axes)
+            result.append(_along(first, axis, 2 * axes) + place)
+        return result
+
+
+def _along(x: Tensor, axis: int, axes: int) -> Tensor:
+    """Vector -> the same along one of several axes, to be broadcast."""
+    return x[(None,) * axis + (slice(None),) + (None,) * (axes - 1 - axis)]
+
+
+def _row_major(coordinates: Iterable[Tensor], size: Sequence[int]) -> Tensor:
+    """Number of the element at these coordinates in memory."""
+    pairs = zip(coordinates, size, strict=True)
+    first, _ = next(pairs)
+    return functools.reduce(lambda number, pair: number * pair[1] + pair[0], pairs, first)

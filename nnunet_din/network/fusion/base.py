@@ -23,6 +23,6 @@ class Fusion(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *pairs: tuple[Tensor | None, Tensor]) -> Tensor:
-        """Fuse ``(f_low, f_high)`` of every stream, each ``(N, d, H, W)``, to ``(N, d, H, W)``; without
+        """Fuse ``(f_low, f_high)`` of every stream, each ``(N, d, *size)``, to ``(N, d, *size)``; without
         :attr:`needs_edges`, f_low may be None.
         """

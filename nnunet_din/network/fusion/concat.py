@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
+from nnunet_din.dimensions import convolution
 from nnunet_din.network.fusion.base import Fusion
 from nnunet_din.network.fusion.difm import DualInteractiveFusionModule
 from nnunet_din.network.initialization import init_by_fan_in
 
 
 class ConcatenationFusion(Fusion):
-    """Concatenate the high-level features of all streams and reduce them by a 3 x 3 convolution: layer fusion without
+    """Concatenate the high-level features of all streams and reduce them by a convolution: layer fusion without
     DIFM, the paper's baseline (Table 3, first row) and Ours_concat (Table 5).
 
     Parameters
@@ -20,17 +23,19 @@ class ConcatenationFusion(Fusion):
         Channels d of the inputs and of the output.
     streams
         Number of streams.
+    kernel_size
+        Of the convolution along each axis.
     """
 
     needs_edges = False
 
-    def __init__(self, dim: int, streams: int = 2):
+    def __init__(self, dim: int, streams: int = 2, kernel_size: Sequence[int] = (3, 3)):
         super().__init__()
-        self.conv = nn.Conv2d(streams * dim, dim, kernel_size=3, padding=1)
+        self.conv = convolution(streams * dim, dim, kernel_size)
         self.apply(init_by_fan_in)
 
     def forward(self, *pairs: tuple[Tensor | None, Tensor]) -> Tensor:
-        """Fuse ``(f_low, f_high)`` of every stream, each ``(N, d, H, W)``, to ``(N, d, H, W)``."""
+        """Fuse ``(f_low, f_high)`` of every stream, each ``(N, d, *size)``, to ``(N, d, *size)``."""
         return self.conv(torch.cat([f_high for _, f_high in pairs], dim=1))
 
 

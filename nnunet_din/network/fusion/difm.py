@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.dimensions import convolution
 from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.fusion.attention import CrossAttention
 from nnunet_din.network.fusion.base import Fusion
 from nnunet_din.network.initialization import init_by_fan_in
-from nnunet_din.network.ops import normalize, pixelwise, pointwise, recompute
+from nnunet_din.network.ops import LAYER_NORMS, normalize, pixelwise, pointwise, recompute
 
 
 class FeatureMerging(nn.Module):
     """Merge low- and high-level features of one image by a convolution (eq. 1): 2d -> d channels."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, kernel_size: Sequence[int] = (3, 3)):
         super().__init__()
-        self.conv = nn.Conv2d(2 * dim, dim, kernel_size=3, padding=1)
+        self.conv = convolution(2 * dim, dim, kernel_size)
 
     def forward(self, f_low: Tensor, f_high: Tensor) -> Tensor:
-        """Merge two maps ``(N, d, H, W)`` to one of the same shape."""
+        """Merge two maps ``(N, d, *size)`` to one of the same shape."""
         return recompute(self._merge, f_low, f_high)
 
     def _merge(self, f_low: Tensor, f_high: Tensor) -> Tensor:
@@ -40,16 +40,19 @@ class GatedFeedForward(nn.Module):
         Channels d.
     expansion
         Each of the two chunks has ``expansion * d`` channels.
+    kernel_size
+        Of the second convolution along each axis.
     """
 
-    def __init__(self, dim: int, expansion: int = 2):
+    def __init__(self, dim: int, expansion: int = 2, kernel_size: Sequence[int] = (3, 3)):
         super().__init__()
-        self.norm = LayerNorm2d(dim)
-        self.expand = nn.Conv2d(dim, 2 * expansion * dim, kernel_size=1)
-        self.project = nn.Conv2d(expansion * dim, dim, kernel_size=3, padding=1)
+        dimensions = len(kernel_size)
+        self.norm = LAYER_NORMS[dimensions](dim)
+        self.expand = convolution(dim, 2 * expansion * dim, [1] * dimensions)
+        self.project = convolution(expansion * dim, dim, kernel_size)
 
     def forward(self, f: Tensor) -> Tensor:
-        """Apply the module to a map ``(N, d, H, W)``; the result has the same shape."""
+        """Apply the module to a map ``(N, d, *size)``; the result has the same shape."""
         return pixelwise((self._expand, self._gate), f, self.expand.out_channels, then=self.project) + f  # eq. 5
 
     def _expand(self, f: Tensor) -> Tensor:
@@ -63,7 +66,7 @@ class GatedFeedForward(nn.Module):
 
 
 def global_spatial_attention(f: Tensor) -> Tensor:
-    """Gate each pixel by the sigmoid of its mean over channels (eq. 6); shape ``(N, d, H, W)`` -> same."""
+    """Gate each pixel by the sigmoid of its mean over channels (eq. 6); shape ``(N, d, *size)`` -> same."""
     return torch.sigmoid(f.mean(dim=1, keepdim=True)) * f
 
 
@@ -86,6 +89,10 @@ class DualInteractiveFusionModule(Fusion):
         See :class:`CrossAttention`.
     ffn_expansion
         See :class:`GatedFeedForward`.
+    attention
+        See :class:`CrossAttention`.
+    kernel_size
+        Of the merging and of the feed-forward network's convolution along each axis.
     """
 
     def __init__(
@@ -95,20 +102,22 @@ class DualInteractiveFusionModule(Fusion):
         feature_merging: bool = True,
         spatial_attention: bool = True,
         queries: Sequence[int] | None = None,
-        window_size: int = 7,
+        window_size: int | Sequence[int] = 7,
         num_heads: int = 1,
         ffn_expansion: int = 2,
+        attention: str = "window",
+        kernel_size: Sequence[int] = (3, 3),
     ):
         super().__init__()
         self.needs_edges = feature_merging
         self.spatial_attention = spatial_attention
-        self.merging = ModuleList(FeatureMerging(dim) for _ in range(streams)) if feature_merging else None
-        self.attention = CrossAttention(dim, streams, queries, window_size, num_heads)
-        self.ffn = ModuleList(GatedFeedForward(dim, ffn_expansion) for _ in self.attention.queries)
+        self.merging = ModuleList(FeatureMerging(dim, kernel_size) for _ in range(streams)) if feature_merging else None
+        self.attention = CrossAttention(dim, streams, queries, window_size, num_heads, attention, kernel_size)
+        self.ffn = ModuleList(GatedFeedForward(dim, ffn_expansion, kernel_size) for _ in self.attention.queries)
         self.apply(init_by_fan_in)
 
     def forward(self, *pairs: tuple[Tensor | None, Tensor]) -> Tensor:
-        """Fuse ``(f_low, f_high)`` of every stream, each ``(N, d, H, W)``, to F_IE + F_EI, ``(N, d, H, W)``."""
+        """Fuse ``(f_low, f_high)`` of every stream, each ``(N, d, *size)``, to F_IE + F_EI, ``(N, d, *size)``."""
         if self.merging is None:
             streams = [f_high for _, f_high in pairs]
         else:

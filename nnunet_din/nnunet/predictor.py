@@ -1,0 +1,182 @@
+"""nnU-Net's predictor for a trained model whose weights are read without unpickling."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from nnunet_din.data.weight_files import read_checkpoint
+from nnunet_din.devices import usable_device
+from nnunet_din.nnunet.labels import read_dataset_json
+from nnunet_din.nnunet.models import trained_folds
+from nnunet_din.nnunet.plans import read_plans
+
+if TYPE_CHECKING:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What nnU-Net needs to know of a trained model to predict with it.
+
+    Attributes
+    ----------
+    plans, dataset_json : dict
+        Contents of the files of the model.
+    configuration, trainer : str
+        Configuration of the plans, and name of the trainer's class.
+    mirroring_axes : tuple of int or None
+        Axes along which the image may be flipped; None: none.
+    weights : dict of str to dict of str to torch.Tensor
+        Fold -> weights of its network. The logits of the folds are averaged in this order.
+    """
+
+    plans: dict
+    dataset_json: dict
+    configuration: str
+    trainer: str
+    mirroring_axes: tuple[int, ...] | None
+    weights: dict[str, dict[str, Tensor]]
+
+
+def read_model_folder(folder: Path, folds: Sequence[str] | None = None, checkpoint: str = "final") -> TrainedModel:
+    """Read a model folder of nnU-Net.
+
+    Parameters
+    ----------
+    folder
+        ``TRAINER__PLANS__CONFIGURATION``.
+    folds, checkpoint
+        See :func:`nnunet_din.nnunet.models.trained_folds`; the checkpoint without ``checkpoint_`` and ``.pth``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder is not a model's, or a fold has no such checkpoint.
+    ValueError
+        If a checkpoint is not one of nnU-Net, or would have to be unpickled, or those of the folds are of different
+        trainings.
+    """
+    name = f"checkpoint_{checkpoint}.pth"
+    weights: dict[str, dict[str, Tensor]] = {}
+    trainings: dict[tuple[str, str, tuple[int, ...] | None], str] = {}
+    for fold in trained_folds(folder, name, folds):
+        path = folder / f"fold_{fold}" / name
+        content = read_checkpoint(path, mmap=False)
+        try:
+            axes = content.get("inference_allowed_mirroring_axes")
+            of_fold = (content["init_args"]["configuration"], content["trainer_name"], axes and tuple(axes))
+            weights[fold] = content["network_weights"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no checkpoint of nnU-Net ({type(error).__name__}: {error}).") from error
+        trainings.setdefault(of_fold, fold)
+    if len(trainings) > 1:
+        raise ValueError(
+            f"The folds {', '.join(trainings.values())} of {folder} are of different trainings: "
+            f"{'; '.join(map(str, trainings))}. Take those of one by -f."
+        )
+    ((configuration, trainer, mirroring_axes),) = trainings
+    plans, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
+    return TrainedModel(plans, dataset_json, configuration, trainer, mirroring_axes, weights)
+
+
+def build_network(model: TrainedModel) -> nn.Module:
+    """The network of a model, as nnU-Net builds it for prediction, with random weights.
+
+    Raises
+    ------
+    ValueError
+        If nnU-Net does not find the trainer.
+    """
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(model.plans)
+    configuration = manager.get_configuration(model.configuration)
+    build = _find_trainer(model.trainer).build_network_architecture
+    numbers = (
+        determine_num_input_channels(manager, configuration, model.dataset_json),
+        manager.get_label_manager(model.dataset_json).num_segmentation_heads,
+    )
+    if "plans_manager" in inspect.signature(build).parameters:
+        return build(manager, configuration, *numbers, enable_deep_supervision=False)
+    return build(  # nnunetv2 2.7, and trainers made for it
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        *numbers,
+        enable_deep_supervision=False,
+    )
+
+
+def _find_trainer(name: str) -> Any:
+    """The class of a trainer, also where ``nnUNet_extTrainer`` names a folder, which nnunetv2 2.7 does not know."""
+    import nnunetv2
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    try:
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    except ImportError:
+        package = "nnunetv2.training.nnUNetTrainer"
+        folder = f"{nnunetv2.__path__[0]}/training/nnUNetTrainer"
+        found = recursive_find_python_class(folder, name, package)
+    else:
+        try:
+            found = recursive_find_trainer_class_by_name(name)
+        except (RuntimeError, AssertionError, TypeError):  # its words are about folders inside nnU-Net
+            found = None
+    if not (isinstance(found, type) and issubclass(found, nnUNetTrainer)):
+        raise ValueError(f"nnU-Net finds no trainer {name}: install the package that it comes from.")
+    return found
+
+
+def make_predictor(model: TrainedModel, device: str = "cpu", mirroring: bool = True) -> nnUNetPredictor:
+    """nnU-Net's predictor, as its ``initialize_from_trained_model_folder`` would leave it.
+
+    Parameters
+    ----------
+    model
+        What :func:`read_model_folder` gives.
+    device
+        ``cuda``, ``cpu`` or ``mps``.
+    mirroring
+        Whether flipped images are averaged, if the model was trained with flips.
+
+    Raises
+    ------
+    ValueError
+        If the device is not there, nnU-Net does not find the trainer, or weights do not fit its network.
+    """
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    where = usable_device(device)
+    network = build_network(model)
+    for fold, weights in reversed(model.weights.items()):  # the first stays, as in nnU-Net
+        try:
+            network.load_state_dict(weights)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"The weights of fold {fold} do not fit the plans: {str(error).strip()}") from error
+    predictor = nnUNetPredictor(
+        use_mirroring=mirroring,
+        perform_everything_on_device=where.type == "cuda",
+        device=where,
+        allow_tqdm=False,
+    )
+    manager = PlansManager(model.plans)
+    predictor.manual_initialization(
+        network,
+        manager,
+        manager.get_configuration(model.configuration),
+        list(model.weights.values()),
+        model.dataset_json,
+        model.trainer,
+        model.mirroring_axes,
+    )
+    return predictor

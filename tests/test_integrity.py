@@ -1,0 +1,268 @@
+"""Damaged images, impossible voxels and labels: nothing is silent, in the preprocessor and in our own commands."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_din.commands.main import main
+from nnunet_din.data.files import written_whole
+from nnunet_din.data.images import read_image, read_label_map, write_image
+from nnunet_din.data.integrity import check_file, check_labels, find_outlier
+from nnunet_din.planners.din_preprocessor import DINPreprocessor
+
+
+@pytest.fixture
+def setting(dataset, plans):
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(plans)
+    return manager, manager.get_configuration("2d"), dataset.dataset_json
+
+
+def image(shape=(6, 40, 36), dtype=np.int16):
+    return np.random.default_rng(0).gamma(4, 50, size=shape).astype(dtype)
+
+
+def write(path, array, spacing=(1.5, 1.5, 8.0), vector=False):
+    volume = sitk.GetImageFromArray(array, isVector=vector)
+    if volume.GetDimension() == 3:
+        volume.SetSpacing(spacing)
+    sitk.WriteImage(volume, str(path), useCompression=True)
+    return path
+
+
+def preprocess(setting, images, label=None):
+    files = [str(file) for file in images]
+    return DINPreprocessor(verbose=False).run_case(files, None if label is None else str(label), *setting)
+
+
+# ---- files ----
+
+
+@pytest.mark.parametrize("percent", [1, 30, 90, 99.9])
+@pytest.mark.parametrize("where", ["gzip", "inside"])
+def test_a_file_that_was_cut_off_is_refused(percent, where, setting, tmp_path):
+    """SimpleITK reads most of these without a word."""
+    path = write(tmp_path / "case_0000.nii.gz", image())
+    content = path.read_bytes() if where == "gzip" else gzip.decompress(path.read_bytes())
+    content = content[: int(len(content) * percent / 100)]
+    path.write_bytes(content if where == "gzip" else gzip.compress(content))
+    for read in (check_file, read_image, read_label_map, lambda file: preprocess(setting, [file])):
+        with pytest.raises(
+            ValueError, match="case_0000.nii.gz (is damaged or cut off|is cut off|is no NIfTI|has a dam)"
+        ):
+            read(path)
+
+
+def test_a_flipped_bit_is_found_by_the_checksum(tmp_path):
+    path = write(tmp_path / "case.nii.gz", image())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="case.nii.gz is damaged"):
+        check_file(path)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("version", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "<f4", ">f4", "<f8", "u1"])
+def test_files_that_are_whole_pass(ending, version, dtype, tmp_path):
+    header = version.header_class(endianness=dtype[0] if dtype[0] in "<>" else "<")
+    header.set_data_dtype(dtype.lstrip("<>"))
+    path = tmp_path / f"case{ending}"
+    nibabel.save(version(image().T.astype(dtype), np.eye(4), header), path)
+    check_file(path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_voxels_that_are_not_finite_as_stored(bad, setting, tmp_path):
+    """SimpleITK makes 0 of them."""
+    array = image(dtype=np.float32)
+    array[2, 3, 4] = array[5, 0, 0] = bad
+    path = write(tmp_path / "case_0000.nii.gz", array)
+    message = r"case_0000.nii.gz has 2 NaN or infinite voxels of 8640, the first at \(x, y, z\) = \(4, 3, 2\)"
+    for read in (read_image, lambda file: preprocess(setting, [file])):
+        with pytest.raises(ValueError, match=message):
+            read(path)
+
+
+def mutated(content, rng):
+    """A NIfTI file with a random fault: bytes changed in the header, the voxels or the compressed stream, cut, added
+    or empty.
+    """
+    kind = rng.choice(["header", "voxels", "stream", "cut", "cut inside", "more", "empty"])
+    packed = bytearray(gzip.compress(content, mtime=0))
+    inside = bytearray(content)
+    for place in rng.integers(0, 348, rng.integers(1, 5)) if kind == "header" else ():
+        inside[place] = rng.integers(256)
+    if kind == "voxels":
+        inside[rng.integers(352, len(inside))] ^= 1 << rng.integers(8)
+    if kind == "cut inside":
+        inside = inside[: rng.integers(len(inside))]
+    if kind in ("header", "voxels", "cut inside"):
+        packed = bytearray(gzip.compress(bytes(inside), mtime=0))
+    if kind == "stream":
+        packed[rng.integers(10, len(packed))] ^= 1 << rng.integers(8)
+    if kind == "cut":
+        packed = packed[: rng.integers(len(packed))]
+    if kind == "more":
+        packed += rng.bytes(9)
+    return kind, b"" if kind == "empty" else bytes(packed)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 10))])
+def test_random_faults_are_refused_or_leave_a_finite_image(part, setting, tmp_path, capfd):
+    """Fails on any error but one that names the file, on a crash, and where a damaged stream is read."""
+    path = write(tmp_path / "case_0000.nii.gz", image((3, 24, 20)))
+    content = gzip.decompress(path.read_bytes())
+    rng = np.random.default_rng(part)
+    for _ in range(40):
+        kind, damaged = mutated(content, rng)
+        path.write_bytes(damaged)
+        try:
+            data, _, properties = preprocess(setting, [path])
+        except ValueError as error:
+            assert str(path) in str(error)
+        else:
+            assert kind in ("header", "voxels") and np.isfinite(data).all()
+            assert kind == "header" or properties["shape_before_cropping"] == (3, 24, 20)
+
+
+# ---- images ----
+
+
+def test_an_outlier_that_flattens_the_image(setting, tmp_path):
+    array = image(dtype=np.float32)
+    array[1, 2, 3] = 1e20
+    path = write(tmp_path / "case_0000.nii.gz", array)
+    message = r"case_0000.nii.gz: Channel 0 has the value 1e\+20 at \(z, y, x\) = \(1, 2, 3\), beside which all others"
+    with pytest.raises(ValueError, match=message):
+        preprocess(setting, [path])
+
+
+def test_bright_voxels_are_no_outliers(setting, tmp_path):
+    """Metal in CT, labels in an image, and what nnU-Net clips."""
+    array = image(dtype=np.float32)
+    array[1, 2, 3] = 1e5
+    preprocess(setting, [write(tmp_path / "case_0000.nii.gz", array)])
+    array[1, 2, 3] = 1e20
+    assert find_outlier(array, np.clip(array, 0, 300)) is None
+    assert find_outlier((array > 1e19).astype(np.float32), array) is None
+
+
+@pytest.mark.parametrize(
+    ("array", "spacing", "vector", "message"),
+    [
+        (np.zeros((2, 3, 20, 20), np.int16), None, False, "has 2 channels of 3 x 20 x 20 voxels, and the data"),
+        (np.ones((6, 20, 20, 3), np.uint8), (1, 1, 8), True, "has 6 channels of 20 x 20 x 3 voxels"),
+        (image(), (1e-3, 1e-3, 1e-3), False, "less than one voxel .* 0.001 x 0.001 x 0.001 mm in the file"),
+        (np.pad(np.ones((1, 1, 1), np.int16), 6), (0.2, 0.2, 8), False, "1 x 1 x 1 voxels of the image, all that"),
+    ],
+    ids=["4-D", "vector", "spacing in metres", "nearly empty"],
+)  # fmt: skip
+def test_images_of_another_kind(array, spacing, vector, message, setting, tmp_path):
+    path = write(tmp_path / "case_0000.nii.gz", array, spacing or (1, 1, 1), vector)
+    with pytest.raises(ValueError, match=f"case_0000.nii.gz: .*{message}"):
+        preprocess(setting, [path])
+
+
+def test_pictures_that_are_cut_off_or_have_opacity(setting, tmp_path):
+    from skimage import io
+
+    manager, configuration, dataset_json = setting
+    manager.plans["image_reader_writer"] = "NaturalImage2DIO"
+    path = tmp_path / "case_0000.png"
+    io.imsave(path, np.full((30, 30, 4), 9, np.uint8), check_contrast=False)
+    with pytest.raises(ValueError, match="case_0000.png: .*has 4 channels .* without a fourth channel for opacity"):
+        preprocess((manager, configuration, {**dataset_json, "channel_names": dict(enumerate("RGB"))}), [path])
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match="case_0000.png: "):
+        preprocess(setting, [path])
+
+
+# ---- labels ----
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "said"),
+    [(255, np.uint8, "255"), (1.5, np.float32, "1.5"), (40000, np.uint16, "40000"), (-25536, np.int16, "-25536")],
+)
+def test_labels_that_the_data_set_does_not_have(value, dtype, said, setting, tmp_path):
+    label = np.zeros((6, 40, 36), dtype)
+    label[3, 4, 5] = label[4, 4, 5] = value
+    files = write(tmp_path / "case_0000.nii.gz", image()), write(tmp_path / "case.nii.gz", label)
+    message = (
+        rf"case.nii.gz: the value {said} at \(z, y, x\) = \(3, 4, 5\), and 2 such voxels .*labels .*: 0, 1, 2, 3\."
+    )
+    with pytest.raises(ValueError, match=message):
+        preprocess(setting, files[:1], files[1])
+
+
+def test_labels_that_are_nan(setting, tmp_path):
+    label = np.zeros((6, 40, 36), np.float32)
+    label[3, 4, 5] = np.nan
+    files = write(tmp_path / "case_0000.nii.gz", image()), write(tmp_path / "case.nii.gz", label)
+    with pytest.raises(ValueError, match=r"case.nii.gz has 1 NaN .*\(x, y, z\) = \(5, 4, 3\)"):
+        preprocess(setting, files[:1], files[1])
+
+
+def test_ignored_voxels_are_labels(setting):
+    manager, configuration, dataset_json = setting
+    dataset_json = {**dataset_json, "labels": {**dataset_json["labels"], "ignore": 4}}
+    seg = np.random.default_rng(0).integers(0, 5, (1, 6, 40, 36)).astype(np.float32)
+    properties = {"spacing": [8.0, 1.5, 1.5]}
+    DINPreprocessor(verbose=False).run_case_npy(image()[None], seg, properties, manager, configuration, dataset_json)
+
+
+def test_whole_label_maps_pass():
+    check_labels(np.array([[[0.0, 2.0, 1.0]]]), [0, 1, 2])
+
+
+# ---- what we write ----
+
+
+def test_an_image_that_the_disk_did_not_take_is_no_file(tmp_path, monkeypatch):
+    """SimpleITK ends without an error on a full disk, and leaves a file with zeros."""
+    source = read_image(write(tmp_path / "in.nii.gz", image()))
+    real = sitk.WriteImage
+
+    def half(volume, path, **options):
+        real(volume * 0, path, **options)
+
+    monkeypatch.setattr(sitk, "WriteImage", half)
+    with pytest.raises(OSError, match="is the disk full"):
+        write_image(tmp_path / "out.nii.gz", source.array.astype(np.float32), like=source)
+    assert os.listdir(tmp_path) == ["in.nii.gz"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EIO])
+def test_errors_of_the_disk_are_one_line(code, tmp_path, monkeypatch, capsys):
+    write(tmp_path / "in.nii.gz", image())
+
+    def fail(self, *args, **kwargs):
+        raise OSError(code, os.strerror(code), str(self))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    assert main(["enhance", str(tmp_path / "in.nii.gz"), str(tmp_path / "out.nii.gz")]) == 1
+    error = capsys.readouterr().err.strip()
+    assert os.strerror(code) in error and len(error.splitlines()) == 1
+    assert os.listdir(tmp_path) == ["in.nii.gz"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left, fresh = tmp_path / ".1.partial.out.txt", tmp_path / ".2.partial.out.txt"
+    left.touch()
+    fresh.touch()
+    os.utime(left, (0, 0))
+    with written_whole(tmp_path / "out.txt") as temporary:
+        temporary.write_text("x")
+    assert sorted(os.listdir(tmp_path)) == [fresh.name, "out.txt"]
