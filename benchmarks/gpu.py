@@ -148,7 +148,12 @@ def stages(args: argparse.Namespace) -> dict[str, Callable[[], dict]]:
     rows = read_json(HERE / "plans.json")["plans"]
     if tiny:
         rows = [{"preset": "fast", "target_gb": 1, "patch": [32, 32], "batch": 2, "checkpointing": True, "fits": True}]
+    planned_before = []
     for row in sorted((row for row in rows if row["fits"]), key=lambda row: row["target_gb"]):
+        case = [row[key] for key in ("preset", "patch", "batch", "checkpointing")]
+        if case in planned_before:  # more memory that the planner has no use for
+            continue
+        planned_before.append(case)
         found[f"planning-{row['preset']}-{row['target_gb']:g}"] = lambda row=row: planned(row, device, repeats)
     if not tiny and has_acdc(args.dataset):
         settings = json.loads(SETTINGS.read_text())

@@ -81,7 +81,8 @@ def test_every_row_of_the_planning_table_and_every_run_of_the_study_has_its_stag
         monkeypatch.setattr(gpu, name, lambda dataset: True)
     names = list(gpu.stages(gpu.argparse.Namespace(device="cuda", tiny=False, dataset="27")))
     rows = [row for row in json.loads((FOLDER / "plans.json").read_text())["plans"] if row["fits"]]
-    assert {f"planning-{row['preset']}-{row['target_gb']:g}" for row in rows} <= set(names)
+    cases = {json.dumps([row[key] for key in ("preset", "patch", "batch", "checkpointing")]) for row in rows}
+    assert len([name for name in names if name.startswith("planning")]) == len(cases) > 10
     runs = json.loads((FOLDER / "acdc" / "gpu.json").read_text())["runs"]
     assert [name for name in names if name.startswith("acdc")] == [
         "acdc-plan",

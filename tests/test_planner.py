@@ -70,7 +70,9 @@ def test_volumes_are_dins_with_nnunets_patch_and_pooling(dataset, plans):
         assert network(torch.empty(1, 2, *config["patch_size"])).shape == (1, 4, *config["patch_size"])
 
 
-def test_near_isotropic_volumes_are_enhanced_as_a_whole(dataset):
+def test_near_isotropic_volumes_are_enhanced_as_a_whole(dataset, monkeypatch):
+    """Planned without workers, with which nnU-Net's own planner fails."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     planner = nnUNetPlannerDINFast(dataset.name, plans_name="dinTestPlans", overwrite_target_spacing=[2.0, 1.5, 1.5])
     enhancement = planner.plan_experiment()["configurations"]["3d_fullres"]["enhancement"]
     assert enhancement["volumetric"] is True and enhancement["p"] == 2

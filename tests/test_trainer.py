@@ -21,6 +21,7 @@ from nnunetv2.utilities import find_class_by_name
 from torch import nn
 
 from nnunet_dataset import SMALL_NETWORK, preprocess
+from nnunet_din.cost.measurement import TrainingStep
 from nnunet_din.nnunet.training_settings import SETTINGS
 from nnunet_din.plugin import CLASSES
 from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN, rotated_extent
@@ -199,6 +200,25 @@ def test_loss_falls_when_one_batch_is_repeated(make):
     data["target"] = [(data["data"][:, :1] > 0.5).float()]
     losses = [float(trainer.train_step(data)["loss"]) for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.slow
+def test_the_step_that_doctor_tries_and_benchmarks_time_is_the_trainers(make):
+    """Same loss and same clipped gradients; fails if one of them computes, clips or weights anything else."""
+
+    def change(plans):
+        plans["configurations"]["2d"].update(patch_size=[32, 32], batch_dice=True)
+        plans["configurations"]["2d"]["architecture"]["arch_kwargs"] = dict(SMALL_NETWORK)
+
+    trainer = make(change=change, boundary_ramp=0.0)
+    trainer.initialize()
+    network = copy.deepcopy(trainer.network)
+    data = batch(trainer)
+    step = TrainingStep(network, data["data"], data["target"][0], trainer.amp_dtype)
+    loss, expected = step(), trainer.train_step(data)["loss"]
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    for (name, ours), theirs in zip(network.named_parameters(), trainer.network.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_vectors_are_not_decayed(make):

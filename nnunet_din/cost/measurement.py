@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -179,6 +180,7 @@ def peak_memory(step: Callable[[], object], network: nn.Module, device: torch.de
     held = sum(p.nbytes for p in network.parameters())
     held += 2 * sum(p.nbytes for p in network.parameters() if p.grad is not None)
     network.zero_grad(set_to_none=True)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell each of its stages
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     now = peak = 0
