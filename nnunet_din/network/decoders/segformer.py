@@ -165,7 +165,8 @@ def _add_levels(y: Tensor | None, low: Sequence[tuple[Tensor, Tensor]], size: Se
 def _add_products(y: Tensor | None, matrices: Sequence[Tensor], xs: Sequence[Tensor], edges: Sequence[int]) -> Tensor:
     """``y + sum_i matrix_i @ x_i``, of matrices that resize the edges ``n_i``, for one or more taps side by side."""
     if xs[0].device.type != "cpu" or in_graph():
-        matrix, x = torch.cat([*matrices], dim=1).expand(len(xs[0]), -1, -1), torch.cat([*xs], dim=1)
+        matrix = torch.cat([*matrices], dim=1).expand(xs[0].shape[0], -1, -1)  # len() would be a constant in a trace
+        x = torch.cat([*xs], dim=1)
         return torch.bmm(matrix, x) if y is None else torch.baddbmm(y, matrix, x)
     # The matrices are banded: on a CPU it pays to leave the zeros out.
     blocks = [
