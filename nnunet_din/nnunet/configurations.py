@@ -93,6 +93,8 @@ def derive(
 
     inherited = resolve(plans, base)
     enhancements = enhancements_of(inherited)
+    if "versions" in network:
+        raise ValueError("`versions` follows from the enhancements, one more than there are: name them instead.")
     if not enhancements:
         raise ValueError(f"Configuration '{base}' is not one of a DIN planner: it has no `enhancement`.")
     configuration: dict = {"inherits_from": base}
