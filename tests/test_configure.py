@@ -119,11 +119,13 @@ def test_nothing_is_written_in_a_dry_run_or_over_what_is_there(path, capsys):
     before = path.read_text()
     assert configure("--name", "2d_x", "--set", "fused_stages=2", "--dry-run") == 0
     assert '"fused_stages": 2' in capsys.readouterr().out and path.read_text() == before
-    assert configure("--name", "2d", "--set", "fused_stages=2") == 1
-    assert "has a configuration '2d' already: choose another name, or --force" in capsys.readouterr().err
-    assert path.read_text() == before
+    assert configure("--name", "2d", "--set", "fused_stages=2", "--force") == 1
+    assert "cannot inherit from itself" in capsys.readouterr().err and path.read_text() == before
     assert configure("--name", "2d_x", "--set", "fused_stages=2") == 0
     before = path.read_text()
+    assert configure("--name", "2d_x", "--set", "fused_stages=3") == 1
+    assert "has a configuration '2d_x' already: choose another name, or --force" in capsys.readouterr().err
+    assert path.read_text() == before
     assert configure("--name", "2d_x", "--set", "fused_stages=2") == 0
     assert "2d_x is there already." in capsys.readouterr().out and path.read_text() == before
     assert configure("--name", "2d_x", "--set", "fused_stages=3", "--force") == 0
