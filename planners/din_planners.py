@@ -29,6 +29,24 @@ PLANNER_OF_PRESET = {
 }
 
 
+def step_memory(arguments: dict, input_channels: int, num_classes: int, shape: tuple[int, ...]) -> int:
+    """Bytes at the peak of a training step in half precision, counted without computing anything.
+
+    Parameters
+    ----------
+    arguments
+        Of the network, as they stand in the plans.
+    input_channels, num_classes
+        Channels of the original image, and of the logits.
+    shape
+        Images of the batch, and edges of the patch.
+    """
+    with torch.device("meta"):
+        network = DualInteractionNetwork(input_channels, num_classes, **arguments)
+    batch, *patch = shape
+    return training_memory(network, (batch, 2 * input_channels, *patch), half_precision=True)
+
+
 @dataclass(frozen=True)
 class MemoryModel:
     """Bytes at the peak of a training step in half precision.
@@ -48,12 +66,9 @@ class MemoryModel:
 
     @lru_cache  # noqa: B019  (few, and small)
     def bytes(self, batch: int, *patch: int) -> int:
-        """What the network's own accounting says, see :func:`nnunet_din.cost.accounting.training_memory`."""
-        with torch.device("meta"):
-            network = DualInteractionNetwork(
-                self.input_channels, self.num_classes, **PRESETS[self.preset], checkpointing=self.checkpointing
-            )
-        return training_memory(network, (batch, 2 * self.input_channels, *patch), half_precision=True)
+        """See :func:`step_memory`."""
+        arguments = {**PRESETS[self.preset], "checkpointing": self.checkpointing}
+        return step_memory(arguments, self.input_channels, self.num_classes, (batch, *patch))
 
     def pixels(self, budget: float) -> float:
         """Pixels of a batch whose peak is about ``budget`` bytes.
@@ -94,12 +109,9 @@ class Volumes:
 
     @lru_cache  # noqa: B019  (few, and small)
     def bytes(self, batch: int, patch: tuple[int, ...], checkpointing: bool) -> int:
-        """Memory at the peak of the step in half precision, see :func:`nnunet_din.cost.accounting.training_memory`."""
-        with torch.device("meta"):
-            network = DualInteractionNetwork(
-                self.input_channels, self.num_classes, **self.arguments(), checkpointing=checkpointing
-            )
-        return training_memory(network, (batch, 2 * self.input_channels, *patch), half_precision=True)
+        """See :func:`step_memory`."""
+        arguments = {**self.arguments(), "checkpointing": checkpointing}
+        return step_memory(arguments, self.input_channels, self.num_classes, (batch, *patch))
 
     def largest_batch(self, patch: tuple[int, ...], most: int, budget: float) -> int:
         """The largest batch up to ``most`` that fits into ``budget`` bytes, into which 2 fit."""
@@ -125,7 +137,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
     default_gpu_memory_gb : float
         GPU memory that is planned for where ``-gpu_memory_target`` gives no other.
     enhancement : dict
-        Keyword arguments of :func:`nnunet_din.enhancement.enhance_slices`, copied into the plans.
+        Keyword arguments of :func:`nnunet_din.enhancement.enhance`, copied into the plans.
     memory_overhead : float
         Room for what the accounting does not see.
     """

@@ -14,7 +14,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_din.data.files import read_json
+from nnunet_din.data.files import read_json, written_whole
 from nnunet_din.data.integrity import WrongLabel, check_file, check_labels, find_outlier
 from nnunet_din.enhancement import enhance
 from nnunet_din.enhancement.entry import enhancements_of
@@ -44,7 +44,8 @@ class DINPreprocessor(DefaultPreprocessor):
         source = nnunet_folder("nnUNet_raw") / name / "dataset.json"
         copy = nnunet_folder("nnUNet_preprocessed") / name / "dataset.json"
         if source.is_file() and copy.parent.is_dir() and not copy.is_file():
-            shutil.copyfile(source, copy)
+            with written_whole(copy) as temporary:
+                shutil.copyfile(source, temporary)
         super().run(dataset_name_or_id, configuration_name, plans_identifier, num_processes)
 
     def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):

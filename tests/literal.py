@@ -128,3 +128,16 @@ def boundary_loss(probabilities, target, normalized, valid=None, pooled_axes=Non
         if count:
             loss += total / count
     return torch.tensor(loss / np.abs(kernels[0]).sum() if normalized else loss, dtype=probabilities.dtype)
+
+
+def assert_same_outputs_and_gradients(network, twin, x, tolerance):
+    """A network and its literal twin, which has the same weights: all within the tolerance, relative to the largest."""
+    results = []
+    for model in (network, twin):
+        network.zero_grad()
+        y = model(x)
+        (y * torch.linspace(-1, 1, y.numel(), dtype=x.dtype).reshape(y.shape)).sum().backward()
+        results.append([y, *(p.grad for p in network.parameters())])
+    scale = max(g.abs().max() for g in results[1][1:])
+    for i, (ours, theirs) in enumerate(zip(*results, strict=True)):
+        assert (ours - theirs).abs().max() <= tolerance * (scale if i else theirs.abs().max())

@@ -13,7 +13,6 @@ from nnunet_din.enhancement import (
     ENHANCEMENTS,
     enhance,
     enhance_slices,
-    enhance_volume,
     fuzzy_enhance,
     fuzzy_enhance_volume,
     fuzzy_membership,
@@ -219,14 +218,13 @@ def test_plans_say_whether_a_volume_is_enhanced_as_a_whole():
     data = np.random.default_rng(0).gamma(2, 100, size=(2, 6, 9, 11)).astype(np.float32)
     mask = data[0] > 50
     np.testing.assert_array_equal(enhance(data, mask=mask, m=1), enhance_slices(data, mask=mask, m=1))
-    whole = enhance(data, volumetric=True, method="fuzzy", mask=mask, p=1)
-    np.testing.assert_array_equal(whole, enhance_volume(data, mask=mask, p=1))
+    whole = enhance(data, volumetric=True, mask=mask, p=1)
     f = to_unit_interval(data[1:], mask=mask)[0].astype(np.float64)
     np.testing.assert_allclose(whole[1], literal.fuzzy_enhance(f, mask=mask, p=1), atol=1e-5)
-    assert not enhance_volume(data, mask=mask & False).any()
+    assert not enhance(data, volumetric=True, mask=mask & False).any()
     with pytest.raises(ValueError, match="'he' works slice by slice only. Methods for whole volumes: fuzzy"):
-        enhance_volume(data, method="he")
+        enhance(data, volumetric=True, method="he")
     with pytest.raises(ValueError, match=r"must not be negative, got m=2, n=2, p=-1"):
-        enhance_volume(data, p=-1)
+        enhance(data, volumetric=True, p=-1)
     with pytest.raises(ValueError, match=r"Expected \(\.\.\., C, Z, H, W\)"):
         fuzzy_enhance_volume(data[0], color=True)

@@ -184,15 +184,7 @@ def test_network_equals_the_literal_one_forward_and_backward(encoder, precision,
         checkpointing=checkpointing,
     ).to(dtype)
     x = torch.randn(2, 2, *size, dtype=dtype)
-    results = []
-    for model in (network, ReferenceNetwork(network)):
-        network.zero_grad()
-        y = model(x)
-        (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).reshape(y.shape)).sum().backward()
-        results.append([y, *(p.grad for p in network.parameters())])
-    scale = max(g.abs().max() for g in results[1][1:])
-    for i, (ours, twin) in enumerate(zip(*results, strict=True)):
-        assert (ours - twin).abs().max() <= tolerance * (scale if i else twin.abs().max())
+    literal.assert_same_outputs_and_gradients(network, ReferenceNetwork(network), x, tolerance)
 
 
 @pytest.mark.slow

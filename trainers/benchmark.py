@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from nnunet_din.data.files import write_text
+
 from .din_trainer import nnUNetTrainerDIN
 
 
@@ -51,7 +53,7 @@ class nnUNetTrainerDIN_benchmark(nnUNetTrainerDIN):
         """Write the times of the last epoch into ``benchmark.json``."""
         super().on_train_end()
         if self.local_rank == 0:
-            Path(self.output_folder, "benchmark.json").write_text(json.dumps(self.timing, indent=2) + "\n")
+            write_text(Path(self.output_folder, "benchmark.json"), json.dumps(self.timing, indent=2) + "\n")
 
     def save_checkpoint(self, filename: str) -> None:
         """Write no checkpoint."""

@@ -44,7 +44,6 @@ __all__ = [
     "adaptive_histogram_equalize",
     "enhance",
     "enhance_slices",
-    "enhance_volume",
     "fuzzy_enhance",
     "fuzzy_enhance_volume",
     "fuzzy_membership",
@@ -67,41 +66,17 @@ def get_enhancement(method: str) -> Callable:
     return ENHANCEMENTS[method]
 
 
-def enhance(data: np.ndarray, volumetric: bool = False, **arguments) -> np.ndarray:
-    """Enhance a volume as the plans say.
-
-    Parameters
-    ----------
-    data
-        Intensities, see :func:`enhance_slices`.
-    volumetric
-        Whether the volume is enhanced as a whole or slice by slice.
-    **arguments
-        Of :func:`enhance_volume` or :func:`enhance_slices`.
-
-    Returns
-    -------
-    numpy.ndarray
-        Enhanced volume.
-
-    Raises
-    ------
-    ValueError
-        As those functions do.
-    """
-    return (enhance_volume if volumetric else enhance_slices)(data, **arguments)
-
-
-def enhance_slices(
+def enhance(
     data: np.ndarray,
     color: bool = False,
     mask: np.ndarray | None = None,
     method: str = "fuzzy",
     percentiles: Sequence[float] = (0.5, 99.5),
     limit: float = 0.99,
+    volumetric: bool = False,
     **parameters,
 ) -> np.ndarray:
-    """Enhance a volume slice by slice, each whole slice along the last two axes on its own.
+    """Enhance a volume as the plans say: each whole slice along the last two axes on its own, or all of it at once.
 
     Parameters
     ----------
@@ -113,82 +88,49 @@ def enhance_slices(
     mask
         Foreground, shape ``(Z, H, W)``: statistics come from its voxels only. None: all voxels.
     method
-        A name of :data:`ENHANCEMENTS`.
+        A name of :data:`ENHANCEMENTS`; where ``volumetric``, of :data:`VOLUMETRIC`.
     percentiles, limit
         See :func:`to_unit_interval`.
+    volumetric
+        Whether the volume is enhanced as a whole: for voxels whose edges are near equal.
     **parameters
         Passed to the method.
 
     Returns
     -------
     numpy.ndarray
-        Enhanced volume, shape and (floating) dtype of ``data``, values in (-1, 1). A slice without foreground is 0.
+        Enhanced volume, shape and (floating) dtype of ``data``, values in (-1, 1). A slice (volume) without foreground
+        is 0.
 
     Raises
     ------
     ValueError
-        Unknown method, wrong shape, or values that are not finite.
+        Unknown method, or one of slices only where volumes are asked for; wrong shape, or values that are not finite.
     """
-    method_of_slices = get_enhancement(method)
+    function = get_enhancement(method)
+    if volumetric:
+        if method not in VOLUMETRIC:
+            raise ValueError(
+                f"Enhancement '{method}' works slice by slice only. Methods for whole volumes: {', '.join(VOLUMETRIC)}."
+            )
+        function = VOLUMETRIC[method]
     out = _empty_like(data)
     for channels in _images(data, color):
         f = to_unit_interval(data[channels], percentiles=percentiles, limit=limit, mask=mask)
         # One slice at a time: the temporaries stay in the cache, and a CT of 1000 slices needs no more memory than one
         # slice.
-        for z in range(data.shape[1]):
-            slice_mask = None if mask is None else mask[z]
-            if slice_mask is not None and not slice_mask.any():
+        for z in [slice(None)] if volumetric else range(data.shape[1]):
+            foreground = None if mask is None else mask[z]
+            if foreground is not None and not foreground.any():
                 out[channels, z] = 0
             else:
-                out[channels, z] = method_of_slices(f[:, z], color=color, mask=slice_mask, **parameters)
+                out[channels, z] = function(f[:, z], color=color, mask=foreground, **parameters)
     return out
 
 
-def enhance_volume(
-    data: np.ndarray,
-    color: bool = False,
-    mask: np.ndarray | None = None,
-    method: str = "fuzzy",
-    percentiles: Sequence[float] = (0.5, 99.5),
-    limit: float = 0.99,
-    **parameters,
-) -> np.ndarray:
-    """Enhance a volume as a whole: for voxels whose edges are near equal.
-
-    Parameters
-    ----------
-    data, color, mask
-        As for :func:`enhance_slices`.
-    method
-        A name of :data:`VOLUMETRIC`.
-    percentiles, limit
-        See :func:`to_unit_interval`.
-    **parameters
-        Passed to the method.
-
-    Returns
-    -------
-    numpy.ndarray
-        Enhanced volume, shape and (floating) dtype of ``data``, values in (-1, 1). A volume without foreground is 0.
-
-    Raises
-    ------
-    ValueError
-        Unknown method, or one of slices only; wrong shape, or values that are not finite.
-    """
-    get_enhancement(method)
-    if method not in VOLUMETRIC:
-        raise ValueError(
-            f"Enhancement '{method}' works slice by slice only. Methods for whole volumes: {', '.join(VOLUMETRIC)}."
-        )
-    out = _empty_like(data)
-    for channels in _images(data, color):
-        f = to_unit_interval(data[channels], percentiles=percentiles, limit=limit, mask=mask)
-        if mask is not None and not mask.any():
-            out[channels] = 0
-        else:
-            out[channels] = VOLUMETRIC[method](f, color=color, mask=mask, **parameters)
-    return out
+def enhance_slices(data: np.ndarray, **arguments) -> np.ndarray:
+    """Enhance slice by slice: :func:`enhance` without ``volumetric``."""
+    return enhance(data, volumetric=False, **arguments)
 
 
 def _empty_like(data: np.ndarray) -> np.ndarray:

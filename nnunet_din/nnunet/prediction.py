@@ -110,10 +110,8 @@ def predict_cases(
         As :func:`find_cases` gives them.
     out
         Folder for the label maps; made if it is not there.
-    device
-        ``cuda``, ``cpu`` or ``mps``.
-    mirroring
-        Whether flipped images are averaged, if the model was trained with flips.
+    device, mirroring
+        See :func:`nnunet_din.nnunet.predictor.make_predictor`.
 
     Raises
     ------
