@@ -326,3 +326,23 @@ def test_every_other_bad_call_ends_in_one_line(call, world, capsys):
 
 def test_there_are_many_of_them():
     assert len(calls()) == len(set(calls())) >= 232
+
+
+def test_our_own_faults_are_reported_and_a_full_device_is_none(world, capsys, monkeypatch):
+    import torch
+
+    from nnunet_din.commands import doctor
+
+    def fail(error):
+        def run(args):
+            raise error
+
+        monkeypatch.setattr(doctor, "run", run)
+
+    fail(KeyError("ours"))
+    result = run("doctor", capsys)
+    assert result.code == 70 and result.lines[0].startswith("Traceback") and "Please report it" in result.lines[-1]
+    fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."))
+    result = run("doctor", capsys)
+    assert result.code == 1
+    assert result.lines == ["nnunet-din doctor: the device has not enough memory: CUDA out of memory."]

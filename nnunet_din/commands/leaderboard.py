@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for sentence in left_out or ():
         print(f"LEFT OUT: {sentence}", file=sys.stderr)
-    collection.missing += [f"left out: {sentence}" for sentence in left_out or ()]
+    collection.missing += [f"left out: {sentence.removesuffix('.')}" for sentence in left_out or ()]
     board = Leaderboard(
         title=dataset_name(args.dataset) if args.dataset else " / ".join(args.gt.resolve().parts[-2:]),
         cases=cases,

@@ -74,14 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"nnunet-din {args.command}: stopped.", file=sys.stderr)
         return 130
-    except Exception:
-        traceback.print_exc()
-        print(
-            f"nnunet-din {args.command}: this is a fault of nnunet-din {__version__}. Please report it to its "
-            "developers, with the lines above.",
-            file=sys.stderr,
-        )
-        return 70
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for its name
+            traceback.print_exc()
+            print(
+                f"nnunet-din {args.command}: this is a fault of nnunet-din {__version__}. Please report it to its "
+                "developers, with the lines above.",
+                file=sys.stderr,
+            )
+            return 70
+        message = f"the device has not enough memory: {str(error).partition('. ')[0]}."
     print(f"nnunet-din {args.command}: {' '.join(message.split())}", file=sys.stderr)
     return 1
 
