@@ -189,7 +189,8 @@ def raw(folders):
     """Five cases of two channels."""
     raw = folders / "nnUNet_raw" / "Dataset901_Test"
     (raw / "imagesTr").mkdir(parents=True)
-    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz"}))
+    description = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "one": 1}}
+    (raw / "dataset.json").write_text(json.dumps(description))
     for case in range(5):
         for channel in range(2):
             path = raw / "imagesTr" / f"case_{case}_{channel:04d}.nii.gz"

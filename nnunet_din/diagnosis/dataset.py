@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from nnunet_din.data.files import read_json
 from nnunet_din.diagnosis.check import Check
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
+from nnunet_din.nnunet.labels import read_dataset_json
 
 #: Folds of nnU-Net's cross-validation.
 FOLDS = 5
@@ -36,7 +36,7 @@ def dataset_checks(dataset: str, plans: str | None = None) -> Iterator[Check]:
         name = dataset_name(dataset)
         raw, preprocessed = (nnunet_folder(variable) / name for variable in ("nnUNet_raw", "nnUNet_preprocessed"))
         if raw.is_dir():
-            description = read_json(raw / "dataset.json")
+            description = read_dataset_json(raw / "dataset.json")
             cases = training_cases(raw, description)
             yield _cases(cases, [raw, preprocessed], f"nnUNetv2_train {dataset} 2d all")
             yield _channels(cases, len(description.get("channel_names", description.get("modality", ()))))
@@ -50,7 +50,7 @@ def training_cases(raw: Path, dataset_json: Mapping) -> dict[str, list[Path]]:
     """Files of every training case, as nnU-Net finds them: named in ``dataset.json``, or by the names in `imagesTr`."""
     if "dataset" in dataset_json:
         return {case: [raw / image for image in files["images"]] for case, files in dataset_json["dataset"].items()}
-    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(dataset_json.get('file_ending', '.nii.gz'))}")
+    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(dataset_json['file_ending'])}")
     cases: dict[str, list[Path]] = {}
     for path in sorted((raw / "imagesTr").glob("*")):
         if match := pattern.fullmatch(path.name):
