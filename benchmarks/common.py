@@ -32,6 +32,14 @@ def write(result: dict) -> None:
     Path(sys.argv[0]).resolve().with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
 
 
+def append(result: dict) -> None:
+    """Write the result to those beside the script that is running, in place of that of the same command."""
+    path = Path(sys.argv[0]).resolve().with_suffix(".json")
+    results = json.loads(path.read_text()) if path.exists() else []
+    results = [other for other in results if other["command"] != result["command"]]
+    path.write_text(json.dumps([*results, result], indent=2) + "\n")
+
+
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
     """Median and range of the ratios pair by pair."""
     values = [a / b for a, b in zip(numerators, denominators, strict=True)]

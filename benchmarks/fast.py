@@ -47,7 +47,7 @@ def nnunet_step(
         weights / weights.sum(),
     )
     targets = [
-        torch.nn.functional.interpolate(target.float(), size=o.shape[-2:], mode="nearest").to(target.dtype)
+        torch.nn.functional.interpolate(target.float(), size=o.shape[2:], mode="nearest").to(target.dtype)
         for o in outputs
     ]
 

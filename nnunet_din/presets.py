@@ -22,7 +22,8 @@ def preset_for_volumes(
     preset: str,
     pool_op_kernel_sizes: Sequence[Sequence[int]],
     conv_kernel_sizes: Sequence[Sequence[int]],
-    depthwise_kernel: int = 7,
+    depthwise_kernel: Sequence[int] = (3, 7, 7),
+    fusion_kernel: Sequence[int] | None = None,
 ) -> dict:
     """A preset for volumes, pooled as nnU-Net pools them: the axis of far slices joins in when the others have caught
     up with it, and is not convolved until then.
@@ -35,7 +36,10 @@ def preset_for_volumes(
         Strides and kernels of nnU-Net's stages along each axis, as its ``get_pool_and_conv_props`` gives them; the
         first stage has the stride 1.
     depthwise_kernel
-        Edge of ConvNeXt's kernels where those of nnU-Net are 3.
+        Edges of ConvNeXt's kernels along each axis, where those of nnU-Net are not 1. The default holds the 7 x 7 of
+        pretrained weights, and takes half as long as 7 along all three axes (benchmarks/depthwise.py).
+    fusion_kernel
+        See :class:`nnunet_din.network.DualInteractionNetwork`.
 
     Returns
     -------
@@ -52,5 +56,7 @@ def preset_for_volumes(
     strides += [[1] * len(pool_op_kernel_sizes[0])] * (4 - len(strides))
     kernels += [kernels[-1]] * (4 - len(kernels))
     if arguments["encoder"].startswith("convnext"):
-        kernels = [[depthwise_kernel if k > 1 else 1 for k in kernel] for kernel in kernels]
+        kernels = [[d if k > 1 else 1 for d, k in zip(depthwise_kernel, kernel, strict=True)] for kernel in kernels]
+    if fusion_kernel is not None:
+        arguments["fusion_kernel"] = list(fusion_kernel)
     return {**arguments, "strides": strides, "kernel_sizes": kernels}

@@ -95,6 +95,8 @@ class Volumes:
         Arguments of the network.
     strides, kernel_sizes : tuple of tuple of int
         nnU-Net's, of its stages along each axis.
+    fusion_kernel : tuple of int or None
+        See :class:`nnunet_din.network.DualInteractionNetwork`.
     """
 
     preset: str
@@ -102,10 +104,11 @@ class Volumes:
     num_classes: int
     strides: tuple[tuple[int, ...], ...]
     kernel_sizes: tuple[tuple[int, ...], ...]
+    fusion_kernel: tuple[int, ...] | None = None
 
     def arguments(self) -> dict:
         """Arguments of the network."""
-        return preset_for_volumes(self.preset, self.strides, self.kernel_sizes)
+        return preset_for_volumes(self.preset, self.strides, self.kernel_sizes, fusion_kernel=self.fusion_kernel)
 
     @lru_cache  # noqa: B019  (few, and small)
     def bytes(self, batch: int, patch: tuple[int, ...], checkpointing: bool) -> int:
@@ -245,7 +248,12 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         """Training steps on patches of this size, and the multiples that its edges must be."""
         _, strides, kernels, _, multiples = get_pool_and_conv_props(spacing, patch, *self._topology)
         of_stages = [tuple(tuple(int(i) for i in stage) for stage in stages) for stages in (strides, kernels)]
-        volumes = Volumes(self.preset, self._n_channels(), len(self.dataset_json["labels"]), *of_stages)
+        # Slices that nnU-Net calls far apart are fused one by one, as in the paper: across them, the convolutions of
+        # both streams have little to tell each other, and would be two thirds of the network's arithmetic.
+        far = [edge / min(spacing) >= ANISO_THRESHOLD for edge in spacing]
+        fusion_kernel = tuple(1 if is_far else 3 for is_far in far) if any(far) else None
+        classes = len(self.dataset_json["labels"])
+        volumes = Volumes(self.preset, self._n_channels(), classes, *of_stages, fusion_kernel)
         return volumes, [int(multiple) for multiple in multiples]
 
     @staticmethod

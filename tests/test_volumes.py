@@ -227,7 +227,7 @@ TOPOLOGIES = {
             "atto",
             "in-plane first",
             [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]],
-            [[1, 7, 7], [7, 7, 7], [7, 7, 7], [7, 7, 7]],
+            [[1, 7, 7], [3, 7, 7], [3, 7, 7], [3, 7, 7]],
             (4, 8, 8),
         ),
     ],
@@ -240,6 +240,16 @@ def test_a_preset_follows_nnunets_pooling(preset, topology, strides, kernels, mu
     with torch.device("meta"):
         network = DualInteractionNetwork(1, 4, **arguments)
         assert network(torch.empty(1, 2, *size)).shape == (1, 4, *size)
+
+
+def test_far_slices_are_fused_one_by_one():
+    arguments = preset_for_volumes("fast", *TOPOLOGIES["in-plane first"], fusion_kernel=[1, 3, 3])
+    with torch.device("meta"):
+        network = DualInteractionNetwork(1, 4, **arguments)
+    for difm in network.difms:
+        assert difm.merging[0].conv.kernel_size == difm.ffn[0].project.kernel_size == (1, 3, 3)
+        assert difm.attention.window == (1, 7, 7)
+    assert network.encoders[0].stages[0][0][0].kernel_size == (3, 3, 3)
 
 
 @pytest.mark.slow
@@ -258,7 +268,7 @@ def test_fast_takes_less_arithmetic_and_memory_than_nnunets_network():
             nonlin_kwargs={"inplace": True},
         )  # fmt: skip
     for each, channels, multiply_adds, parameters, single, half in (
-        (network, 2, 307, 44.1, 6.33, 3.75),
+        (network, 2, 307, 44.1, 5.22, 3.20),
         (nnunet, 1, 477, 31.2, 9.68, 5.10),
     ):
         shape = (2, channels, 128, 128, 128)
@@ -321,6 +331,7 @@ def test_edges_must_be_multiples_of_the_strides_of_their_axes():
         ({"kernel_sizes": [[3, 3]] * 4}, "kernel_sizes have 2 axes and the strides 3"),
         ({"kernel_sizes": [[2, 3, 3]] * 4}, "kernel_sizes must be odd"),
         ({"kernel_sizes": [[5, 3, 3]] * 4}, "must be 1 or 3 along each axis"),
+        ({"fusion_kernel": [1, 3]}, "fusion_kernel must be 1 or 3 for each of the 3 axes"),
     ],
 )
 def test_what_has_no_form_for_volumes_is_refused_in_one_sentence(options, message):

@@ -168,17 +168,29 @@ def seconds_of(step: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def peak_memory(step: Callable[[], object], network: nn.Module, device: torch.device) -> int:
-    """Bytes that torch's allocator holds at the peak of one call, weights and optimizer included."""
+def peak_memory(step: Callable[[], object], network: nn.Module, device: torch.device, moments: int = 2) -> int:
+    """Bytes that torch's allocator holds at the peak of one call, weights and optimizer included.
+
+    Parameters
+    ----------
+    step
+        Does a prediction or a training step, and was called before.
+    network
+        Whose weights it uses.
+    device
+        On which it works.
+    moments
+        Numbers that the optimizer keeps for each weight: 2 of AdamW, 1 of SGD with momentum.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         step()
         return torch.cuda.max_memory_allocated(device)
     # The CPU's allocator keeps no count of its own: follow what the call allocates and frees. What was there before:
-    # the weights, and AdamW's moments if the call trains. The gradients of the step before go now: the profiler does
-    # not see the end of what it has not seen the beginning of.
+    # the weights, and the optimizer's moments if the call trains. The gradients of the step before go now: the
+    # profiler does not see the end of what it has not seen the beginning of.
     held = sum(p.nbytes for p in network.parameters())
-    held += 2 * sum(p.nbytes for p in network.parameters() if p.grad is not None)
+    held += moments * sum(p.nbytes for p in network.parameters() if p.grad is not None)
     network.zero_grad(set_to_none=True)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell each of its stages
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -67,6 +67,9 @@ class DualInteractionNetwork(nn.Module):
         :class:`nnunet_din.network.PlainEncoder`. With three axes the network is for volumes. The convolutions of the
         fusions and of the decoder are 3, too, or 1 along axes where those of the stage are. None: images with two axes,
         ``stem_stride``, and 3 along both.
+    fusion_kernel
+        Kernel of the fusions' convolutions along each axis, 1 or 3, at every level; never more than the stage's. None:
+        3. ``[1, 3, 3]`` fuses volumes slice by slice: the encoders and the decoder alone look across.
     deep_supervision
         Passed by nnU-Net to every network. DIN has no outputs at lower resolutions, so only False is possible;
         :meth:`add_auxiliary_heads` is DIN's way.
@@ -106,6 +109,7 @@ class DualInteractionNetwork(nn.Module):
         upsampling: str = "bilinear",
         strides: OfStages | None = None,
         kernel_sizes: OfStages | None = None,
+        fusion_kernel: Sequence[int] | None = None,
         deep_supervision: bool = False,
         **fusion_options,
     ):
@@ -151,9 +155,10 @@ class DualInteractionNetwork(nn.Module):
         self.dimensions = len(self.encoders[0].stride_per_axis)
         kernels = kernels_of_stages(kernel_sizes, 3, self.dimensions)[: len(channels)]
         kernels = [[min(k, 3) for k in kernel] for kernel in kernels]
+        of_fusions = [fused_along(kernel, fusion_kernel) for kernel in kernels]
         self.difms = ModuleList(
             build_fusion(fusion, d, len(widths), kernel, **fusion_options)
-            for d, kernel in zip(channels, kernels, strict=True)
+            for d, kernel in zip(channels, of_fusions, strict=True)
         )
         if not self.difms[0].needs_edges:
             for each in self.encoders:
@@ -266,3 +271,20 @@ class DualInteractionNetwork(nn.Module):
 
 def _shape(state_dict, key: str):
     return tuple(state_dict[key].shape) if key in state_dict else "missing"
+
+
+def fused_along(of_stage: Sequence[int], fusion_kernel: Sequence[int] | None) -> list[int]:
+    """Kernel of a stage's fusion along each axis: that of the stage, or a smaller one that is asked for.
+
+    Raises
+    ------
+    ValueError
+        If it is not 1 or 3 along each axis of the image.
+    """
+    if fusion_kernel is None:
+        return list(of_stage)
+    if len(fusion_kernel) != len(of_stage) or any(k not in (1, 3) for k in fusion_kernel):
+        raise ValueError(
+            f"fusion_kernel must be 1 or 3 for each of the {len(of_stage)} axes of the images, got {fusion_kernel}."
+        )
+    return [min(pair) for pair in zip(of_stage, fusion_kernel, strict=True)]

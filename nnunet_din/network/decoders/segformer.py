@@ -146,37 +146,37 @@ def _add_levels(y: Tensor | None, low: Sequence[tuple[Tensor, Tensor]], size: Se
     With three axes, ``(N, z, h, w, d)``, ``(3, 3, d, 3, D)`` and ``(N, Z, H W D)``.
     """
     if len(size) == 2:
-        rows = [_resize_and_shift_columns(x, composed, size[1]) for x, composed in low]
-        along_y = [
-            resize_and_shift_matrix(x.shape[1], size[0], z, len(composed)).flatten(1)  # columns (dy, h)
-            for (x, composed), z in zip(low, rows, strict=True)
-        ]
-        return _add_products(y, along_y, rows, [x.shape[1] for x, _ in low])
+        return _add_products(y, *zip(*_products_along_y(low, size), strict=True))
     # One offset dz after the other: what lies in between is a good part of y for each of them.
     for x, composed in low:
         for dz, composed_of_slices in enumerate(composed):
             planes = _resize_and_shift_planes(x, composed_of_slices, size)
             along_z = resize_and_shift_matrix(x.shape[1], size[0], planes, len(composed))[:, dz]
-            y = _add_products(y, [along_z], [planes], [x.shape[1]])
+            y = _add_products(y, [along_z], [planes])
     assert y is not None
     return y
 
 
-def _add_products(y: Tensor | None, matrices: Sequence[Tensor], xs: Sequence[Tensor], edges: Sequence[int]) -> Tensor:
-    """``y + sum_i matrix_i @ x_i``, of matrices that resize the edges ``n_i``, for one or more taps side by side."""
+def _products_along_y(low: Sequence[tuple[Tensor, Tensor]], size: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """For each level and each vertical tap, the matrix that resizes and shifts along y, and what it is applied to."""
+    products = []
+    for x, composed in low:
+        along_y = resize_and_shift_matrix(x.shape[1], size[0], x, len(composed))
+        products += [
+            (along_y[:, dy], _resize_and_shift_columns(x, composed_of_rows, size[1]))
+            for dy, composed_of_rows in enumerate(composed)
+        ]
+    return products
+
+
+def _add_products(y: Tensor | None, matrices: Sequence[Tensor], xs: Sequence[Tensor]) -> Tensor:
+    """``y + sum_i matrix_i @ x_i``, of matrices that resize and shift along an axis."""
     if xs[0].device.type != "cpu" or in_graph():
         matrix = torch.cat([*matrices], dim=1).expand(xs[0].shape[0], -1, -1)  # len() would be a constant in a trace
         x = torch.cat([*xs], dim=1)
         return torch.bmm(matrix, x) if y is None else torch.baddbmm(y, matrix, x)
     # The matrices are banded: on a CPU it pays to leave the zeros out.
-    blocks = [
-        [
-            (top, end, first + left, first + right)
-            for top, end, left, right in band_of_resize(edge, len(matrix))
-            for first in range(0, matrix.shape[1], edge)
-        ]
-        for matrix, edge in zip(matrices, edges, strict=True)
-    ]
+    blocks = [band_of_resize(matrix.shape[1], len(matrix)) for matrix in matrices]
     return BandedProducts.apply(y, matrices, blocks, *xs)
 
 
@@ -195,7 +195,7 @@ def _add_level_(y: Tensor, x: Tensor, composed: Tensor, size: Sequence[int]) -> 
         begin, end = int(reached[0]), int(reached[-1]) + 1
         part, matrix = x[:, top : top + step], matrix[begin:end]
         if len(size) == 2:
-            products = [(matrix.flatten(1), _resize_and_shift_columns(part, composed, size[1]))]
+            products = [(matrix[:, dy], _resize_and_shift_columns(part, c, size[1])) for dy, c in enumerate(composed)]
         else:
             products = [(matrix[:, dz], _resize_and_shift_planes(part, c, size)) for dz, c in enumerate(composed)]
         for block, resized in products:
@@ -211,16 +211,13 @@ def _resize_and_shift_planes(x: Tensor, composed: Tensor, size: Sequence[int]) -
 
 
 def _resize_and_shift_columns(x: Tensor, composed: Tensor, width: int) -> Tensor:
-    """Apply the composed kernel; sum over the three horizontal taps, each resized to ``width`` and shifted by its
-    offset.
+    """Apply the composed kernel of one offset dy; sum over the three horizontal taps, each resized to ``width`` and
+    shifted by its offset.
 
-    Shapes ``(N, h, w, d)`` and ``(3, d, 3, D)``, taps dy, and dx before D, -> ``(N, 3 h, width * D)``.
+    Shapes ``(N, h, w, d)`` and ``(d, 3, D)`` -> ``(N, h, width * D)``.
     """
     n, h, w, _ = x.shape
-    rows, _, columns, channels = composed.shape
-    z = x.flatten(1, 2)[:, None] @ composed.flatten(2)  # (N, 3, h w, 3 D)
-    along_x = (
-        resize_and_shift_matrix(w, width, z, columns).transpose(1, 2).flatten(1)
-    )  # columns (w, dx), as z in memory
-    z = z.reshape(n * rows * h, columns * w, channels)
-    return torch.bmm(along_x.expand(z.shape[0], -1, -1), z).reshape(n, rows * h, width * channels)
+    columns, channels = composed.shape[1:]
+    z = (x @ composed.flatten(1)).reshape(n * h, w * columns, channels)  # dx beside w, as in memory
+    along_x = resize_and_shift_matrix(w, width, z, columns).transpose(1, 2).flatten(1)  # columns (w, dx)
+    return torch.bmm(along_x.expand(n * h, -1, -1), z).reshape(n, h, width * channels)

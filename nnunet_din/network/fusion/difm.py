@@ -53,11 +53,17 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         """Apply the module to a map ``(N, d, *size)``; the result has the same shape."""
-        return pixelwise((self._expand, self._gate), f, self.expand.out_channels, then=self.project) + f  # eq. 5
+        # What lies between the two has 4d channels. Of volumes it is computed again rather than kept, for a tenth less
+        # memory.
+        functions = (self._expand, self._gate) if f.ndim == 4 else (self._expand_and_gate,)
+        return pixelwise(functions, f, self.expand.out_channels, then=self.project) + f  # eq. 5
 
     def _expand(self, f: Tensor) -> Tensor:
         """Pixels ``(M, d)`` -> f1 and f2 side by side, ``(M, 2 expansion d)``."""
         return pointwise(normalize(f, self.norm), self.expand)
+
+    def _expand_and_gate(self, f: Tensor) -> Tensor:
+        return self._gate(self._expand(f))
 
     @staticmethod
     def _gate(f12: Tensor) -> Tensor:
