@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_din.commands.main import main
-from nnunet_din.enhancement import enhance_slices
+from nnunet_din.enhancement import enhance, enhance_slices
 
 
 def volume(shape=(4, 20, 24)):
@@ -42,6 +42,18 @@ def test_enhance_slices_along_the_largest_spacing_or_the_given_axis(tmp_path):
         np.testing.assert_allclose(
             sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out.nii.gz"))), expected, atol=1e-6
         )
+
+
+def test_enhance_a_volume_as_a_whole(tmp_path, capsys):
+    data = volume()
+    write(data, tmp_path / "in.nii.gz")
+    source, target = str(tmp_path / "in.nii.gz"), str(tmp_path / "out.nii.gz")
+    assert main(["enhance", source, target, "--volumetric"]) == 0
+    expected = enhance(data[None].astype(np.float32), volumetric=True)[0]
+    np.testing.assert_allclose(sitk.GetArrayFromImage(sitk.ReadImage(target)), expected, atol=1e-6)
+    assert np.abs(expected - enhance_slices(data[None])[0]).max() > 0.1
+    assert main(["enhance", source, target, "--volumetric", "--method", "he"]) == 1
+    assert "works slice by slice only" in capsys.readouterr().err
 
 
 def test_enhance_a_color_image(tmp_path):

@@ -10,6 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_din.commands.main import main
 from nnunet_din.enhancement.zero_dce import DCENet
+from nnunet_din.nnunet import configurations
 from nnunet_din.nnunet.configurations import PAPER_TABLES, network_arguments
 from nnunet_din.nnunet.folders import weights_file
 from nnunet_din.trainers.din_trainer import check_plans
@@ -79,24 +80,47 @@ def zero_dce_weights(dataset):
 def test_paper_tables(path, zero_dce_weights):
     assert configure("--paper-tables") == 0
     plans = json.loads(path.read_text())
-    configurations = plans["configurations"]
+    planned = plans["configurations"]
     for name, (network, methods) in PAPER_TABLES.items():
         manager = PlansManager(plans).get_configuration(name)
-        expected = network_arguments(configurations["2d"]["architecture"]["arch_kwargs"], network, methods)
+        expected = network_arguments(planned["2d"]["architecture"]["arch_kwargs"], network, methods)
         assert manager.network_arch_init_kwargs == expected
         assert [e["method"] for e in check_plans(plans, name)] == (methods or ["fuzzy"])
-        shared = manager.data_identifier == configurations["2d"]["data_identifier"]
+        shared = manager.data_identifier == planned["2d"]["data_identifier"]
         assert shared == (methods is None), "another enhancement, other data; another network, the same"
     # Patches of 40 x 40 do not fit an encoder that goes down to 1/32.
-    assert configurations["2d_swin"]["patch_size"] == [64, 64] and "patch_size" not in configurations["2d_fct"]
-    assert configurations["2d_zero_dce"]["enhancement"]["weights"] == str(zero_dce_weights)
+    assert planned["2d_swin"]["patch_size"] == [64, 64] and "patch_size" not in planned["2d_fct"]
+    assert planned["2d_zero_dce"]["enhancement"]["weights"] == str(zero_dce_weights)
+
+
+def test_paper_tables_of_volumes(path, capsys, monkeypatch):
+    """What has no form for volumes is left out by name, and patches stay where the network pools as before."""
+    some = {name: PAPER_TABLES[name] for name in ("2d_1_difm", "2d_swin", "2d_emcad", "2d_fuzzy_clahe")}
+    monkeypatch.setattr(configurations, "PAPER_TABLES", some)
+    assert configure("--paper-tables", "--from", "3d_fullres") == 0
+    printed = capsys.readouterr().out
+    for name in ("3d_fullres_swin", "3d_fullres_emcad"):
+        assert f"NOTE: {name} has no form for volumes." in printed
+    planned = json.loads(path.read_text())["configurations"]
+    new = {name: planned[name] for name in planned if name.startswith("3d_fullres_")}
+    assert new.keys() == {"3d_fullres_1_difm", "3d_fullres_fuzzy_clahe"}
+    assert not any("patch_size" in entry for entry in new.values())
+    arguments = planned["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert new["3d_fullres_1_difm"]["architecture"]["arch_kwargs"] == {**arguments, "fused_stages": 1}
+    assert (
+        configure(
+            "--name", "flat", "--from", "3d_fullres", "--set", "strides=null", "kernel_sizes=null", "fusion_kernel=null"
+        )
+        == 1
+    )
+    assert "is for images with 2 axes, and the patches of '3d_fullres' have 3" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_paper_tables_again_adds_what_is_missing(path, zero_dce_weights, capsys, monkeypatch):
     """Zero-DCE's configuration waits for its weights; what is there is left, unless it is another one."""
     some = {name: PAPER_TABLES[name] for name in ("2d_concat", "2d_zero_dce")}
-    monkeypatch.setattr("nnunet_din.commands.configure.PAPER_TABLES", some)
+    monkeypatch.setattr(configurations, "PAPER_TABLES", some)
     zero_dce_weights.rename(zero_dce_weights.with_suffix(".away"))
     assert configure("--paper-tables") == 0
     assert "NOTE: 2d_zero_dce needs the weights of Zero-DCE: `nnunet-din train-zero-dce" in capsys.readouterr().out

@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 
 from nnunet_din.data.files import write_text
-from nnunet_din.nnunet.configurations import PAPER_TABLES, derive
+from nnunet_din.nnunet.configurations import derive, paper_tables
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
-from nnunet_din.nnunet.plans import heirs, read_plans
+from nnunet_din.nnunet.plans import heirs, read_plans, resolve
 
 
 def add_parser(subparsers) -> None:
@@ -45,7 +45,11 @@ def add_parser(subparsers) -> None:
         metavar="METHOD",
         help="enhancements in place of the inherited ones; several give the network as many more streams",
     )
-    parser.add_argument("--paper-tables", action="store_true", help="add the configurations of the paper's tables")
+    parser.add_argument(
+        "--paper-tables",
+        action="store_true",
+        help="add the configurations of the paper's tables; --from 3d_fullres, those that volumes can have",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the configurations, write nothing")
     parser.add_argument("--force", action="store_true", help="replace configurations of the same name")
     parser.set_defaults(run=run)
@@ -61,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"A configuration cannot inherit from itself: choose another --name than {args.name}.")
     path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.dataset) / f"{args.plans}.json"
     plans = read_plans(path)
-    wanted = PAPER_TABLES if args.paper_tables else {args.name: (_values(args.set, "--set"), args.enhancement)}
+    wanted = {args.name: (_values(args.set, "--set"), args.enhancement)}
+    if args.paper_tables:
+        wanted = paper_tables(args.base)
     training = _values(args.set_training, "--set-training")
     added, notes = {}, []
     for name, (network, methods) in wanted.items():
@@ -71,7 +77,13 @@ def run(args: argparse.Namespace) -> int:
                 "command again."
             )
             continue
-        configuration = derive(plans, args.base, name, network, methods, training)
+        try:
+            configuration = derive(plans, args.base, name, network, methods, training)
+        except ValueError as error:
+            if not (args.paper_tables and len(resolve(plans, args.base)["patch_size"]) == 3):
+                raise
+            notes.append(f"NOTE: {name} has no form for volumes. {error}")
+            continue
         there = plans["configurations"].get(name)
         if there == configuration:
             notes.append(f"{name} is there already.")

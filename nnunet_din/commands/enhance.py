@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_din.data.images import read_image, write_image
-from nnunet_din.enhancement import ENHANCEMENTS, enhance_slices
+from nnunet_din.enhancement import ENHANCEMENTS, VOLUMETRIC, enhance
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.labels import read_dataset_json
 from nnunet_din.nnunet.network_input import channel_files, enhanced_on_image_grid
@@ -23,8 +23,8 @@ def add_parser(subparsers) -> None:
         help="write the enhanced version of an image",
         description="Enhance an image slice by slice. With a data set or plans (-d, -p), it is the enhanced image that "
         "the network gets: after nnU-Net's cropping, normalization and resampling, with the plans' parameters, brought "
-        "back to the grid of the image. Without, the image is enhanced as it is stored, with the planners' default "
-        "parameters. The result is in (-1, 1).",
+        "back to the grid of the image, and of whole volumes where the plans say so. Without, the image is enhanced as "
+        "it is stored, with the planners' default parameters. The result is in (-1, 1).",
     )
     command.add_argument(
         "input", type=Path, metavar="IN", help="image or volume that SimpleITK reads, for example case_0000.nii.gz"
@@ -45,6 +45,11 @@ def add_parser(subparsers) -> None:
         choices=(0, 1, 2),
         help="slice axis in the order z, y, x (default: the one of largest spacing)",
     )
+    stored.add_argument(
+        "--volumetric",
+        action="store_true",
+        help=f"enhance the volume as a whole ({', '.join(VOLUMETRIC)}), as 3d_fullres does where voxels are near cubes",
+    )
     command.add_argument(
         "--png", action="store_true", help="also write a picture of original and enhanced image beside OUT"
     )
@@ -57,12 +62,16 @@ def run(args: argparse.Namespace) -> int:
         if args.plans is not None or args.configuration is not None:
             raise ValueError("-p and -c go with -d, the data set.")
         method = args.method or "fuzzy"
-        picture = enhance_file(args.input, args.output, method, axis=args.axis, png=args.png, weights=args.weights)
+        picture = enhance_file(
+            args.input, args.output, method, args.axis, args.png, weights=args.weights, volumetric=args.volumetric
+        )
         pictures = [picture] if picture else []
         written = [args.output]
     else:
-        if args.method or args.weights or args.axis is not None:
-            raise ValueError("--method, --weights and --axis are the plans' to say: leave them out with -d.")
+        if args.method or args.weights or args.axis is not None or args.volumetric:
+            raise ValueError(
+                "--method, --weights, --axis and --volumetric are the plans' to say: leave them out with -d."
+            )
         written, pictures = enhance_as_planned(
             args.input, args.output, args.dataset, args.plans, args.configuration, args.png
         )
@@ -134,6 +143,7 @@ def enhance_file(
     axis: int | None = None,
     png: bool = False,
     weights: Path | None = None,
+    volumetric: bool = False,
 ) -> Path | None:
     """Enhance an image file.
 
@@ -151,6 +161,8 @@ def enhance_file(
         Also write a side-by-side picture of the middle slice, named like ``target`` with suffix ``.png``.
     weights
         Weights of the method zero_dce, which needs them; no other method takes any.
+    volumetric
+        Enhance a volume as a whole; of the methods of :data:`nnunet_din.enhancement.VOLUMETRIC`.
 
     Returns
     -------
@@ -162,15 +174,17 @@ def enhance_file(
     FileNotFoundError
         If ``source`` does not exist.
     ValueError
-        If it cannot be read as an image, is not 2-D or 3-D, or has values that are not finite, or the method and the
-        weights do not fit each other.
+        If it cannot be read as an image, is not 2-D or 3-D, or has values that are not finite; or the method does not
+        fit the weights or the number of axes.
     """
     parameters = _weights_of(method, weights)
     image = read_image(source)
+    if volumetric and image.flat:
+        raise ValueError(f"{source} is a 2-D image: leave --volumetric out.")
     axis = image.slice_axis if image.flat or axis is None else axis
     slices = np.moveaxis(image.channels().astype(np.float32), axis + 1, 1)  # (C, Z, H, W)
     try:
-        enhanced = enhance_slices(slices, color=image.color, method=method, **parameters)
+        enhanced = enhance(slices, color=image.color, method=method, volumetric=volumetric, **parameters)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     out = np.moveaxis(enhanced, 1, axis + 1)

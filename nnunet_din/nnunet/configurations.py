@@ -13,8 +13,8 @@ from nnunet_din.nnunet.training_settings import check_training_settings
 
 #: SwinUNet's encoder.
 _SWIN = "swin_tiny_patch4_window7_224"
-#: The paper's tables: name of the configuration -> (arguments of the network, enhancements by name or None for those of
-#: the configuration it is made from).
+#: The paper's tables: name of the configuration, for 2d -> (arguments of the network, enhancements by name or None for
+#: those of the configuration it is made from).
 PAPER_TABLES: dict[str, tuple[dict, list[str] | None]] = {
     # Table 3, parts of DIFM; without L_bnd: -tr nnUNetTrainerDIN_noBoundaryLoss
     "2d_attention": ({"feature_merging": False, "spatial_attention": False}, None),
@@ -53,6 +53,13 @@ PAPER_TABLES: dict[str, tuple[dict, list[str] | None]] = {
 }
 
 
+def paper_tables(base: str) -> dict[str, tuple[dict, list[str] | None]]:
+    """:data:`PAPER_TABLES` with the names of configurations that are made from ``base``: ``3d_fullres_concat`` from
+    ``3d_fullres``.
+    """
+    return {base + name.removeprefix("2d"): entry for name, entry in PAPER_TABLES.items()}
+
+
 def derive(
     plans: Mapping,
     base: str,
@@ -89,7 +96,7 @@ def derive(
     """
     import torch
 
-    from nnunet_din.network import DualInteractionNetwork, input_stride
+    from nnunet_din.network import DualInteractionNetwork, input_strides
 
     inherited = resolve(plans, base)
     enhancements = enhancements_of(inherited)
@@ -114,10 +121,15 @@ def derive(
             DualInteractionNetwork(1, 2, **arguments)
     except TypeError as error:
         raise ValueError(f"The network of '{name}' cannot be built: {error}.") from error
-    stride = input_stride(**arguments)
-    if any(edge % stride for edge in inherited["patch_size"]):
+    patch, strides = inherited["patch_size"], input_strides(**arguments)
+    if len(strides) != len(patch):
+        raise ValueError(
+            f"This network is for images with {len(strides)} axes, and the patches of '{base}' have {len(patch)}: "
+            "leave `strides` and the encoder as they are, or set both to what has as many."
+        )
+    if any(edge % stride for edge, stride in zip(patch, strides, strict=True)):
         # The data stay as they are: patches are padded.
-        configuration["patch_size"] = [-(-edge // stride) * stride for edge in inherited["patch_size"]]
+        configuration["patch_size"] = [-(-edge // stride) * stride for edge, stride in zip(patch, strides, strict=True)]
     return configuration
 
 
