@@ -13,7 +13,6 @@ the study needs ACDC as ``nnunet-din convert acdc`` writes it: without them, the
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import signal
@@ -97,27 +96,25 @@ def planned(row: dict, device: torch.device, steps: int) -> dict:
     return {"summary": summary, "plan": row, "images_per_second": rate, **asdict(outcome)}
 
 
-def study():
-    """The script of the ACDC study."""
-    spec = importlib.util.spec_from_file_location("acdc_study", SETTINGS.parent / "study.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def plan_acdc(dataset: str) -> dict:
     """Plan and preprocess for the study."""
-    study().plan(json.loads(SETTINGS.read_text()), dataset)
+    import study
+
+    settings = json.loads(SETTINGS.read_text())
+    study.plan(settings, study.Study.of(settings, dataset))
     return {"summary": "planned and preprocessed"}
 
 
 def train_acdc(run: dict, dataset: str) -> dict:
     """One training of the study, or what is left of it; its own result lies beside the settings."""
+    import study
+
     results = SETTINGS.with_suffix("")
     results.mkdir(exist_ok=True)
     path = results / f"{run['name']}.json"
-    study().check_split(dataset)
-    study().carry_out(run, dataset, path)
+    of_settings = study.Study.of(json.loads(SETTINGS.read_text()), dataset)
+    study.check_split(of_settings)
+    study.carry_out(run, of_settings, path)
     dice = read_json(path)["scores"]["Dice"]["mean"]
     return {"summary": f"Dice {100 * dice:.2f} %", "result": str(path.relative_to(HERE))}
 

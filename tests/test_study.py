@@ -1,10 +1,11 @@
-"""The ACDC study: its settings name what exists, seeds of one model share a row."""
+"""The studies: their settings name what exists, seeds of one model share a row."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import nnunetv2
@@ -13,16 +14,19 @@ from nnunetv2.utilities import find_class_by_name
 
 from nnunet_din.nnunet.configurations import PAPER_TABLES
 
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "acdc"
-SETTINGS = ["cpu.json", "gpu.json"]
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SETTINGS = ["acdc/cpu.json", "acdc/gpu.json", "hippocampus/cpu.json"]
+RESULTS = [(name, path) for name in SETTINGS for path in sorted((FOLDER / name).with_suffix("").glob("*.json"))]
 
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("acdc_study", FOLDER / "study.py")
+    spec = importlib.util.spec_from_file_location("study", FOLDER / "study.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules["study"] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
-    return module
+    yield module
+    del sys.modules["study"]
 
 
 def settings_and_runs(name):
@@ -34,8 +38,13 @@ def settings_and_runs(name):
 def test_settings_name_what_exists(name):
     settings, runs = settings_and_runs(name)
     trainers = str(Path(nnunetv2.__file__).parent / "training" / "nnUNetTrainer")
-    configurations = {(plans, "2d") for plans in settings["plans"]}
-    for command in settings["configure"]:
+    configurations = {
+        (plans, configuration)
+        for plans, arguments in settings["plans"].items()
+        for configuration in ("2d", "3d_fullres")
+        if configuration in (arguments if "-c " in arguments else "2d").split()
+    }
+    for command in settings.get("configure", []):
         words = shlex.split(command)
         plans = words[words.index("-p") + 1]
         names = PAPER_TABLES if "--paper-tables" in words else [words[words.index("--name") + 1]]
@@ -67,12 +76,20 @@ def test_only_seeds_share_a_label(name):
         assert first.setdefault(run["label"], model) == model
 
 
-@pytest.mark.parametrize("path", sorted((FOLDER / "cpu").glob("*.json")), ids=lambda path: path.stem)
-def test_results_are_of_the_settings(path):
-    _, runs = settings_and_runs("cpu.json")
+@pytest.mark.parametrize(("name", "path"), RESULTS, ids=[f"{Path(n).parent}-{path.stem}" for n, path in RESULTS])
+def test_results_are_of_the_settings(name, path):
+    settings, runs = settings_and_runs(name)
     result = json.loads(path.read_text())
-    assert result["run"] in runs
+    assert result["run"] in [*runs, *settings.get("ensembles", [])]
     assert result["run"]["name"] == path.stem
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_ensembles_are_of_runs(study, name):
+    settings, runs = settings_and_runs(name)
+    members = {member for ensemble in settings.get("ensembles", []) for member in ensemble["members"]}
+    assert members <= {run["name"] for run in runs}
+    assert not members or study.Study.of(settings).test, "there are probabilities of test cases only"
 
 
 def test_seeds_share_a_row(study):

@@ -1,14 +1,17 @@
-"""DIN and nnU-Net on ACDC under an equal budget: fold 5, the published 70/10 split.
+"""DIN and nnU-Net under an equal budget: on ACDC (fold 5, the published 70/10 split), or as other settings say.
 
-    python benchmarks/acdc/study.py plan            --settings benchmarks/acdc/cpu.json
-    python benchmarks/acdc/study.py run   [RUN ...] --settings benchmarks/acdc/cpu.json
-    python benchmarks/acdc/study.py table [RUN ...] --settings benchmarks/acdc/cpu.json
-    python benchmarks/acdc/study.py batchnorm RUN ... --settings benchmarks/acdc/cpu.json
+    python benchmarks/study.py plan            --settings benchmarks/acdc/cpu.json
+    python benchmarks/study.py run   [RUN ...] --settings benchmarks/acdc/cpu.json
+    python benchmarks/study.py table [RUN ...] --settings benchmarks/acdc/cpu.json
+    python benchmarks/study.py batchnorm RUN ... --settings benchmarks/acdc/cpu.json
 
 A run is a trainer, plans and a configuration of nnU-Net, with a budget in minutes or in iterations. Minutes become
 iterations by the time that an iteration takes before the training (let nothing else run meanwhile), so that the
 schedules of nnU-Net's trainers end with the budget. An interrupted run goes on from its last epoch when it is started
 again; a finished one is not repeated. Each writes one JSON file into the folder of the settings' name.
+
+The settings say for which data set, fold and protocol; where they say `"test": true`, the scores are those of imagesTs
+in place of the fold's validation cases, and `ensembles` names members whose probabilities are averaged.
 
 `batchnorm` asks of finished runs whether small batches hurt BatchNorm: it replaces the running statistics, an average
 of about the last ten batches, by those of 200 training batches, predicts again, and adds the Dice to the run's file.
@@ -26,6 +29,7 @@ import shlex
 import statistics
 import subprocess
 import time
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -38,11 +42,40 @@ from nnunet_din.evaluation.report import markdown_table
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.training_log import read_training
 
-FOLD = 5
+#: ACDC's published split, which `nnunet-din convert acdc` writes behind nnU-Net's five.
+PUBLISHED_FOLD = 5
 #: Steps that are not timed, and steps that are, when minutes are turned into iterations.
 WARM_UP, TIMED = 3, 12
 #: Training batches that `batchnorm` averages.
 BATCHES = 200
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the runs of a settings file have in common.
+
+    Attributes
+    ----------
+    dataset : str
+        Number or name of the data set.
+    fold : int or str
+        Fold that is trained, or "all".
+    test : bool
+        Whether the cases of imagesTs are scored, and not the fold's validation cases.
+    merit : bool
+        Whether Dice and HD95 are also those of the published comparisons on ACDC.
+    """
+
+    dataset: str
+    fold: int | str
+    test: bool
+    merit: bool
+
+    @classmethod
+    def of(cls, settings: dict, dataset: str | None = None) -> Study:
+        """The study of a settings file, on ``dataset`` if another number is given."""
+        merit = settings.get("protocol") == "merit"
+        return cls(dataset or settings["dataset"], settings["fold"], settings.get("test", False), merit)
 
 
 def main() -> None:
@@ -51,56 +84,65 @@ def main() -> None:
     parser.add_argument("what", choices=("plan", "run", "table", "batchnorm"))
     parser.add_argument("runs", nargs="*", metavar="RUN", help="names of runs in the settings (default: all, in order)")
     parser.add_argument("--settings", type=Path, required=True, metavar="FILE")
-    parser.add_argument("-d", dest="dataset", default="27", metavar="ID", help="ACDC as an nnU-Net data set")
+    parser.add_argument(
+        "-d", dest="dataset", metavar="ID", help="the data set, if it has another number than the settings say"
+    )
     args = parser.parse_args()
     settings = json.loads(args.settings.read_text())
+    study = Study.of(settings, args.dataset)
     runs = {run["name"]: {**settings["defaults"], **run} for run in settings["runs"]}
+    runs |= {ensemble["name"]: ensemble for ensemble in settings.get("ensembles", [])}
     unknown = sorted(set(args.runs) - set(runs))
     if unknown:
         parser.error(f"no run is called {', '.join(unknown)}; there are {', '.join(runs)}")
     chosen = {name: runs[name] for name in args.runs or runs}
     results = args.settings.with_suffix("")
     if args.what == "plan":
-        plan(settings, args.dataset)
+        plan(settings, study)
     elif args.what == "table":
         print(table([r for name in chosen if (r := read(results / f"{name}.json")).get("scores")]))
     elif args.what == "batchnorm":
         for run in chosen.values():
-            recompute_batchnorm(run, args.dataset, results / f"{run['name']}.json")
+            recompute_batchnorm(run, study, results / f"{run['name']}.json")
     else:
-        check_split(args.dataset)
+        check_split(study)
         results.mkdir(exist_ok=True)
         for run in chosen.values():
-            carry_out(run, args.dataset, results / f"{run['name']}.json")
+            (average if "members" in run else carry_out)(run, study, results / f"{run['name']}.json")
 
 
-def plan(settings: dict, dataset: str) -> None:
+def plan(settings: dict, study: Study) -> None:
     """Plan and preprocess, with nnU-Net's command, what is not there."""
-    folder = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset)
+    folder = nnunet_folder("nnUNet_preprocessed") / dataset_name(study.dataset)
     for name, arguments in settings["plans"].items():
         if not (folder / f"{name}.json").is_file():
-            command = f"nnUNetv2_plan_and_preprocess -d {dataset} -c 2d -overwrite_plans_name {name} {arguments}"
+            command = f"nnUNetv2_plan_and_preprocess -d {study.dataset} -overwrite_plans_name {name} {arguments}"
+            command += "" if "-c " in command else " -c 2d"
             print(command, flush=True)
             subprocess.run(shlex.split(command), check=True)
     for command in settings.get("configure", []):
-        subprocess.run(["nnunet-din", "configure", "-d", dataset, *shlex.split(command)], check=True)
-    check_split(dataset)
+        subprocess.run(["nnunet-din", "configure", "-d", study.dataset, *shlex.split(command)], check=True)
+    check_split(study)
 
 
-def check_split(dataset: str) -> None:
+def check_split(study: Study) -> None:
     """Fold 5 must be the published split; it is copied from the raw folder where nnU-Net has none yet."""
-    name = dataset_name(dataset)
+    if study.fold != PUBLISHED_FOLD:
+        return
+    name = dataset_name(study.dataset)
     path = nnunet_folder("nnUNet_preprocessed") / name / "splits_final.json"
     if not path.is_file():
         path.write_text((nnunet_folder("nnUNet_raw") / name / "splits_final.json").read_text())
     splits = json.loads(path.read_text())
-    if len(splits) <= FOLD or len(splits[FOLD]["val"]) != 20 or len(splits[FOLD]["train"]) != 140:
+    fold = splits[PUBLISHED_FOLD] if len(splits) > PUBLISHED_FOLD else {"val": (), "train": ()}
+    if len(fold["val"]) != 20 or len(fold["train"]) != 140:
         raise SystemExit(
-            f"{path} has no fold {FOLD} of 140 training and 20 validation volumes: `nnunet-din convert acdc` writes it."
+            f"{path} has no fold {PUBLISHED_FOLD} of 140 training and 20 validation volumes: `nnunet-din convert acdc` "
+            "writes it."
         )
 
 
-def carry_out(run: dict, dataset: str, path: Path) -> None:
+def carry_out(run: dict, study: Study, path: Path) -> None:
     """Train a run, or what is left of it, and score it."""
     result = read(path)
     if result.get("scores"):
@@ -111,7 +153,7 @@ def carry_out(run: dict, dataset: str, path: Path) -> None:
     os.environ["nnUNet_n_proc_DA"] = str(run["workers"])
     torch.set_num_threads(run["threads"])
     if not result:
-        training, validation = seconds_per_step(make_trainer(run, dataset, epochs=1000))
+        training, validation = seconds_per_step(make_trainer(run, study, epochs=1000))
         per_epoch = run["iterations_per_epoch"]
         if "minutes" in run:
             epoch = per_epoch * training + run["validation_iterations_per_epoch"] * validation
@@ -131,7 +173,7 @@ def carry_out(run: dict, dataset: str, path: Path) -> None:
             "commit": commit(),
         }
         write(path, result)
-    trainer = make_trainer(run, dataset, result["epochs"])
+    trainer = make_trainer(run, study, result["epochs"])
     folder = Path(trainer.output_folder)
     final = folder / "checkpoint_final.pth"
     checkpoint = final if final.is_file() else folder / "checkpoint_latest.pth"
@@ -142,7 +184,10 @@ def carry_out(run: dict, dataset: str, path: Path) -> None:
         result["peak_memory_gb"] = round(peak_memory(run) / 1e9, 2)
         write(path, result)
     started = time.monotonic()
-    trainer.perform_actual_validation(False)
+    if study.test:
+        predict_test_cases(trainer, study, predictions_of(study, result["model"]))
+    else:
+        trainer.perform_actual_validation(False)
     training = read_training(folder)
     result |= {
         "training_minutes": round(60 * float(training["hours"][-1]), 1),
@@ -152,19 +197,63 @@ def carry_out(run: dict, dataset: str, path: Path) -> None:
         "val_loss": [round(float(value), 4) for value in training["val_loss"]],
         "pseudo_dice": [round(float(value), 4) for value in training["mean_dice"]],
     }
-    result["scores"] = score(dataset, folder.parent)
+    result["scores"] = score(study, result["model"])
     write(path, result)
     print(f"{run['name']}: {result['scores']['Dice']['mean']}")
 
 
-def recompute_batchnorm(run: dict, dataset: str, path: Path) -> None:
+def average(run: dict, study: Study, path: Path) -> None:
+    """Average the probabilities of finished runs, with nnU-Net's command, and score the result."""
+    members = [read(path.with_name(f"{name}.json")) for name in run["members"]]
+    if missing := [name for name, member in zip(run["members"], members, strict=True) if not member.get("scores")]:
+        raise SystemExit(f"{run['name']}: {', '.join(missing)} must be finished first.")
+    folders = [str(predictions_of(study, member["model"])) for member in members]
+    output = predictions_of(study, run["name"])
+    subprocess.run(["nnUNetv2_ensemble", "-i", *folders, "-o", str(output), "-np", "1"], check=True)
+    result = {"run": run, "date": date.today().isoformat(), "machine": members[0]["machine"], "commit": commit()}
+    result["scores"] = score(study, run["name"])
+    write(path, result)
+    print(f"{run['name']}: {result['scores']['Dice']['mean']}")
+
+
+def predictions_of(study: Study, model: str) -> Path:
+    """Folder of a model's predictions of the test cases."""
+    return nnunet_folder("nnUNet_results") / dataset_name(study.dataset) / "test cases" / model
+
+
+def predict_test_cases(trainer, study: Study, output: Path) -> None:
+    """Predict imagesTs as nnUNetv2_predict does, which could not find the class that this script made."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(device=trainer.device, perform_everything_on_device=trainer.device.type == "cuda")
+    predictor.manual_initialization(
+        trainer.network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        [trainer.network.state_dict()],
+        trainer.dataset_json,
+        trainer.__class__.__name__,
+        trainer.inference_allowed_mirroring_axes,
+    )
+    trainer.set_deep_supervision_enabled(False)
+    images = nnunet_folder("nnUNet_raw") / dataset_name(study.dataset) / "imagesTs"
+    predictor.predict_from_files(
+        str(images),
+        str(output),
+        save_probabilities=True,
+        num_processes_preprocessing=1,
+        num_processes_segmentation_export=1,
+    )
+
+
+def recompute_batchnorm(run: dict, study: Study, path: Path) -> None:
     """Dice with the running statistics and with those of many batches, side by side in the run's file."""
     result = read(path)
     if not result.get("scores"):
         raise SystemExit(f"{run['name']} is not finished.")
     os.environ["nnUNet_n_proc_DA"] = str(run["workers"])
     torch.set_num_threads(run["threads"])
-    trainer = make_trainer(run, dataset, result["epochs"])
+    trainer = make_trainer(run, study, result["epochs"])
     model = Path(trainer.output_folder)
     trainer.load_checkpoint(str(model / "checkpoint_final.pth"))
     loader, other = trainer.get_dataloaders()
@@ -183,10 +272,10 @@ def recompute_batchnorm(run: dict, dataset: str, path: Path) -> None:
 
 def class_name(run: dict) -> str:
     """Name of the run's trainer class: with it, the results of every run have a folder of their own."""
-    return f"{run['trainer']}_acdc_{run['name'].replace('-', '_')}"
+    return f"{run['trainer']}_study_{run['name'].replace('-', '_')}"
 
 
-def make_trainer(run: dict, dataset: str, epochs: int):
+def make_trainer(run: dict, study: Study, epochs: int):
     """The trainer as nnU-Net makes it, with the run's length, seed and settings."""
     from nnunetv2.run.run_training import recursive_find_trainer_class_by_name
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -194,7 +283,7 @@ def make_trainer(run: dict, dataset: str, epochs: int):
     random.seed(run["seed"])
     np.random.seed(run["seed"])  # noqa: NPY002 - the generator that the augmentation draws from
     torch.manual_seed(run["seed"])
-    folder = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset)
+    folder = nnunet_folder("nnUNet_preprocessed") / dataset_name(study.dataset)
     values = {
         "num_epochs": epochs,
         "num_iterations_per_epoch": run["iterations_per_epoch"],
@@ -210,7 +299,7 @@ def make_trainer(run: dict, dataset: str, epochs: int):
     trainer = trainer_class(
         plans={**plans, "continue_training": False},
         configuration=run["configuration"],
-        fold=FOLD,
+        fold=study.fold,
         dataset_json=json.loads((folder / "dataset.json").read_text()),
         device=torch.device(run["device"]),
     )
@@ -250,14 +339,25 @@ def durations(step) -> float:
     return statistics.median(seconds)
 
 
-def score(dataset: str, model: Path) -> dict:
+def score(study: Study, model: str) -> dict:
     """Metrics of the leaderboard command: of every structure, and of their mean over the volumes."""
-    output = model / "leaderboard"
-    command = f"nnunet-din leaderboard -d {dataset} --models {model.name} -f {FOLD} --protocol merit -np 1"
-    subprocess.run([*command.split(), "--group-by", r"patient\d+", "-o", str(output)], check=True)
+    results, raw = (nnunet_folder(name) / dataset_name(study.dataset) for name in ("nnUNet_results", "nnUNet_raw"))
+    if study.test:
+        output = predictions_of(study, model)
+        what = ["--pred", f"{model}={output}", "--gt", str(raw / "labelsTs")]
+        what += ["--dataset-json", str(raw / "dataset.json")]
+        output = output / "leaderboard"
+    else:
+        what = ["--models", model, "-f", str(study.fold)]
+        output = results / model / "leaderboard"
+    metrics = (("Dice", 4), ("HD95", 2))
+    if study.merit:
+        metrics = (("Dice", 4), ("Dice_merit", 4), ("HD95_merit", 2))
+        what += ["--protocol", "merit", "--group-by", r"patient\d+"]
+    subprocess.run(["nnunet-din", "leaderboard", "-d", study.dataset, *what, "-np", "1", "-o", str(output)], check=True)
     cases = pd.read_csv(output / "cases.csv")
     scores = {}
-    for metric, digits in (("Dice", 4), ("Dice_merit", 4), ("HD95_merit", 2)):
+    for metric, digits in metrics:
         values = cases.pivot(index="case", columns="structure", values=metric)
         scores[metric] = {name: round(float(values[name].mean()), digits) for name in cases["structure"].unique()}
         scores[metric]["mean"] = round(float(values.mean(axis=1).mean()), digits)
@@ -276,11 +376,16 @@ def table(results: list[dict]) -> str:
         row = {"model": label, "seeds": len(members), "Dice (%)": f"{statistics.mean(dice):.2f}"}
         if len(members) > 1:
             row["Dice (%)"] += f" ({min(dice):.2f} to {max(dice):.2f})"
-        for structure in ("RV", "MYO", "LV"):
-            row[structure] = f"{statistics.mean(100 * r['scores']['Dice'][structure] for r in members):.2f}"
-        row["iterations"] = f"{statistics.mean(r['iterations'] for r in members):.0f}"
-        row["training (min)"] = f"{statistics.mean(r['training_minutes'] for r in members):.0f}"
-        row["s / epoch"] = f"{statistics.mean(r['seconds_per_epoch'] for r in members):.1f}"
+        for structure in members[0]["scores"]["Dice"]:
+            if structure not in ("mean", "sd over volumes"):
+                row[structure] = f"{statistics.mean(100 * r['scores']['Dice'][structure] for r in members):.2f}"
+        for key, heading, digits in (
+            ("iterations", "iterations", 0),
+            ("training_minutes", "training (min)", 0),
+            ("seconds_per_epoch", "s / epoch", 1),
+        ):  # which ensembles do not have
+            values = [r[key] for r in members if key in r]
+            row[heading] = f"{statistics.mean(values):.{digits}f}" if values else "-"
         memory = [r["peak_memory_gb"] for r in members if "peak_memory_gb" in r]
         row["memory (GB)"] = f"{max(memory):.1f}" if memory else "-"
         rows.append(row)
