@@ -21,7 +21,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from tqdm import trange
 
-from nnunet_din.cost.accounting import count_multiply_adds, count_parameters
+from nnunet_din.cost.accounting import count_multiply_adds, count_parameters, training_memory
 from nnunet_din.cost.measurement import TrainingStep, peak_memory, prediction, seconds_of
 from nnunet_din.network import DualInteractionNetwork
 from nnunet_din.nnunet.training_device import autocast_dtype
@@ -68,9 +68,13 @@ def compare(
         x = torch.randn(batch, 1 if stock else 2, *patch, device=device)
         training = nnunet_step(network, x, target, dtype) if stock else TrainingStep(network, x, target, dtype)
         training()
-        rows[name]["peak memory of a training step (GB)"] = round(
-            peak_memory(training, network, device, moments=1 if stock else 2) / 1e9, 3
-        )
+        measured = peak_memory(training, network, device, moments=1 if stock else 2)
+        rows[name]["peak memory of a training step (GB)"] = round(measured / 1e9, 3)
+        if not stock:
+            network.deep_supervision = False  # as when planning
+            counted = training_memory(network, x.shape, half_precision=dtype is not None)
+            network.deep_supervision = True
+            rows[name]["as the planner counts it (GB)"] = round(counted / 1e9, 3)
         steps[name] = {"training": training, "prediction": prediction_of(network, x, dtype)}
     seconds: dict[str, dict[str, list[float]]] = {name: {"training": [], "prediction": []} for name in networks}
     for i in trange(repeats + 1, desc="rounds"):  # the first is a warm-up
