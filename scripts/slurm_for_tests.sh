@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# A Slurm of one node for tests/test_crossval.py: installs Debian's packages if they are missing, and starts munge, the
+# controller and the node's daemon as this machine has them. Needs root. Prints the folder with its configuration, which
+# goes into SLURM_CONF; `slurm_for_tests.sh stop FOLDER` ends it again.
+set -euo pipefail
+
+if [ "${1:-}" = stop ]; then
+    # slurmd puts its job managers aside; they end with their jobs.
+    for daemon in slurmd slurmctld munged; do
+        [ ! -f "$2/$daemon.pid" ] || kill "$(cat "$2/$daemon.pid")" 2>/dev/null || true
+    done
+    exit 0
+fi
+[ "$(id -u)" = 0 ] || { echo "Slurm's daemons need root" >&2; exit 1; }
+if ! command -v slurmctld slurmd sbatch munged >/dev/null; then
+    command -v apt-get >/dev/null || { echo "no apt-get to install Slurm with" >&2; exit 1; }
+    (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        slurmctld slurmd slurm-client munge) >&2 || { echo "Slurm cannot be installed" >&2; exit 1; }
+fi
+
+folder=$(mktemp -d "${TMPDIR:-/tmp}/slurm.XXXXXX")
+mkdir "$folder/state" "$folder/spool" "$folder/munge"
+chmod 755 "$folder" && chmod 700 "$folder/munge"
+head -c 1024 /dev/urandom > "$folder/munge/key" && chmod 400 "$folder/munge/key"
+munged --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" --pid-file="$folder/munged.pid" \
+    --log-file="$folder/munge/log" --seed-file="$folder/munge/seed" >&2
+read -r controller node < <(python3 - <<'PYTHON'
+import socket
+sockets = [socket.socket() for _ in range(2)]
+for s in sockets:
+    s.bind(("127.0.0.1", 0))
+print(*(s.getsockname()[1] for s in sockets))
+PYTHON
+)
+host=$(hostname -s)
+cat > "$folder/slurm.conf" <<CONF
+ClusterName=tests
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=$controller
+SlurmdPort=$node
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket=$folder/munge/socket
+CryptoType=crypto/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+StateSaveLocation=$folder/state
+SlurmdSpoolDir=$folder/spool
+SlurmctldPidFile=$folder/slurmctld.pid
+SlurmdPidFile=$folder/slurmd.pid
+SlurmctldLogFile=$folder/slurmctld.log
+SlurmdLogFile=$folder/slurmd.log
+MinJobAge=600
+ReturnToService=2
+SchedulerParameters=sched_interval=2
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+PartitionName=tests Nodes=$host Default=YES MaxTime=INFINITE OverSubscribe=FORCE:4 State=UP
+CONF
+export SLURM_CONF=$folder/slurm.conf
+slurmctld >&2
+slurmd >&2
+for _ in $(seq 30); do
+    if [ "$(sinfo --noheader --format=%T 2>/dev/null)" = idle ]; then
+        echo "$folder"
+        exit 0
+    fi
+    sleep 1
+done
+tail -n 20 "$folder"/slurm*.log >&2
+"$0" stop "$folder"
+echo "Slurm did not start" >&2
+exit 1
