@@ -1,17 +1,23 @@
 #!/usr/bin/env bash
 # A Slurm of one node for tests/test_crossval.py: installs Debian's packages if they are missing, and starts munge, the
-# controller and the node's daemon as this machine has them. Needs root. Prints the folder with its configuration, which
-# goes into SLURM_CONF; `slurm_for_tests.sh stop FOLDER` ends it again.
+# controller and the node's daemon on this machine. Needs root. Prints a folder; `slurm_for_tests.sh stop FOLDER` ends
+# what was started. The configuration is linked to where Slurm looks for it, because Snakemake's jobs lose SLURM_CONF
+# (snakemake-executor-plugin-slurm-jobstep 0.6); a machine with a Slurm of its own is left alone.
 set -euo pipefail
 
+configuration=/etc/slurm/slurm.conf
 if [ "${1:-}" = stop ]; then
-    # slurmd puts its job managers aside; they end with their jobs.
+    [ "$(readlink "$configuration")" != "$2/slurm.conf" ] || rm "$configuration"
     for daemon in slurmd slurmctld munged; do
         [ ! -f "$2/$daemon.pid" ] || kill "$(cat "$2/$daemon.pid")" 2>/dev/null || true
     done
     exit 0
 fi
 [ "$(id -u)" = 0 ] || { echo "Slurm's daemons need root" >&2; exit 1; }
+if [ -L "$configuration" ] && [ ! -e "$configuration" ]; then
+    rm "$configuration"  # of a run that was killed
+fi
+[ ! -e "$configuration" ] || { echo "$configuration is there: this machine has a Slurm of its own" >&2; exit 1; }
 if ! command -v slurmctld slurmd sbatch munged >/dev/null; then
     command -v apt-get >/dev/null || { echo "no apt-get to install Slurm with" >&2; exit 1; }
     (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
@@ -56,10 +62,10 @@ SlurmdLogFile=$folder/slurmd.log
 MinJobAge=600
 ReturnToService=2
 SchedulerParameters=sched_interval=2
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$(free -m | awk '/^Mem:/ {print $2}') State=UNKNOWN
 PartitionName=tests Nodes=$host Default=YES MaxTime=INFINITE OverSubscribe=FORCE:4 State=UP
 CONF
-export SLURM_CONF=$folder/slurm.conf
+mkdir -p "${configuration%/*}" && ln -s "$folder/slurm.conf" "$configuration"
 slurmctld >&2
 slurmd >&2
 for _ in $(seq 30); do

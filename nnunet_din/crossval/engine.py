@@ -216,7 +216,8 @@ def mark(steps: Sequence[Step], content: Mapping[str, Any], folder: Path) -> Non
             finished, since = False, 0.0
         if not finished:
             path.unlink(missing_ok=True)
-        elif not path.exists():
+        elif not path.exists() or path.stat().st_mtime < since:
+            # Of a training by hand: what depends on it is out of date.
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
             os.utime(path, (since, since))
