@@ -334,6 +334,105 @@ def test_gpus_a_failed_fold_and_what_is_left(world):
     assert len(calls(world.results)) == len(found) + len(new) + len(others) - 2
 
 
+#: Trainers of two epochs of one iteration, which wait or fail where a file says so.
+TRAINERS = """
+import os, time
+from pathlib import Path
+from nnunet_din.trainers.training_length import nnUNetTrainerDIN_smoke
+
+class One(nnUNetTrainerDIN_smoke):
+    num_iterations_per_epoch = num_val_iterations_per_epoch = 1
+
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        while self.current_epoch == 1 and Path(os.environ["nnUNet_results"], "hold").exists():
+            time.sleep(0.1)
+
+    def on_train_start(self):
+        if Path(os.environ["nnUNet_results"], f"fail_{type(self).__name__}_{self.fold}").exists():
+            raise RuntimeError("this fold was made to fail")
+        super().on_train_start()
+
+class Two(One):
+    pass
+"""
+
+
+@needs_snakemake
+@pytest.mark.slow
+def test_two_models_of_five_folds_killed_failed_and_finished(tmp_path, monkeypatch):
+    """With nnU-Net's own commands: killed in the second epoch of a fold, refused twice at once, gone on with by --c, a
+    fold that fails, and that fold alone at the end.
+    """
+    from nnunet_din.data import write_dataset
+
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+        (tmp_path / name).mkdir()
+    for variable, value in {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "PASSIVE"}.items():
+        monkeypatch.setenv(variable, value)
+    write_dataset(tmp_path / "raw" / DATASET, train=5, test=0, size=32, slices=3)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "short_trainers.py").write_text(TRAINERS)
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "from nnunet_din import plugin\nplugin.CLASSES.update(One='short_trainers', Two='short_trainers')\n"
+        "plugin.register()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(ROOT)]))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "models.yaml").write_text(
+        "models: [{trainer: One, plans: nnUNetDINFastPlans, configuration: 2d},\n"
+        "         {name: second, trainer: Two, plans: nnUNetDINFastPlans, configuration: 2d}]\n"
+        "planning: {nnUNetDINFastPlans: {arguments: [-np, 1, -npfp, 1, -gpu_memory_target, 0.2]}}\n"
+    )
+
+    def start(*arguments) -> subprocess.Popen:
+        command = [sys.executable, "-m", "nnunet_din.commands.main", *arguments]
+        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path)
+
+    crossval = ("crossval", "-d", "993", "--models", "models.yaml")
+    results = tmp_path / "results"
+    folder = results / DATASET
+    (results / "hold").touch()
+    (results / "fail_Two_3").touch()
+    process = start(*crossval)
+    wait_until(lambda: list(folder.glob("*/fold_*/checkpoint_latest.pth")), process, 400)
+    (latest,) = folder.glob("*/fold_*/checkpoint_latest.pth")
+    second = start(*crossval)
+    assert "is running already" in second.communicate()[0] and second.returncode == 1
+    assert " running " in start("status", "-d", "993").communicate()[0]
+    process.kill()
+    process.communicate()
+    # Everything has ended with it, also the training, which would wait for ever.
+    held_up = Path(f"/proc/{json.loads((folder / 'crossval' / 'run.json').read_text())['process']}")
+    assert not held_up.exists()
+    lock = next((folder / "crossval" / "locks").glob(f"train.*{latest.parent.name}.lock"))
+    deadline = time.monotonic() + 60
+    while is_held(lock) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    (results / "hold").unlink()
+    process = start(*crossval)
+    output = process.communicate()[0]
+    assert process.returncode == 1, output
+    (continued_fold,) = [line for line in output.splitlines() if line.endswith("--c")]
+    assert f"nnUNetv2_train 993 2d {latest.parent.name.removeprefix('fold_')} " in continued_fold
+    logs = "".join(path.read_text() for path in sorted(latest.parent.glob("training_log_*")))
+    assert logs.count("Epoch 0") == 1
+    assert output.count("[train/") and "  | RuntimeError: this fold was made to fail" in output
+    done = {path.parent.parent: path.stat().st_mtime for path in folder.glob("*/fold_*/validation/summary.json")}
+    assert len(done) == 9 and not (folder / "leaderboard").exists()
+    (results / "fail_Two_3").unlink()
+    process = start(*crossval)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert [line for line in output.splitlines() if "nnUNetv2_train" in line] == [
+        "[train/second/fold_3] $ nnUNetv2_train 993 2d 3 -tr Two -p nnUNetDINFastPlans -device cpu"
+    ]
+    assert all((fold / "validation" / "summary.json").stat().st_mtime == since for fold, since in done.items())
+    assert (folder / "leaderboard" / "leaderboard.html").is_file()
+    assert len(list(folder.glob("inference_information__*.json"))) == 2
+
+
 @pytest.fixture(scope="module")
 def slurm():
     """A Slurm of one node, as a script starts it; skipped with the reason where that cannot be."""
@@ -376,8 +475,9 @@ def test_a_real_slurm(world, slurm):
     # What a preemption does to a job. Slurm lets it wait for two minutes then.
     job = jobs()[0].split()[0]
     subprocess.run(["scontrol", "requeue", job], check=True)
-    earlier = ("scontrol", "update", f"JobId={job}", "StartTime=now")
-    wait_until(lambda: len(jobs()) == 1 and subprocess.run(earlier, capture_output=True).returncode == 0, process)
+    state = ("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+    wait_until(lambda: subprocess.run(state, capture_output=True, text=True).stdout.strip() == "PENDING", process)
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
     (world.results / "hold").unlink()
     output = process.communicate(timeout=240)[0]
     assert process.returncode == 0, output
