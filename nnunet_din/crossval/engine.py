@@ -181,17 +181,29 @@ def snakemake_arguments(execution: Execution, folder: Path) -> list[str]:
         "--keep-going", "--rerun-triggers", "mtime", "--nolock", "--drop-metadata", "--rerun-incomplete",
         "--scheduler", "greedy", "--latency-wait", "60", "--executor", execution.executor,
     ]  # fmt: skip
+    if execution.executor == "slurm":
+        # As a profile, because what is said in the user's profile, which comes later, goes before it.
+        profiles = [str(_write_cluster_profile(execution, folder)), *([execution.profile] if execution.profile else [])]
+        arguments += [word for profile in profiles for word in ("--profile", profile)]
+        return [*arguments, "--resources", "choosing=1"]
     if execution.profile:
         arguments += ["--profile", execution.profile]
-    if execution.executor == "slurm":
-        # Without this Snakemake asks for 1 GB of memory where nothing else is said.
-        arguments += ["--jobs", "unlimited", "--default-resources", "tmpdir=system_tmpdir", "--slurm-requeue"]
-        arguments += ["--resources", "choosing=1"]
-        accounts = ("slurm_account" in resources for resources in (execution.cluster.gpu, execution.cluster.cpu))
-        return arguments if all(accounts) or execution.profile else [*arguments, "--slurm-no-account"]
     # A core more than trainings, for what needs no GPU; on the CPU one after the other.
     cores = len(execution.gpus) + 1 if execution.gpus else 1
     return [*arguments, "--cores", str(cores), "--resources", "choosing=1", f"gpu={len(execution.gpus) or 1}"]
+
+
+def _write_cluster_profile(execution: Execution, folder: Path) -> Path:
+    """What Snakemake takes for Slurm where nothing else is said."""
+    # Without default resources of ours Snakemake asks for 1 GB of memory.
+    content: dict[str, Any] = {
+        "jobs": "unlimited", "default-resources": ["tmpdir=system_tmpdir"], "slurm-requeue": True,
+    }  # fmt: skip
+    accounts = ("slurm_account" in resources for resources in (execution.cluster.gpu, execution.cluster.cpu))
+    if not execution.profile and not any(accounts):
+        content["slurm-no-account"] = True
+    write_text(folder / "profile" / "config.yaml", json.dumps(content, indent=1))
+    return folder / "profile"
 
 
 def mark(steps: Sequence[Step], content: Mapping[str, Any], folder: Path) -> None:

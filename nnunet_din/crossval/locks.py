@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import getpass
+import os
 import sys
 import tempfile
 import time
@@ -76,7 +76,7 @@ def gpus(names: Sequence[str], number: int) -> Iterator[list[str]]:
     number
         How many are needed.
     """
-    folder = Path(tempfile.gettempdir()) / f"nnunet-din-gpus-{getpass.getuser()}"
+    folder = Path(tempfile.gettempdir()) / f"nnunet-din-gpus-{os.getuid()}"
     said = False
     while True:
         with ExitStack() as stack:
