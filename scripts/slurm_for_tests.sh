@@ -7,7 +7,13 @@ set -euo pipefail
 
 configuration=/etc/slurm/slurm.conf
 if [ "${1:-}" = stop ]; then
-    [ "$(readlink "$configuration")" != "$2/slurm.conf" ] || rm "$configuration"
+    [ "$(readlink "$configuration")" = "$2/slurm.conf" ] || exit 0  # of somebody else
+    timeout 10 scancel --user="$(id -un)" || true
+    for _ in $(seq 10); do
+        [ -n "$(timeout 10 squeue --noheader 2>/dev/null)" ] || break
+        sleep 1
+    done
+    rm "$configuration"
     for daemon in slurmd slurmctld munged; do
         [ ! -f "$2/$daemon.pid" ] || kill "$(cat "$2/$daemon.pid")" 2>/dev/null || true
     done
@@ -18,7 +24,7 @@ if [ -L "$configuration" ] && [ ! -e "$configuration" ]; then
     rm "$configuration"  # of a run that was killed
 fi
 [ ! -e "$configuration" ] || { echo "$configuration is there: this machine has a Slurm of its own" >&2; exit 1; }
-if ! command -v slurmctld slurmd sbatch munged >/dev/null; then
+if ! { command -v slurmctld && command -v slurmd && command -v sbatch && command -v munged; } >/dev/null; then
     command -v apt-get >/dev/null || { echo "no apt-get to install Slurm with" >&2; exit 1; }
     (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         slurmctld slurmd slurm-client munge) >&2 || { echo "Slurm cannot be installed" >&2; exit 1; }
@@ -60,6 +66,7 @@ SlurmdPidFile=$folder/slurmd.pid
 SlurmctldLogFile=$folder/slurmctld.log
 SlurmdLogFile=$folder/slurmd.log
 MinJobAge=600
+KillWait=2
 ReturnToService=2
 SchedulerParameters=sched_interval=2
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$(free -m | awk '/^Mem:/ {print $2}') State=UNKNOWN
