@@ -297,7 +297,7 @@ def test_gpus_a_failed_fold_and_what_is_left(world):
     wait_until(lambda: len(list(records.glob("train.*.json"))) == 2 and begun() == 1, process)
     splits = world.root / "preprocessed" / DATASET / "splits_final.json"
     splits.write_text(json.dumps([{"train": [], "val": []}] * 5))
-    wait_until(lambda: begun() == 2, process)
+    wait_until(lambda: len(list(world.results.glob("begun_*"))) == 2, process)
     (world.results / "hold").unlink()
     output = process.communicate()[0]
     assert process.returncode == 1, output
