@@ -145,6 +145,29 @@ CALLS: dict[str, tuple[dict[int, tuple[str, ...]], dict[str, tuple[str, ...]]]] 
         {2: ("1", "DatasetX"), 4: NO_OUTPUT, 6: ("x",)},
         {"--models": ("none",), "-f": ("7", "x"), "--gt": ("truth",)},
     ),
+    f"crossval -d {DATASET} -p nnUNetDINAttoPlans -c 2d --folds 0 --dry-run": (
+        {
+            2: ("1", "DatasetX"),
+            4: ("no", "../x", "nnUNetListPlans", "nnUNetCirclePlans"),
+            6: ("none", "bare x"),
+            8: ("7", "x", "-1"),
+        },
+        {
+            "-tr": ("none", "nnUNetPlannerDIN"),
+            "--executor": ("magic",),
+            "-device": ("tpu",),
+            "--gpus": ("0 0", "0 -device cpu", "0 --executor slurm"),
+            "-num_gpus": ("0", "2 -device cpu", "2 --gpus 0"),
+            "--retries": ("-1", "x"),
+            "--test": ("images", "images missing", "file truth"),
+            "--models": ("missing",),
+        },
+    ),
+    f"crossval -d {DATASET} --dry-run --models text.json": (
+        {5: (*NO_JSON, "dataset.json", "nolist.json", "cut.nii.gz")},
+        {},
+    ),
+    f"status -d {DATASET} --models {MODEL}": ({2: ("1", "DatasetX"), 4: ("none",)}, {}),
     f"predict {MODEL} image_0000.nii.gz -o out -device cpu": (
         {1: (*NO_FOLDER, "listmodel", "circlemodel"), 2: ("missing", "emptyfolder", "file"), 6: ("nope", "cuda", "")},
         {"-f": ("7", "x"), "--checkpoint": ("none", "best")},

@@ -12,6 +12,7 @@ from nnunet_din import __version__
 from nnunet_din.commands import (
     configure,
     convert,
+    crossval,
     curves,
     demo,
     doctor,
@@ -22,6 +23,7 @@ from nnunet_din.commands import (
     leaderboard,
     predict,
     profile,
+    status,
     train_zero_dce,
 )
 
@@ -35,6 +37,8 @@ COMMANDS = (
     demo,
     convert,
     configure,
+    crossval,
+    status,
     leaderboard,
     figure,
     curves,

@@ -12,11 +12,11 @@ All shapes are given in millimetres, so `size` and `slices` change the sampling 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from nnunet_din.data.files import write_text
 from nnunet_din.data.images import save
@@ -282,9 +282,15 @@ def _label(anatomy: _Anatomy, depth: float, y: np.ndarray, x: np.ndarray) -> np.
     return label
 
 
+def _smooth(array: np.ndarray, sigma: float | Sequence[float]) -> np.ndarray:
+    from scipy import ndimage  # takes most of a second, and everything imports this package
+
+    return ndimage.gaussian_filter(array, sigma, mode="nearest")
+
+
 def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], sigma: tuple[float, ...]) -> np.ndarray:
     """Smooth random field of zero mean and unit standard deviation."""
-    field = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="nearest")
+    field = _smooth(rng.standard_normal(shape), sigma)
     return (field - field.mean()) / field.std()
 
 
@@ -307,7 +313,7 @@ def _degrade(image: np.ndarray, rng: np.random.Generator, pixel: float, y: np.nd
     fine = _smooth_field(rng, image.shape, (0.0, 2.5 / pixel, 2.5 / pixel))
     image = image * (1.0 + rng.uniform(0.05, 0.09) * fine)
     blur = rng.uniform(0.9, 1.7) / pixel
-    image = ndimage.gaussian_filter(image, (0.0, blur, blur), mode="nearest")
+    image = _smooth(image, (0.0, blur, blur))
 
     # Surface coils lie on the chest: signal falls from the top of the picture, with slow random shading on top.
     shading = _smooth_field(rng, image.shape, (1.5, 28.0 / pixel, 28.0 / pixel))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -13,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_din.nnunet.training_log import read_line
+from nnunet_din.nnunet.training_log import number_of_epochs, read_line
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _LOG_TAIL = 25  # lines
@@ -72,7 +71,7 @@ class EpochProgress(Progress):
         if key == "epoch":
             self.epoch = int(value)
             if self.total is None:
-                self.total = self._number_of_epochs()
+                self.total = number_of_epochs(self.debug_file)
         elif key == "mean_dice":
             self.dice = value
         elif key == "seconds":
@@ -85,13 +84,6 @@ class EpochProgress(Progress):
 
     def count(self) -> int:
         return self.done
-
-    def _number_of_epochs(self) -> int | None:
-        # nnU-Net does not print the number of epochs, but notes it here before the first one.
-        try:
-            return int(json.loads(self.debug_file.read_text(encoding="utf-8"))["num_epochs"])
-        except (OSError, ValueError, KeyError):
-            return None
 
 
 def child_environment(folder: Path, device: str) -> dict[str, str]:
@@ -204,7 +196,7 @@ def run_step(command: Sequence[str], log: Path, environment: dict[str, str], pro
                 raise
     seconds = time.monotonic() - begin
     if process.returncode != 0:
-        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL:]
+        tail = last_lines(log)
         print(f"  failed after {duration(seconds)}. The last lines of {log}:", flush=True)
         print("\n".join(f"  | {line}" for line in tail), flush=True)
         raise CommandError(f"{command[0]} failed with exit code {process.returncode}; its whole output is in {log}.")
@@ -212,5 +204,13 @@ def run_step(command: Sequence[str], log: Path, environment: dict[str, str], pro
     return seconds
 
 
+def last_lines(log: Path, number: int = _LOG_TAIL) -> list[str]:
+    """The last lines of a log; none where there is no log."""
+    if not log.is_file():
+        return []
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-number:]
+
+
 def duration(seconds: float) -> str:
+    """Minutes and seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_din.data.files import read_json
+
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 _NUMBER = r"(-?(?:\d+\.?\d*(?:e[+-]?\d+)?|inf)|nan)"
 #: What a line of the text log can say -> its pattern. An epoch begins with "epoch" and ends with "seconds".
@@ -64,6 +66,16 @@ def epochs_begun(folder: Path) -> int:
         with log.open(encoding="utf-8", errors="replace") as lines:
             numbers += [int(value) for key, value in filter(None, map(read_line, lines)) if key == "epoch"]
     return max(numbers)
+
+
+def number_of_epochs(debug_file: Path) -> int | None:
+    """How many epochs a training is to have, from the ``debug.json`` of its fold, which nnU-Net writes before the first
+    one; None: not known.
+    """
+    try:
+        return int(read_json(debug_file)["num_epochs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_training(folder: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,486 @@
+"""``nnunet-din crossval`` and ``status``: with stand-ins for nnU-Net's commands, with the commands themselves, and on
+a Slurm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import fake_nnunet
+from fake_nnunet import DATASET, calls, write_fold, write_plans
+from nnunet_din.commands.main import main
+from nnunet_din.crossval import models as crossval_models
+from nnunet_din.crossval.locks import gpus, held, is_held
+from nnunet_din.crossval.models import PLANNERS, read_models_file
+from nnunet_din.crossval.state import FoldFiles, Record, fold_state
+from nnunet_din.crossval.steps import continued
+
+ROOT = Path(__file__).parents[1]
+PLANS, MODEL = "nnUNetDINPlans", "nnUNetTrainerDIN__nnUNetDINPlans__2d"
+BOTH = ("crossval", "-d", "993", "-c", "2d", "3d_fullres")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """nnU-Net's folders with plans and data, and stand-ins for its commands."""
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+        (tmp_path / name).mkdir()
+    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # of the locks of GPUs
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    write_plans(tmp_path / "preprocessed" / DATASET, PLANS, ("2d", "3d_fullres"))
+    fake_nnunet.install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    for part in ("imagesTs", "labelsTs"):
+        (tmp_path / part).mkdir()
+    # Tests of nnU-Net's own look-up are in test_plugin.py; here its answer is known, and torch is not loaded.
+    monkeypatch.setattr(crossval_models, "_check_class", lambda *args: None)
+    return SimpleNamespace(
+        root=tmp_path, results=tmp_path / "results", dataset=tmp_path / "results" / DATASET,
+        test=("--test", str(tmp_path / "imagesTs"), str(tmp_path / "labelsTs")),
+    )  # fmt: skip
+
+
+def dry_run(capsys, *arguments) -> list[str]:
+    assert main([*arguments, "--dry-run"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def commands(lines: list[str]) -> list[str]:
+    return [line for line in lines if not line.startswith("#")]
+
+
+def trainings(found: list[dict]) -> list[str]:
+    return [" ".join(call["command"][1:4]) for call in found if call["command"][0] == "nnUNetv2_train"]
+
+
+def test_a_dry_run_prints_the_stock_commands_that_are_left(world, capsys):
+    """Two configurations: probabilities for the ensemble, one choice, both predicted, both compared."""
+    lines = commands(dry_run(capsys, *BOTH, *world.test, "-device", "cuda"))
+    assert lines[0] == "nnUNetv2_train 993 2d 0 -tr nnUNetTrainerDIN -p nnUNetDINPlans --npz"
+    assert lines[10] == (
+        "nnUNetv2_find_best_configuration 993 -c 2d 3d_fullres -tr nnUNetTrainerDIN -p nnUNetDINPlans -f 0 1 2 3 4"
+    )
+    assert [line.split()[0] for line in lines[11:]] == [
+        "nnUNetv2_predict", "nnUNetv2_evaluate_folder", "nnUNetv2_predict", "nnUNetv2_evaluate_folder", "nnunet-din",
+        "nnunet-din",
+    ]  # fmt: skip
+    assert "--save_probabilities" in lines[11] and not list(world.results.iterdir())
+    # Done, interrupted, not validated, and a checkpoint that was cut off.
+    folder = world.dataset / MODEL
+    write_fold(folder / "fold_0")
+    write_fold(folder / "fold_1", "checkpoint_latest.pth", epochs=1, validated=False)
+    write_fold(folder / "fold_2", validated=False)
+    write_fold(folder / "fold_3", "checkpoint_best.pth", validated=False)
+    (folder / "fold_3" / "checkpoint_latest.pth").write_bytes(b"PK cut")
+    lines = dry_run(capsys, *BOTH)
+    assert f"# train/{MODEL}/fold_0: done" in lines
+    left = commands(lines)
+    assert left[0].startswith("nnUNetv2_train 993 2d 1 ") and left[0].endswith("-device cpu --npz --c")
+    assert left[1].startswith("nnUNetv2_train 993 2d 2 ") and left[1].endswith("--val")
+    cut = folder / "fold_3" / "checkpoint_latest.pth"
+    assert left[2] == f"mv {cut} {cut}.unreadable" and left[3].endswith("--c")
+    assert left[4].endswith("-device cpu --npz")
+
+
+def test_missing_plans_and_data_are_made(world, capsys, monkeypatch):
+    """nnU-Net's planners take nnUNet_n_proc_DA=0 for a number of threads."""
+    preprocessed = world.root / "preprocessed" / DATASET
+    (preprocessed / "nnUNetDINPlans_2d" / "case.1.pkl").unlink()
+    assert commands(dry_run(capsys, *BOTH))[0] == "nnUNetv2_preprocess -d 993 -plans_name nnUNetDINPlans -c 2d"
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    raw = world.root / "raw" / DATASET
+    raw.mkdir()
+    (raw / "dataset.json").write_text("{}")
+    (preprocessed / f"{PLANS}.json").unlink()
+    file = world.root / "models.yaml"
+    model = "{trainer: nnUNetTrainerDIN, plans: nnUNetDINPlans, configuration: 2d, folds: [0]}"
+    file.write_text(f"models: [{model}]\nplanning: {{nnUNetDINPlans: {{arguments: [-gpu_memory_target, 11]}}}}\n")
+    assert commands(dry_run(capsys, "crossval", "-d", "993", "--models", str(file)))[0] == (
+        "nnUNet_n_proc_DA=1 nnUNetv2_plan_and_preprocess -d 993 -pl nnUNetPlannerDIN -overwrite_plans_name "
+        "nnUNetDINPlans -c 2d --verify_dataset_integrity -gpu_memory_target 11"
+    )
+
+
+def test_the_cascade_waits_for_its_first_stage(world, capsys):
+    write_plans(world.root / "preprocessed" / DATASET, "nnUNetPlans", ("3d_lowres", "3d_cascade_fullres"))
+    arguments = ("crossval", "-d", "993", "-tr", "nnUNetTrainer", "-p", "nnUNetPlans", "-c", "3d_cascade_fullres")
+    assert main([*arguments, "--dry-run"]) == 1 and "needs 3d_lowres" in capsys.readouterr().err
+    lines = commands(dry_run(capsys, *arguments, "3d_lowres", *world.test))
+    order = [line.split()[2] for line in lines if line.startswith("nnUNetv2_train")]
+    assert order == ["3d_lowres"] * 5 + ["3d_cascade_fullres"] * 5
+    (last,) = [line for line in lines if "-prev_stage_predictions" in line]
+    assert last.split()[last.split().index("-prev_stage_predictions") + 1].endswith("__3d_lowres")
+
+
+def test_weights_to_start_from_are_for_the_start_only(tmp_path):
+    """nnU-Net refuses -pretrained_weights beside --c."""
+    command = ("nnUNetv2_train", "1", "2d", "0", "-pretrained_weights", "w.pth", "--npz")
+    assert continued(command, FoldFiles(tmp_path / "fold_0")) == [command]
+    write_fold(tmp_path / "fold_0", "checkpoint_best.pth", validated=False)
+    assert continued(command, FoldFiles(tmp_path / "fold_0")) == [("nnUNetv2_train", "1", "2d", "0", "--npz", "--c")]
+
+
+def test_a_fold_without_probabilities_is_not_done_where_an_ensemble_needs_them(tmp_path):
+    write_fold(tmp_path / "fold_0")
+    assert FoldFiles(tmp_path / "fold_0", probabilities=True).complete()
+    (tmp_path / "fold_0" / "validation" / "case.npz").unlink()
+    assert FoldFiles(tmp_path / "fold_0").complete()
+    (command,) = continued(("nnUNetv2_train", "--npz"), FoldFiles(tmp_path / "fold_0", probabilities=True))
+    assert command == ("nnUNetv2_train", "--npz", "--val")
+
+
+def test_names_of_plans_are_those_of_their_planners():
+    """Fails if a planner of ours or of nnU-Net's gives its plans another name."""
+    import inspect
+
+    import nnunetv2
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    folder = f"{nnunetv2.__path__[0]}/experiment_planning"
+    for plans, planner in PLANNERS.items():
+        found = recursive_find_python_class(folder, planner, "nnunetv2.experiment_planning")
+        own = getattr(found, "default_plans_name", None)
+        assert plans == (own or inspect.signature(found.__init__).parameters["plans_name"].default)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: 3", "must be a list of models"),
+        ("models: [{trainer: a, plans: b}]", "model 1 has no configuration"),
+        ("models: [{trainer: a, plans: b, configuration: 2d, fold: 1}]", "unknown fold"),
+        ("models: [{trainer: a, plans: b, configuration: 2d, folds: [x]}]", "`folds` must be"),
+        ("models: [{trainer: a, plans: b, configuration: 2d, arguments: -x}]", "`arguments` must be"),
+        ("models: [{trainer: a, plans: b, configuration: 2d}]\nslurm: {time: soon}", "48h"),
+        ("models: [{trainer: a, plans: b, configuration: 2d}]\nslurm: {memory: 64}", "64GB"),
+        ("models: [{trainer: a, plans: b, configuration: 2d}]\nplanning: {b: {}}", "name the `planner`"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_models_file_says_what_is_wrong_with_it(tmp_path, text, message):
+    (tmp_path / "models.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_models_file(tmp_path / "models.yaml", [0])
+
+
+def test_what_a_job_gets_from_slurm(tmp_path):
+    (tmp_path / "models.yaml").write_text(
+        "models: [{trainer: a, plans: b, configuration: 2d}]\n"
+        "slurm: {partition: gpu, time: 48h, memory: 64GB, cpus: 12, gpu_model: a100, setup: [module load cuda],\n"
+        "        without_gpu: {partition: cpu}}\n"
+    )
+    cluster = read_models_file(tmp_path / "models.yaml", [0]).cluster
+    common = {"runtime": "48h", "mem": "64GB", "cpus_per_task": 12}
+    assert cluster.gpu == {**common, "slurm_partition": "gpu", "gpu_model": "a100"}
+    assert cluster.cpu == {**common, "slurm_partition": "cpu"} and cluster.setup == ("module load cuda",)
+
+
+def test_locks_of_gpus_are_free_when_their_holder_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with gpus(["0", "1"], 1) as first, gpus(["0", "1"], 1) as second:
+        assert [first, second] == [["0"], ["1"]]
+    code = (
+        "import sys, time; from pathlib import Path; from nnunet_din.crossval.locks import held\n"
+        "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    path = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout.readline() == b"held\n" and is_held(path)
+        with pytest.raises(TimeoutError), held(path, timeout=0):
+            pass
+        process.kill()
+    assert not is_held(path)
+
+
+def test_status_of_trainings_that_were_started_by_hand(world, capsys):
+    folder = world.dataset / MODEL
+    write_fold(folder / "fold_0")
+    write_fold(folder / "fold_1", None, epochs=1, validated=False)
+    write_fold(folder / "fold_2", "checkpoint_latest.pth", epochs=1, validated=False)
+    (log,) = (folder / "fold_2").glob("training_log_*")
+    os.utime(log, (time.time() - 3600,) * 2)
+    assert main(["status", "-d", "993"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[1:] for row in rows] == [
+        ["0", "done", "2/2", "0.600", "30.0"],
+        ["1", "running", "1/2", "0.600", "30.0", "0", "min"],
+        ["2", "interrupted", "1/2", "0.600", "30.0"],
+    ]
+
+
+def test_a_failed_fold_says_so_until_somebody_goes_on_by_hand(tmp_path):
+    write_fold(tmp_path / "fold_0", "checkpoint_latest.pth", epochs=1, validated=False)
+    record = Record(tmp_path / "crossval", "train/m/fold_0")
+    record.path.parent.mkdir(parents=True)
+    record.path.write_text(json.dumps({"code": 1}))
+    files = FoldFiles(tmp_path / "fold_0")
+    assert fold_state("m", "0", files, record).status == "failed"
+    os.utime(record.path, (time.time() - 60,) * 2)
+    assert fold_state("m", "0", files, record).status == "running"
+
+
+def test_without_snakemake_one_sentence_says_what_to_do(world, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert main([*BOTH]) == 1
+    said = capsys.readouterr().err
+    assert "Snakemake" in said and ("nnunet-din[crossval]" in said or "3.11" in said) and not calls(world.results)
+
+
+needs_snakemake = pytest.mark.skipif(sys.version_info < (3, 11), reason="Snakemake needs Python 3.11")
+
+
+@needs_snakemake
+@pytest.mark.slow
+def test_an_exported_workflow_is_what_runs(world, capsys):
+    """Snakemake takes the two files as they are, and counts every step."""
+    assert main([*BOTH, *world.test, "--export-workflow", str(world.root / "out")]) == 0
+    arguments = (
+        "--snakefile",
+        "Snakefile",
+        "--configfile",
+        "crossval.json",
+        "--cores",
+        "1",
+        "--dry-run",
+        "--quiet",
+        "all",
+    )
+    subprocess.run([sys.executable, "-m", "snakemake", *arguments], cwd=world.root / "out", check=True)
+    content = json.loads((world.root / "out" / "crossval.json").read_text())
+    assert len(content["steps"]) == 1 + 10 + 1 + 2 + 1 + 2
+
+
+def wait_until(true, process, seconds=120):
+    """Wait, and show what a process has printed that has ended before."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def run(world, *arguments) -> subprocess.Popen:
+    code = "from nnunet_din.crossval import models; models._check_class = lambda *a: None\n"
+    code += "import sys; from nnunet_din.commands.main import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=world.root,
+    )  # fmt: skip
+
+
+@needs_snakemake
+@pytest.mark.slow
+def test_gpus_a_failed_fold_and_what_is_left(world):
+    """Two GPUs train two folds at once; one fold fails; the next run does that fold and what waited for it."""
+    arguments = (*BOTH, *world.test, "--gpus", "3", "5", "--folds", "0", "1", "2")
+    (world.results / "fail_2").touch()
+    (world.results / "hold").touch()
+    process = run(world, *arguments)
+    records = world.dataset / "crossval" / "records"
+
+    def begun() -> int:
+        return sum(bool(json.loads(path.read_text())["commands"]) for path in records.glob("train.*.json"))
+
+    # The first training writes the splits; the second waits for them.
+    wait_until(lambda: len(list(records.glob("train.*.json"))) == 2 and begun() == 1, process)
+    splits = world.root / "preprocessed" / DATASET / "splits_final.json"
+    splits.write_text(json.dumps([{"train": [], "val": []}] * 5))
+    wait_until(lambda: len(list(world.results.glob("begun_*"))) == 2, process)
+    (world.results / "hold").unlink()
+    output = process.communicate()[0]
+    assert process.returncode == 1, output
+    found = calls(world.results)
+    trained = [call for call in found if call["command"][0] == "nnUNetv2_train"]
+    assert len(trained) == 6 and {call["CUDA_VISIBLE_DEVICES"] for call in trained} == {"3", "5"}
+    for one in trained:
+        at_once = [o for o in trained if o is not one and o["begin"] < one["end"] and one["begin"] < o["end"]]
+        assert all(o["CUDA_VISIBLE_DEVICES"] != one["CUDA_VISIBLE_DEVICES"] for o in at_once)
+    assert any(a["begin"] < b["end"] and b["begin"] < a["end"] for a in trained for b in trained if a is not b)
+    assert "  | RuntimeError: this fold was made to fail" in output and "[train/" in output
+    assert not any(call["command"][0] == "nnUNetv2_find_best_configuration" for call in found)
+    # Both fold 2, and all that waited for them.
+    (world.results / "fail_2").unlink()
+    process = run(world, *arguments)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    new = calls(world.results)[len(found) :]
+    assert sorted(trainings(new)) == ["993 2d 2", "993 3d_fullres 2"]
+    others = [call["command"][0] for call in new if call["command"][0] != "nnUNetv2_train"]
+    assert sorted(others) == sorted(
+        ["nnUNetv2_find_best_configuration", "nnUNetv2_ensemble", "nnUNetv2_apply_postprocessing"]
+        + ["nnUNetv2_predict", "nnUNetv2_evaluate_folder", "nnunet-din"] * 2
+    )
+    # Nothing is left; then one fold is trained anew by hand, and what depends on it is out of date.
+    process = run(world, *arguments)
+    assert process.wait() == 0 and len(calls(world.results)) == len(found) + len(new)
+    shutil.rmtree(world.dataset / MODEL / "fold_0")
+    write_fold(world.dataset / MODEL / "fold_0")
+    process = run(world, *arguments)
+    assert process.wait() == 0
+    assert not trainings(calls(world.results)[len(found) + len(new) :])
+    # All but the prediction of the other model, and its scores.
+    assert len(calls(world.results)) == len(found) + len(new) + len(others) - 2
+
+
+#: Trainers of two epochs of one iteration, which wait or fail where a file says so.
+TRAINERS = """
+import os, time
+from pathlib import Path
+from nnunet_din.trainers.training_length import nnUNetTrainerDIN_smoke
+
+class One(nnUNetTrainerDIN_smoke):
+    num_iterations_per_epoch = num_val_iterations_per_epoch = 1
+
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        while self.current_epoch == 1 and Path(os.environ["nnUNet_results"], "hold").exists():
+            time.sleep(0.1)
+
+    def on_train_start(self):
+        if Path(os.environ["nnUNet_results"], f"fail_{type(self).__name__}_{self.fold}").exists():
+            raise RuntimeError("this fold was made to fail")
+        super().on_train_start()
+
+class Two(One):
+    pass
+"""
+
+
+@needs_snakemake
+@pytest.mark.slow
+def test_two_models_of_five_folds_killed_failed_and_finished(tmp_path, monkeypatch):
+    """With nnU-Net's own commands: killed in the second epoch of a fold, refused twice at once, gone on with by --c, a
+    fold that fails, and that fold alone at the end.
+    """
+    from nnunet_din.data import write_dataset
+
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+        (tmp_path / name).mkdir()
+    for variable, value in {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "PASSIVE"}.items():
+        monkeypatch.setenv(variable, value)
+    write_dataset(tmp_path / "raw" / DATASET, train=5, test=0, size=32, slices=3)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "short_trainers.py").write_text(TRAINERS)
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "from nnunet_din import plugin\nplugin.CLASSES.update(One='short_trainers', Two='short_trainers')\n"
+        "plugin.register()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(ROOT)]))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "models.yaml").write_text(
+        "models: [{trainer: One, plans: nnUNetDINFastPlans, configuration: 2d},\n"
+        "         {name: second, trainer: Two, plans: nnUNetDINFastPlans, configuration: 2d}]\n"
+        "planning: {nnUNetDINFastPlans: {arguments: [-np, 1, -npfp, 1, -gpu_memory_target, 0.2]}}\n"
+    )
+
+    def start(*arguments) -> subprocess.Popen:
+        command = [sys.executable, "-m", "nnunet_din.commands.main", *arguments]
+        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path)
+
+    crossval = ("crossval", "-d", "993", "--models", "models.yaml")
+    results = tmp_path / "results"
+    folder = results / DATASET
+    (results / "hold").touch()
+    (results / "fail_Two_3").touch()
+    process = start(*crossval)
+    wait_until(lambda: list(folder.glob("*/fold_*/checkpoint_latest.pth")), process, 400)
+    (latest,) = folder.glob("*/fold_*/checkpoint_latest.pth")
+    second = start(*crossval)
+    assert "is running already" in second.communicate()[0] and second.returncode == 1
+    assert " running " in start("status", "-d", "993").communicate()[0]
+    process.kill()
+    process.communicate()
+    # Everything ends with it, also the training, which would wait for ever.
+    lock = next((folder / "crossval" / "locks").glob(f"train.*{latest.parent.name}.lock"))
+    deadline = time.monotonic() + 60
+    while is_held(lock):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    (results / "hold").unlink()
+    process = start(*crossval)
+    output = process.communicate()[0]
+    assert process.returncode == 1, output
+    (continued_fold,) = [line for line in output.splitlines() if line.endswith("--c")]
+    assert f"nnUNetv2_train 993 2d {latest.parent.name.removeprefix('fold_')} " in continued_fold
+    logs = "".join(path.read_text() for path in sorted(latest.parent.glob("training_log_*")))
+    assert logs.count("Epoch 0") == 1
+    assert output.count("[train/") and "  | RuntimeError: this fold was made to fail" in output
+    done = {path.parent.parent: path.stat().st_mtime for path in folder.glob("*/fold_*/validation/summary.json")}
+    assert len(done) == 9 and not (folder / "leaderboard").exists()
+    (results / "fail_Two_3").unlink()
+    process = start(*crossval)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert [line for line in output.splitlines() if "nnUNetv2_train" in line] == [
+        "[train/second/fold_3] $ nnUNetv2_train 993 2d 3 -tr Two -p nnUNetDINFastPlans -device cpu"
+    ]
+    assert all((fold / "validation" / "summary.json").stat().st_mtime == since for fold, since in done.items())
+    assert (folder / "leaderboard" / "leaderboard.html").is_file()
+    assert len(list(folder.glob("inference_information__*.json"))) == 2
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    """A Slurm of one node, as a script starts it; skipped with the reason where that cannot be."""
+    script = ROOT / "scripts" / "slurm_for_tests.sh"
+    started = subprocess.run([str(script)], capture_output=True, text=True)
+    if started.returncode:
+        pytest.skip(f"no Slurm: {' '.join(started.stderr.split())[-300:]}")
+    folder = started.stdout.strip()
+    yield
+    subprocess.run([str(script), "stop", folder], check=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@needs_snakemake
+@pytest.mark.slow
+def test_a_real_slurm(world, slurm):
+    """Jobs with their resources and set-up lines, in their order; preempted ones are put into the queue again."""
+    profile = world.root / "profile"
+    profile.mkdir()
+    (profile / "config.yaml").write_text(
+        "slurm-status-command: squeue\nslurm-init-seconds-before-status-checks: 1\nseconds-between-status-checks: 1\n"
+    )
+    file = world.root / "models.yaml"
+    file.write_text(
+        "models: [{name: m, trainer: nnUNetTrainerDIN, plans: nnUNetDINPlans, configuration: 2d, folds: [0, 1]}]\n"
+        "slurm: {partition: tests, time: 5m, memory: 100MB, cpus: 1, setup: [export FROM_SETUP=yes]}\n"
+    )
+    (world.results / "hold").touch()
+    arguments = ("--models", str(file), "--executor", "slurm", "-device", "cpu", "--profile", str(profile))
+    process = run(world, "crossval", "-d", "993", *arguments)
+    records = world.dataset / "crossval" / "records"
+    queue = ("squeue", "--noheader", "--states=R", "--format=%i %k %l %m")
+
+    def jobs() -> list[str]:
+        return subprocess.run(queue, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    # Both have begun to train, on which they are held.
+    wait_until(lambda: len(jobs()) == 2 and len(list(records.glob("train.*.json"))) == 2, process)
+    assert all(job.split()[-2:] == ["5:00", "100M"] for job in jobs())
+    # What a preemption does to a job. Slurm lets it wait for two minutes then.
+    job = jobs()[0].split()[0]
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    state = ("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+    wait_until(lambda: subprocess.run(state, capture_output=True, text=True).stdout.strip() == "PENDING", process)
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+    (world.results / "hold").unlink()
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output
+    found = calls(world.results)
+    assert sorted(trainings(found)) == ["993 2d 0", "993 2d 1"]
+    assert all(call["FROM_SETUP"] == "yes" and call["SLURM_JOB_ID"] for call in found)
+    assert found[-1]["command"][0] in ("nnunet-din", "nnUNetv2_find_best_configuration") and len(found) == 4
