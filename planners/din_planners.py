@@ -247,13 +247,13 @@ class nnUNetPlannerDIN(ExperimentPlanner):
     def _volumes(self, spacing, patch: list[int]) -> tuple[Volumes, list[int]]:
         """Training steps on patches of this size, and the multiples that its edges must be."""
         _, strides, kernels, _, multiples = get_pool_and_conv_props(spacing, patch, *self._topology)
-        of_stages = [tuple(tuple(int(i) for i in stage) for stage in stages) for stages in (strides, kernels)]
+        strides, kernels = (tuple(tuple(int(i) for i in stage) for stage in stages) for stages in (strides, kernels))
         # Slices that nnU-Net calls far apart are fused one by one, as in the paper: across them, the convolutions of
         # both streams have little to tell each other, and would be two thirds of the network's arithmetic.
         far = [edge / min(spacing) >= ANISO_THRESHOLD for edge in spacing]
         fusion_kernel = tuple(1 if is_far else 3 for is_far in far) if any(far) else None
         classes = len(self.dataset_json["labels"])
-        volumes = Volumes(self.preset, self._n_channels(), classes, *of_stages, fusion_kernel)
+        volumes = Volumes(self.preset, self._n_channels(), classes, strides, kernels, fusion_kernel)
         return volumes, [int(multiple) for multiple in multiples]
 
     @staticmethod
