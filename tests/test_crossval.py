@@ -359,6 +359,7 @@ class Two(One):
 
 
 @needs_snakemake
+@pytest.mark.skipif("NNUNET_DIN_CROSSVAL" not in os.environ, reason="ten trainings: set NNUNET_DIN_CROSSVAL=1")
 @pytest.mark.slow
 def test_two_models_of_five_folds_killed_failed_and_finished(tmp_path, monkeypatch):
     """With nnU-Net's own commands: killed in the second epoch of a fold, refused twice at once, gone on with by --c, a
