@@ -12,6 +12,11 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+
+class NoVolumesError(ValueError):
+    """A part of the network has a form for images with two axes only."""
+
+
 Convolution: TypeAlias = nn.Conv2d | nn.Conv3d
 
 #: Number of axes -> layer.

@@ -248,8 +248,8 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         """Training steps on patches of this size, and the multiples that its edges must be."""
         _, strides, kernels, _, multiples = get_pool_and_conv_props(spacing, patch, *self._topology)
         strides, kernels = (tuple(tuple(int(i) for i in stage) for stage in stages) for stages in (strides, kernels))
-        # Slices that nnU-Net calls far apart are fused one by one, as in the paper: across them, the convolutions of
-        # both streams have little to tell each other, and would be two thirds of the network's arithmetic.
+        # Slices that nnU-Net calls far apart are fused one by one, as in the paper: convolutions across them would make
+        # the fusions the larger part of the network's arithmetic.
         far = [edge / min(spacing) >= ANISO_THRESHOLD for edge in spacing]
         fusion_kernel = tuple(1 if is_far else 3 for is_far in far) if any(far) else None
         classes = len(self.dataset_json["labels"])

@@ -359,7 +359,6 @@ class Two(One):
 
 
 @needs_snakemake
-@pytest.mark.skipif("NNUNET_DIN_CROSSVAL" not in os.environ, reason="ten trainings: set NNUNET_DIN_CROSSVAL=1")
 @pytest.mark.slow
 def test_two_models_of_five_folds_killed_failed_and_finished(tmp_path, monkeypatch):
     """With nnU-Net's own commands: killed in the second epoch of a fold, refused twice at once, gone on with by --c, a
@@ -370,12 +369,16 @@ def test_two_models_of_five_folds_killed_failed_and_finished(tmp_path, monkeypat
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
         (tmp_path / name).mkdir()
-    for variable, value in {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "PASSIVE"}.items():
+    for variable, value in {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(variable, value)
     write_dataset(tmp_path / "raw" / DATASET, train=5, test=0, size=32, slices=3)
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "short_trainers.py").write_text(TRAINERS)
+    # nnU-Net's workers are forked: a spawned one would import torch again, two for every fold.
     (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import multiprocessing\n"
+        "context = multiprocessing.get_context\n"
+        "multiprocessing.get_context = lambda method=None: context('fork' if method == 'spawn' else method)\n"
         "from nnunet_din import plugin\nplugin.CLASSES.update(One='short_trainers', Two='short_trainers')\n"
         "plugin.register()\n"
     )

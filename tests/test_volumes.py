@@ -49,7 +49,13 @@ def slow(*case):
 @pytest.mark.parametrize(
     ("options", "size", "dtype", "tolerance"),
     [
-        ({**IN_PLANE_FIRST, "upsampling": "pixel_shuffle"}, (4, 32, 16), torch.float64, 1e-11),
+        (
+            {**IN_PLANE_FIRST, "upsampling": "pixel_shuffle", "fusion_kernel": [1, 3, 3]},
+            (4, 32, 16),
+            torch.float64,
+            1e-11,
+        ),
+        slow({**IN_PLANE_FIRST, "upsampling": "pixel_shuffle"}, (4, 32, 16), torch.float64, 1e-11),
         slow({**ISOTROPIC, "fused_stages": 3, "checkpointing": True}, (16, 32, 16), torch.float64, 1e-11),
         slow({**ISOTROPIC, "fused_stages": 4, "upsampling": "pixel_shuffle"}, (32, 16, 32), torch.float32, 1e-4),
         slow(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from nnunet_din.data.files import write_text
 from nnunet_din.nnunet.configurations import derive, paper_tables
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
-from nnunet_din.nnunet.plans import heirs, read_plans, resolve
+from nnunet_din.nnunet.plans import heirs, read_plans
 
 
 def add_parser(subparsers) -> None:
@@ -57,6 +57,8 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Add the configurations that the arguments ask for to the plans."""
+    from nnunet_din.dimensions import NoVolumesError
+
     if args.paper_tables == bool(args.name):
         raise ValueError("Give either --name with what is different, or --paper-tables.")
     if args.paper_tables and (args.set or args.set_training or args.enhancement):
@@ -65,9 +67,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"A configuration cannot inherit from itself: choose another --name than {args.name}.")
     path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.dataset) / f"{args.plans}.json"
     plans = read_plans(path)
-    wanted = {args.name: (_values(args.set, "--set"), args.enhancement)}
-    if args.paper_tables:
-        wanted = paper_tables(args.base)
+    own = {args.name: (_values(args.set, "--set"), args.enhancement)}
+    wanted = paper_tables(args.base) if args.paper_tables else own
     training = _values(args.set_training, "--set-training")
     added, notes = {}, []
     for name, (network, methods) in wanted.items():
@@ -79,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
             continue
         try:
             configuration = derive(plans, args.base, name, network, methods, training)
-        except ValueError as error:
-            if not (args.paper_tables and len(resolve(plans, args.base)["patch_size"]) == 3):
+        except NoVolumesError as error:
+            if not args.paper_tables:
                 raise
             notes.append(f"NOTE: {name} has no form for volumes. {error}")
             continue

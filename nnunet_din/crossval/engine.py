@@ -368,15 +368,13 @@ def report(crossval: CrossValidation, folder: Path) -> int:
     steps = crossval.steps()
     states = [_state(step, Record(folder, step.name)) for step in steps if step.kind == "train"]
     print(f"\n{table(states)}")
-    others = [(step.name, Record(folder, step.name)) for step in steps if step.kind not in ("train", "prepare")]
-    # A step that succeeded is out of date until its mark says so.
-    rows = [
-        (name, "done" if (folder / "done" / name).exists() else "failed" if r.status() == "failed" else "missing")
-        for name, r in others
-    ]
-    prepared = {step.name: not step.commands for step in steps if step.kind == "prepare"}
-    rows = [(name, "done" if done else "failed" if Record(folder, name).status() == "failed" else "missing")
-            for name, done in prepared.items()] + rows  # fmt: skip
+    rows = []
+    for step in steps:
+        if step.kind != "train":
+            # A step that succeeded is out of date until its mark says so; preparations have no command left.
+            finished = not step.commands if step.kind == "prepare" else (folder / "done" / step.name).exists()
+            failed = Record(folder, step.name).status() == "failed"
+            rows.append((step.name, "done" if finished else "failed" if failed else "missing"))
     print(f"\n{aligned(rows)}")
     for step in steps:
         record = Record(folder, step.name)

@@ -228,7 +228,6 @@ def check_models(dataset: str, models: Sequence[TrainedModel], planning: Mapping
     """
     _check_names(models)
     folds = validation_cases(dataset)
-    known: dict[str, type | None] = {}
     for model in models:
         wrong = [fold for fold in model.folds if (str(fold) not in folds if folds else fold > 4)]
         if wrong:
@@ -248,8 +247,8 @@ def check_models(dataset: str, models: Sequence[TrainedModel], planning: Mapping
         elif not (nnunet_folder("nnUNet_raw") / dataset / "dataset.json").is_file():
             raise FileNotFoundError(f"{dataset} is not in nnUNet_raw, so that {model.plans} cannot be made.")
         else:
-            _check_class("planner", planner_of(model.plans, planning).planner, known)
-        _check_class("trainer", model.trainer, known)
+            _check_class("planner", planner_of(model.plans, planning).planner)
+        _check_class("trainer", model.trainer)
         if model.configuration == CASCADE:
             stage = [m for m in models if (m.trainer, m.plans, m.configuration) == (*_kind(model), FIRST_STAGE)]
             if not stage or set(stage[0].folds) != set(range(5)) | set(model.folds):
@@ -284,31 +283,8 @@ def planner_of(plans: str, planning: Mapping[str, Planning]) -> Planning:
     return planning.get(plans) or Planning(PLANNERS[plans])
 
 
-def _check_class(what: str, name: str, known: dict[str, type | None]) -> None:
+def _check_class(what: str, name: str) -> None:
     """Check that nnU-Net finds a class."""
-    if name not in known:
-        import nnunetv2
-        from nnunetv2.utilities.find_class_by_name import recursive_find_python_class as find
+    from nnunet_din.nnunet.classes import find_planner, find_trainer
 
-        parts = ["experiment_planning"] if what == "planner" else ["training", "nnUNetTrainer"]
-        known[name] = find("/".join([nnunetv2.__path__[0], *parts]), name, ".".join(["nnunetv2", *parts]))
-        if known[name] is None and what == "trainer":
-            known[name] = _external_trainer(name)
-    if known[name] is None:
-        raise ValueError(f"nnU-Net has no {what} {name}.")
-
-
-def _external_trainer(name: str) -> type | None:
-    """A trainer in the folders that nnUNet_extTrainer names, of which nnU-Net knows from 2.8 on."""
-    import os
-
-    if not os.environ.get("nnUNet_extTrainer"):
-        return None
-    try:
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-    except ImportError:
-        return None
-    try:
-        return recursive_find_trainer_class_by_name(name)
-    except RuntimeError:
-        return None
+    {"planner": find_planner, "trainer": find_trainer}[what](name)

@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from nnunet_din.data.weight_files import read_checkpoint
 from nnunet_din.devices import usable_device
+from nnunet_din.nnunet.classes import find_trainer
 from nnunet_din.nnunet.labels import read_dataset_json
 from nnunet_din.nnunet.models import trained_folds
 from nnunet_din.nnunet.plans import read_plans
@@ -98,7 +99,7 @@ def build_network(model: TrainedModel) -> nn.Module:
 
     manager = PlansManager(model.plans)
     configuration = manager.get_configuration(model.configuration)
-    build = _find_trainer(model.trainer).build_network_architecture
+    build = find_trainer(model.trainer).build_network_architecture
     numbers = (
         determine_num_input_channels(manager, configuration, model.dataset_json),
         manager.get_label_manager(model.dataset_json).num_segmentation_heads,
@@ -112,28 +113,6 @@ def build_network(model: TrainedModel) -> nn.Module:
         *numbers,
         enable_deep_supervision=False,
     )
-
-
-def _find_trainer(name: str) -> Any:
-    """The class of a trainer, also where ``nnUNet_extTrainer`` names a folder, which nnunetv2 2.7 does not know."""
-    import nnunetv2
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-
-    try:
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-    except ImportError:
-        package = "nnunetv2.training.nnUNetTrainer"
-        folder = f"{nnunetv2.__path__[0]}/training/nnUNetTrainer"
-        found = recursive_find_python_class(folder, name, package)
-    else:
-        try:
-            found = recursive_find_trainer_class_by_name(name)
-        except (RuntimeError, AssertionError, TypeError):  # its words are about folders inside nnU-Net
-            found = None
-    if not (isinstance(found, type) and issubclass(found, nnUNetTrainer)):
-        raise ValueError(f"nnU-Net finds no trainer {name}: install the package that it comes from.")
-    return found
 
 
 def make_predictor(model: TrainedModel, device: str = "cpu", mirroring: bool = True) -> nnUNetPredictor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from nnunet_din.dimensions import NoVolumesError
 from nnunet_din.network.decoders.emcad import EMCADHead
 from nnunet_din.network.decoders.segformer import SegFormerHead
 
@@ -43,5 +44,5 @@ def build_decoder(
     if tuple(kernel_size) == (3, 3):
         return decoder(in_channels, num_classes, channels)
     if "kernel_size" not in inspect.signature(decoder).parameters:
-        raise ValueError(f"Decoder '{name}' is for 2-D images and kernels of 3 x 3 only: use 'segformer'.")
+        raise NoVolumesError(f"Decoder '{name}' is for 2-D images and kernels of 3 x 3 only: use 'segformer'.")
     return decoder(in_channels, num_classes, channels, kernel_size=kernel_size)

@@ -7,6 +7,7 @@ import inspect
 
 import timm
 
+from nnunet_din.dimensions import NoVolumesError
 from nnunet_din.network.encoders.base import Encoder, OfStages
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
 from nnunet_din.network.encoders.fct import FCTEncoder
@@ -80,8 +81,8 @@ def input_stride(encoder: str = "convnext_base", stem_stride: int = 1, strides: 
     return max(input_strides(encoder, stem_stride, strides))
 
 
-def _two_axes_only(name: str) -> ValueError:
-    return ValueError(
+def _two_axes_only(name: str) -> NoVolumesError:
+    return NoVolumesError(
         f"Encoder '{name}' is for 2-D images and has strides and kernels of its own: leave `strides` and "
         f"`kernel_sizes` out, or take one of {', '.join(WIDTHS)} or a ConvNeXt."
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.dimensions import Convolution, convolution
+from nnunet_din.dimensions import Convolution, NoVolumesError, convolution
 from nnunet_din.network.containers import ModuleList, Sequential
 from nnunet_din.network.encoders.base import Encoder, OfStages, kernels_of_stages, strides_of_stages
 from nnunet_din.network.ops import LAYER_NORMS, normalize, pixelwise, pointwise, recompute
@@ -188,7 +188,7 @@ def _replace_convolutions(stage: Any, stride: Sequence[int] | None, kernel_size:
         )
     for block in stage.blocks:
         if dimensions > 2 and not isinstance(block, ConvNeXtBlock):
-            raise ValueError("This ConvNeXt has blocks for 2-D images only: take one of the first version.")
+            raise NoVolumesError("This ConvNeXt has blocks for 2-D images only: take one of the first version.")
         d = block.conv_dw.out_channels
         block.conv_dw = convolution(d, d, kernel_size, groups=d, bias=block.conv_dw.bias is not None)
         if isinstance(block.norm, LayerNorm2d):

@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Iterable, Sequence
 
+from nnunet_din.dimensions import NoVolumesError
 from nnunet_din.network.fusion.base import Fusion
 from nnunet_din.network.fusion.concat import ConcatenationFusion, InputFusion
 from nnunet_din.network.fusion.difm import DualInteractiveFusionModule
@@ -56,7 +57,7 @@ def build_fusion(name: str, dim: int, streams: int, kernel_size: Sequence[int] =
     if tuple(kernel_size) == (3, 3):
         return fusion(dim, streams, **options)
     if "kernel_size" not in inspect.signature(fusion).parameters:
-        raise ValueError(f"Fusion '{name}' is for 2-D images and kernels of 3 x 3 only.")
+        raise NoVolumesError(f"Fusion '{name}' is for 2-D images and kernels of 3 x 3 only.")
     return fusion(dim, streams, kernel_size=kernel_size, **options)
 
 
