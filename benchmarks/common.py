@@ -8,12 +8,15 @@ import json
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
 import torch
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from tqdm import trange
+
+from nnunet_din.cost.measurement import seconds_of
 
 
 def head(device: str | torch.device) -> dict:
@@ -38,6 +41,19 @@ def append(result: dict) -> None:
     results = json.loads(path.read_text()) if path.exists() else []
     results = [other for other in results if other["command"] != result["command"]]
     path.write_text(json.dumps([*results, result], indent=2) + "\n")
+
+
+def rounds(
+    steps: Mapping[Hashable, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[Hashable, list[float]]:
+    """Seconds of every step, one after the other in each round, after a round that is not timed."""
+    seconds: dict[Hashable, list[float]] = {name: [] for name in steps}
+    for i in trange(repeats + 1, desc="rounds"):
+        for name, step in steps.items():
+            elapsed = seconds_of(step, device)
+            if i:
+                seconds[name].append(elapsed)
+    return seconds
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:

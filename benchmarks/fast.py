@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from common import head, plan, ratios, write
+from common import head, plan, ratios, rounds, write
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     nnUNetPlannerResEncM,
 )
@@ -20,10 +20,9 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from tqdm import trange
 
 from nnunet_din.cost.accounting import count_multiply_adds, count_parameters
-from nnunet_din.cost.measurement import TrainingStep, autocast, seconds_of
+from nnunet_din.cost.measurement import TrainingStep, autocast
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
 from nnunet_din.nnunet.training_device import autocast_dtype
 
@@ -97,12 +96,7 @@ def compare(dataset: str, preset: str, batch: int, repeats: int, device: torch.d
         x = torch.randn(batch, 1 + (name == din), *patch, device=device)
         target = torch.randint(0, CLASSES, (batch, 1, *patch), device=device)
         steps[name] = (TrainingStep if name == din else nnunet_step)(network, x, target, autocast_dtype(device))
-    seconds = {name: [] for name in networks}
-    for i in trange(repeats + 1, desc="pairs"):  # the first is a warm-up
-        for name, step in steps.items():
-            elapsed = seconds_of(step, device)
-            if i:
-                seconds[name].append(elapsed)
+    seconds = rounds(steps, repeats, device)
     speed = {name: [round(batch / s, 3) for s in values] for name, values in seconds.items()}
     return result | {"images per second": speed, f"{din} / {stock}": ratios(seconds[stock], seconds[din])}
 

@@ -12,22 +12,23 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from common import append, head, plan, ratios
+from common import append, head, plan, ratios, rounds
 from fast import CLASSES, nnunet_step
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     nnUNetPlannerResEncM,
 )
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from tqdm import trange
 
 from nnunet_din.cost.accounting import count_multiply_adds, count_parameters, training_memory
-from nnunet_din.cost.measurement import TrainingStep, peak_memory, prediction, seconds_of
+from nnunet_din.cost.measurement import TrainingStep, peak_memory, prediction
 from nnunet_din.network import DualInteractionNetwork
 from nnunet_din.nnunet.training_device import autocast_dtype
 from nnunet_din.planners.din_planners import nnUNetPlannerDINFast
 
 STOCK = {"nnU-Net 3d_fullres": ExperimentPlanner, "nnU-Net ResEnc-M": nnUNetPlannerResEncM}
+
+KINDS = ("training", "prediction")
 
 
 def make_stock(architecture: dict) -> torch.nn.Module:
@@ -75,21 +76,14 @@ def compare(
             counted = training_memory(network, x.shape, half_precision=dtype is not None)
             network.deep_supervision = True
             rows[name]["as the planner counts it (GB)"] = round(counted / 1e9, 3)
-        steps[name] = {"training": training, "prediction": prediction_of(network, x, dtype)}
-    seconds: dict[str, dict[str, list[float]]] = {name: {"training": [], "prediction": []} for name in networks}
-    for i in trange(repeats + 1, desc="rounds"):  # the first is a warm-up
-        for name, of_network in steps.items():
-            for kind, step in of_network.items():
-                elapsed = seconds_of(step, device)
-                if i:
-                    seconds[name][kind].append(elapsed)
-    for name, of_network in seconds.items():
-        for kind, values in of_network.items():
-            rows[name][f"{kind}, patches a second"] = [round(batch / s, 3) for s in values]
+        steps |= {(name, "training"): training, (name, "prediction"): prediction_of(network, x, dtype)}
+    seconds = rounds(steps, repeats, device)
+    for (name, kind), values in seconds.items():
+        rows[name][f"{kind}, patches a second"] = [round(batch / s, 3) for s in values]
     din = "DIN fast, window attention"
     speedups = {
-        f"{din} / {name}": {kind: ratios(seconds[name][kind], seconds[din][kind]) for kind in seconds[name]}
-        for name in seconds
+        f"{din} / {name}": {kind: ratios(seconds[name, kind], seconds[din, kind]) for kind in KINDS}
+        for name in networks
         if name != din
     }
     return {"patch": patch, "batch": batch, "networks": rows, "speed": speedups}

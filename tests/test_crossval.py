@@ -338,7 +338,14 @@ def test_gpus_a_failed_fold_and_what_is_left(world):
 TRAINERS = """
 import os, time
 from pathlib import Path
+from nnunet_din.planners.din_planners import nnUNetPlannerDINFast
+from nnunet_din.presets import PRESETS
 from nnunet_din.trainers.training_length import nnUNetTrainerDIN_smoke
+
+PRESETS["small"] = {**PRESETS["fast"], "decoder_channels": 8, "fused_stages": 1}
+
+class Small(nnUNetPlannerDINFast):
+    preset = "small"
 
 class One(nnUNetTrainerDIN_smoke):
     num_iterations_per_epoch = num_val_iterations_per_epoch = 1
@@ -379,15 +386,16 @@ def test_two_models_of_five_folds_killed_failed_and_finished(tmp_path, monkeypat
         "import multiprocessing\n"
         "context = multiprocessing.get_context\n"
         "multiprocessing.get_context = lambda method=None: context('fork' if method == 'spawn' else method)\n"
-        "from nnunet_din import plugin\nplugin.CLASSES.update(One='short_trainers', Two='short_trainers')\n"
+        "from nnunet_din import plugin\n"
+        "plugin.CLASSES.update(dict.fromkeys(('One', 'Two', 'Small'), 'short_trainers'))\n"
         "plugin.register()\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(ROOT)]))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "models.yaml").write_text(
-        "models: [{trainer: One, plans: nnUNetDINFastPlans, configuration: 2d},\n"
-        "         {name: second, trainer: Two, plans: nnUNetDINFastPlans, configuration: 2d}]\n"
-        "planning: {nnUNetDINFastPlans: {arguments: [-np, 1, -npfp, 1, -gpu_memory_target, 0.2]}}\n"
+        "models: [{trainer: One, plans: smallPlans, configuration: 2d},\n"
+        "         {name: second, trainer: Two, plans: smallPlans, configuration: 2d}]\n"
+        "planning: {smallPlans: {planner: Small, arguments: [-np, 1, -npfp, 1, -gpu_memory_target, 0.2]}}\n"
     )
 
     def start(*arguments) -> subprocess.Popen:
@@ -429,7 +437,7 @@ def test_two_models_of_five_folds_killed_failed_and_finished(tmp_path, monkeypat
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert [line for line in output.splitlines() if "nnUNetv2_train" in line] == [
-        "[train/second/fold_3] $ nnUNetv2_train 993 2d 3 -tr Two -p nnUNetDINFastPlans -device cpu"
+        "[train/second/fold_3] $ nnUNetv2_train 993 2d 3 -tr Two -p smallPlans -device cpu"
     ]
     assert all((fold / "validation" / "summary.json").stat().st_mtime == since for fold, since in done.items())
     assert (folder / "leaderboard" / "leaderboard.html").is_file()
