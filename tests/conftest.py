@@ -25,7 +25,18 @@ os.environ.update({f"nnUNet_{name}": str(folder) for name, folder in FOLDERS.ite
 
 
 #: Files that take minutes: first, so that no worker is left with one of them while the others have nothing to do.
-LONG_FILES = ("test_demo.py", "test_commands.py", "test_network.py", "test_deployment.py", "test_leaderboard.py")
+LONG_FILES = (
+    "test_demo.py",
+    "test_commands.py",
+    "test_network.py",
+    "test_crossval.py",
+    "test_deployment.py",
+    "test_leaderboard.py",
+    "test_volumes.py",
+    "test_planner.py",
+    "test_profiling.py",
+    "test_trainer.py",
+)
 
 
 def pytest_configure(config):
@@ -44,6 +55,22 @@ def pytest_sessionfinish():
     """Remove the folders."""
     for folder in FOLDERS.values():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+#: What a sitecustomize.py says to fork nnU-Net's workers: a spawned one imports torch again, for ten seconds or more.
+FORKED_WORKERS = """\
+import multiprocessing
+context = multiprocessing.get_context
+multiprocessing.get_context = lambda method=None: context("fork" if method == "spawn" else method)
+"""
+
+
+@pytest.fixture(scope="session")
+def forked_workers(tmp_path_factory):
+    """A folder for PYTHONPATH, with which nnU-Net's commands fork their workers."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text(FORKED_WORKERS)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,11 @@ MODEL = ("-tr", "nnUNetTrainerDIN_smoke", "-p", "nnUNetDINAttoPlans")
 
 
 @pytest.fixture(scope="module")
-def nnunet(tmp_path_factory):
-    """Runs a command in an environment of its own; the data set is planned and two folds are trained."""
+def nnunet(tmp_path_factory, forked_workers):
+    """Runs a command in an environment of its own; the data set is planned and two folds are trained.
+
+    nnU-Net's workers are forked, which is quicker, unless a command is called with ``spawns``.
+    """
     root = tmp_path_factory.mktemp("commands")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("nnUNet_")}
     # Few workers: each of them loads torch anew.
@@ -30,10 +33,15 @@ def nnunet(tmp_path_factory):
         environment[name] = str(root / name)
     write_dataset(root / "nnUNet_raw" / DATASET, train=5, test=2, size=32, slices=3)
 
-    def run(command, *arguments, fails=False):
+    def run(command, *arguments, fails=False, spawns=False):
         path = Path(sys.executable).parent / command
+        folders = ["" if spawns else str(forked_workers), os.environ.get("PYTHONPATH", "")]
         result = subprocess.run(
-            [str(path), *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=root
+            [str(path), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, folders))},
+            cwd=root,
         )
         output = result.stdout + result.stderr
         assert (result.returncode != 0) == fails, output[-4000:]
@@ -54,9 +62,10 @@ def nnunet(tmp_path_factory):
         1,
         "-npfp",
         1,
+        spawns=True,
     )
     for fold in (0, 1):
-        run("nnUNetv2_train", 996, "2d", fold, *MODEL, "-device", "cpu", "--npz")
+        run("nnUNetv2_train", 996, "2d", fold, *MODEL, "-device", "cpu", "--npz", spawns=fold == 0)
     return run
 
 
@@ -111,6 +120,7 @@ def test_find_best_configuration_and_ensemble_of_folds(nnunet):
         1,
         "-nps",
         1,
+        spawns=True,
     )
     for image in images.glob("*_0000.nii.gz"):
         prediction = sitk.ReadImage(str(out / image.name.replace("_0000", "")))

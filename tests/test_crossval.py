@@ -367,7 +367,7 @@ class Two(One):
 
 @needs_snakemake
 @pytest.mark.slow
-def test_two_models_of_five_folds_killed_failed_and_finished(tmp_path, monkeypatch):
+def test_two_models_of_five_folds_killed_failed_and_finished(tmp_path, monkeypatch, forked_workers):
     """With nnU-Net's own commands: killed in the second epoch of a fold, refused twice at once, gone on with by --c, a
     fold that fails, and that fold alone at the end.
     """
@@ -381,12 +381,8 @@ def test_two_models_of_five_folds_killed_failed_and_finished(tmp_path, monkeypat
     write_dataset(tmp_path / "raw" / DATASET, train=5, test=0, size=32, slices=3)
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "short_trainers.py").write_text(TRAINERS)
-    # nnU-Net's workers are forked: a spawned one would import torch again, two for every fold.
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import multiprocessing\n"
-        "context = multiprocessing.get_context\n"
-        "multiprocessing.get_context = lambda method=None: context('fork' if method == 'spawn' else method)\n"
-        "from nnunet_din import plugin\n"
+        (forked_workers / "sitecustomize.py").read_text() + "from nnunet_din import plugin\n"
         "plugin.CLASSES.update(dict.fromkeys(('One', 'Two', 'Small'), 'short_trainers'))\n"
         "plugin.register()\n"
     )
