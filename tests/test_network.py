@@ -405,6 +405,26 @@ def test_memory_accounting_of_a_network_that_can_be_counted_by_hand():
     assert half < 0.75 * training_memory(network, (4, 2, 16, 16))
 
 
+@pytest.mark.parametrize("half_precision", [False, True])
+def test_attention_is_counted_as_devices_compute_it(half_precision):
+    """Without the matrix of weights, which would be 256 times the queries here; a mask is counted as it is kept."""
+
+    class Attention(nn.Linear):
+        def __init__(self, masked):
+            super().__init__(4, 4)
+            self.masked = masked
+
+        def forward(self, x):
+            q = super().forward(x)
+            mask = torch.ones(1, 1, 1, 1024, dtype=torch.bool, device=x.device) if self.masked else None
+            return F.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+
+    queries = 4 * 2 * 1024 * 4
+    plain, masked = (training_memory(Attention(masked), (2, 1, 1024, 4), half_precision) for masked in (False, True))
+    assert plain < 12 * queries
+    assert plain <= masked <= plain + 16 * 1024
+
+
 @pytest.mark.slow
 def test_checkpointing_saves_memory():
     shape = (2, 2, 224, 224)

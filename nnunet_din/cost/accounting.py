@@ -70,7 +70,7 @@ def training_memory(network: nn.Module, input_shape: Sequence[int], half_precisi
     network = _on_meta(network).train()
     parameters = [p for p in network.parameters() if p.requires_grad]
     x = torch.empty(*input_shape, device="meta")
-    with _LiveBytes([*parameters, x]) as live, _Autocast(half_precision):
+    with _LiveBytes([*parameters, x]) as live, _AsOnDevices(half_precision):
         loss = network(x).sum()
         # What Tensor.backward calls; itself, it suspends the casts while it runs, and recomputation needs them.
         torch.autograd.Variable._execution_engine.run_backward(
@@ -116,8 +116,10 @@ class _LiveBytes(TorchDispatchMode):
         return result
 
 
-class _Autocast(TorchFunctionMode):
-    """Autocast's rules for GPUs, on tensors of the meta device, which has none of its own."""
+class _AsOnDevices(TorchFunctionMode):
+    """What GPUs do with the operations of a network, on tensors of the meta device, which does otherwise: attention
+    without a matrix of weights in memory and, on demand, autocast's rules.
+    """
 
     HALF = {
         torch.conv2d,
@@ -133,17 +135,29 @@ class _Autocast(TorchFunctionMode):
     }
     FULL = {F.layer_norm, torch.layer_norm}
 
-    def __init__(self, enabled: bool):
+    def __init__(self, half_precision: bool):
         super().__init__()
-        self.enabled = enabled
+        self.half_precision = half_precision
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self.enabled and (func in self.HALF or func in self.FULL):
+        if self.half_precision and (func in self.HALF or func in self.FULL):
             dtype = torch.bfloat16 if func in self.HALF else torch.float32
 
             def cast(tensor: Tensor) -> Tensor:
                 return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
             args, kwargs = tree_map_only(Tensor, cast, (args, kwargs))
+        if func is F.scaled_dot_product_attention:
+            return _fused_attention(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options) -> Tensor:
+    """``F.scaled_dot_product_attention`` by the kernel of GPUs: queries ``(N, heads, L, d)``, keys and values
+    ``(N, heads, S, d)``, mask broadcast to ``(N, heads, L, S)``. Options change no memory.
+    """
+    if attn_mask is not None:  # the kernel adds it
+        shape = (*query.shape[:-1], key.shape[-2])
+        attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device="meta").expand(shape)
+    return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True)[0]

@@ -182,7 +182,7 @@ class ConvolutionalAttention(nn.Module):
             linear(norm(depthwise(x).flatten(2).transpose(1, 2))).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for depthwise, norm, linear in zip(self.depthwise, self.norms, self.linear, strict=True)
         )  # (N, heads, pixels, d)
-        y = self.project(attend(q, k, v).transpose(1, 2).flatten(2))
+        y = self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return y.transpose(1, 2).unflatten(2, x.shape[-2:])
 
 
@@ -207,14 +207,6 @@ class WideFocus(nn.Module):
         """Apply the module to a map ``(N, d, h, w)``; the result has the same shape."""
         y = sum(self.dropout(F.gelu(branch(x))) for branch in self.branches)
         return self.dropout(F.gelu(self.fuse(y)))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention ``(N, heads, L, d)`` over ``(N, heads, S, d)`` without an L x S matrix in memory."""
-    if q.is_meta:
-        # There torch would write the matrix out, which the fused kernels do not, and the planner would count it.
-        return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[0]
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 def _init(module: nn.Module) -> None:
