@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from nnunet_din.cost.accounting import training_memory
 from nnunet_din.network.encoders import build_encoder, input_stride, known_encoders
