@@ -54,6 +54,12 @@ def test_settings_of_the_training(path, capsys):
     assert "nnUNetv2_train 998 2d_long 0" in capsys.readouterr().out
 
 
+def test_another_batch(path):
+    assert configure("--name", "2d_small", "--batch-size", "3") == 0
+    manager = PlansManager(json.loads(path.read_text())).get_configuration("2d_small")
+    assert manager.batch_size == 3 and manager.data_identifier.endswith("_2d")
+
+
 def test_another_enhancement_gets_data_of_its_own_and_a_stream_for_each(path, capsys):
     assert configure("--name", "2d_twice", "--enhancement", "fuzzy", "fuzzy") == 0
     plans = json.loads(path.read_text())
@@ -174,6 +180,7 @@ def test_nothing_is_written_in_a_dry_run_or_over_what_is_there(path, capsys):
         (["--name", "x", "--set-training", "initial_lr=true"], "got true"),
         (["--name", "x", "--set-training", "warmup=half"], 'from 0 to 1, got "half"'),
         (["--name", "x", "--set-training", "warmup"], "--set-training takes KEY=VALUE"),
+        (["--name", "x", "--batch-size", "0"], "A batch holds 1 patch or more, not 0"),
         ([], "Give either --name"),
         (["--paper-tables", "--set", "fusion=concat"], "go with --name"),
     ],

@@ -18,7 +18,7 @@ def add_parser(subparsers) -> None:
         "configure",
         help="add configurations with another network, training or enhancement to the plans",
         description="Add a configuration that inherits from another one and differs in arguments of the network, in "
-        "settings of the training or in the enhancement. Another enhancement gets data of its own "
+        "settings of the training, in its batch or in the enhancement. Another enhancement gets data of its own "
         "(nnUNetv2_preprocess); otherwise the preprocessed data are shared.",
     )
     parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="number or name of the data set")
@@ -39,6 +39,7 @@ def add_parser(subparsers) -> None:
         metavar="KEY=VALUE",
         help="settings of the training that DIN's trainers obey, for example num_epochs=150 initial_lr=0.001",
     )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="patches in a batch, in place of the planner's")
     parser.add_argument(
         "--enhancement",
         nargs="+",
@@ -61,8 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.paper_tables == bool(args.name):
         raise ValueError("Give either --name with what is different, or --paper-tables.")
-    if args.paper_tables and (args.set or args.set_training or args.enhancement):
-        raise ValueError("--set, --set-training and --enhancement go with --name, not with --paper-tables.")
+    if args.paper_tables and (args.set or args.set_training or args.enhancement or args.batch_size is not None):
+        raise ValueError(
+            "--set, --set-training, --batch-size and --enhancement go with --name, not with --paper-tables."
+        )
     if args.name == args.base:
         raise ValueError(f"A configuration cannot inherit from itself: choose another --name than {args.name}.")
     path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.dataset) / f"{args.plans}.json"
@@ -79,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             )
             continue
         try:
-            configuration = derive(plans, args.base, name, network, methods, training)
+            configuration = derive(plans, args.base, name, network, methods, training, args.batch_size)
         except NoVolumesError as error:
             if not args.paper_tables:
                 raise

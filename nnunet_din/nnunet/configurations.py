@@ -67,6 +67,7 @@ def derive(
     network: Mapping,
     methods: Sequence[str] | None = None,
     training: Mapping | None = None,
+    batch_size: int | None = None,
 ) -> dict:
     """A configuration that inherits from ``base`` and differs from it.
 
@@ -82,6 +83,8 @@ def derive(
         Names of the enhancements; None: the inherited ones.
     training
         Settings of the training in addition to inherited ones, see :mod:`nnunet_din.nnunet.training_settings`.
+    batch_size
+        Patches in a batch, 1 or more; None: as many as inherited.
 
     Returns
     -------
@@ -91,8 +94,8 @@ def derive(
     Raises
     ------
     ValueError
-        If there is no such configuration, it is not one of DIN's, the network cannot be built, or a setting of the
-        training is unknown.
+        If there is no such configuration, it is not one of DIN's, the network cannot be built, a setting of the
+        training is unknown, or the batch is empty.
     """
     import torch
 
@@ -107,6 +110,10 @@ def derive(
     configuration: dict = {"inherits_from": base}
     if training:
         configuration["training"] = check_training_settings({**inherited.get("training", {}), **training})
+    if batch_size is not None:
+        if batch_size < 1:
+            raise ValueError(f"A batch holds 1 patch or more, not {batch_size}.")
+        configuration["batch_size"] = batch_size
     if methods is not None:
         enhancements = [_enhancement(method, enhancements, plans["dataset_name"]) for method in methods]
         configuration |= {
