@@ -290,11 +290,11 @@ def test_gpus_a_failed_fold_and_what_is_left(world):
     process = run(world, *arguments)
     records = world.dataset / "crossval" / "records"
 
-    def begun() -> int:
+    def running() -> int:
         return sum(bool(json.loads(path.read_text())["commands"]) for path in records.glob("train.*.json"))
 
     # The first training writes the splits; the second waits for them.
-    wait_until(lambda: len(list(records.glob("train.*.json"))) == 2 and begun() == 1, process)
+    wait_until(lambda: len(list(records.glob("train.*.json"))) == 2 and running() == 1, process)
     splits = world.root / "preprocessed" / DATASET / "splits_final.json"
     splits.write_text(json.dumps([{"train": [], "val": []}] * 5))
     wait_until(lambda: len(list(world.results.glob("begun_*"))) == 2, process)
@@ -308,6 +308,10 @@ def test_gpus_a_failed_fold_and_what_is_left(world):
         at_once = [o for o in trained if o is not one and o["begin"] < one["end"] and one["begin"] < o["end"]]
         assert all(o["CUDA_VISIBLE_DEVICES"] != one["CUDA_VISIBLE_DEVICES"] for o in at_once)
     assert any(a["begin"] < b["end"] and b["begin"] < a["end"] for a in trained for b in trained if a is not b)
+    # Model by model and fold by fold; two begin nearly at once.
+    begun = trainings(sorted(trained, key=lambda call: call["begin"]))
+    wanted = [f"993 {configuration} {fold}" for configuration in ("2d", "3d_fullres") for fold in range(3)]
+    assert all(abs(begun.index(one) - place) <= 1 for place, one in enumerate(wanted)), begun
     assert "  | RuntimeError: this fold was made to fail" in output and "[train/" in output
     assert not any(call["command"][0] == "nnUNetv2_find_best_configuration" for call in found)
     # Both fold 2, and all that waited for them.
