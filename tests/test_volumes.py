@@ -96,18 +96,6 @@ def test_pixel_shuffle_equals_the_literal_one(factors):
     assert torch.equal(shuffle_pixels(x, factors), reference.shuffle_pixels(x, factors))
 
 
-@pytest.mark.parametrize(("strides", "size"), [([[2, 2]] * 4, (32, 16)), (IN_PLANE_FIRST["strides"], (4, 32, 16))])
-def test_pixels_of_a_feature_start_alike_and_learn_apart(strides, size):
-    network = small(strides=strides, upsampling="pixel_shuffle")
-    logits = network(torch.randn(1, 2, *size))
-    for axis, factor in enumerate(strides[0], start=2):
-        pixels = logits.unfold(axis, factor, factor)
-        assert torch.equal(pixels, pixels[..., :1].expand_as(pixels))
-    logits.square().mul(torch.randn_like(logits)).sum().backward()
-    gradients = network.decoder.classifier.weight.grad.unflatten(0, (3, -1))
-    assert not torch.equal(gradients[:, 0], gradients[:, 1])
-
-
 # ---- attention ----
 
 

@@ -17,7 +17,6 @@ from nnunet_din.network.decoders import build_decoder
 from nnunet_din.network.encoders import build_encoder
 from nnunet_din.network.encoders.base import OfStages, kernels_of_stages, strides_of_stages
 from nnunet_din.network.fusion import build_fusion, check_options, get_fusion
-from nnunet_din.network.initialization import init_subpixels_alike
 from nnunet_din.network.resize import shuffle_pixels
 
 #: Arguments of the network that are not the plans' to set.
@@ -169,7 +168,6 @@ class DualInteractionNetwork(nn.Module):
             self.subpixels = tuple(strides_of_stages(stem_stride, strides)[0])
         outputs = num_classes * math.prod(self.subpixels)
         self.decoder = build_decoder(decoder, channels, outputs, decoder_channels, kernels[0])
-        init_subpixels_alike(self.decoder.classifier, math.prod(self.subpixels))
         self.auxiliary_heads: AuxiliaryHeads | None = None
         self.deep_supervision = False
         self.origin: str | None = None

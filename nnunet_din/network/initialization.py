@@ -22,17 +22,6 @@ def init_by_fan_in(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-@torch.no_grad()
-def init_subpixels_alike(classifier: nn.Module, subpixels: int) -> None:
-    """Give the ``subpixels`` outputs of a class, which lie side by side, the weights of the first (ICNR: Aitken et al.,
-    arXiv:1707.02937).
-
-    With weights of its own each, neighbouring pixels start with unlike logits, and every edge begins as a comb.
-    """
-    for each in classifier.parameters():
-        each.copy_(each[::subpixels].repeat_interleave(subpixels, dim=0))
-
-
 def inflate(weight: Tensor, planes: int) -> Tensor:
     """Give the kernel of a convolution on slices a third axis, along which it does not look: it stands in the middle
     plane, or, of an even number, with half of it in each of the middle two.
