@@ -5,7 +5,7 @@
 
 `lowest` is the oldest allowed version of every direct dependency, `newest` the newest release of all of them. Each gets
 an environment of its own in a temporary folder (about 7 GB). Prints a row of a table for each.
-Needs uv, which finds the versions: `pip install uv`.
+Needs Python 3.11 and uv, which finds the versions: `pip install uv`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from datetime import date
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).resolve().parents[1]
 RESOLUTIONS = {"lowest": "lowest-direct", "newest": "highest"}
+#: What the tools need newer, and nothing but reading versions is done with here.
+OF_TOOLS = ("packaging",)
 #: The versions that a row names.
 SHOWN = ("torch", "nnunetv2", "timm", "numpy", "scipy", "pandas", "monai", "matplotlib")
 
@@ -51,9 +57,18 @@ def environment(folder: Path, python: str, resolution: str) -> Path:
     interpreter = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     install = ["uv", "pip", "install", "-q", "--python", interpreter]
     subprocess.run([*install, "--resolution", resolution, "-e", ROOT], check=True)
-    # The tests' own tools have no floors. What is installed stays.
-    subprocess.run([*install, "-e", f"{ROOT}[test]"], check=True)
+    # The tests' own tools have no floors. What the package depends on stays, whatever the tools ask for.
+    chosen = installed(interpreter)
+    stays = folder / "stays.txt"
+    stays.write_text("".join(f"{name}=={chosen[name]}\n" for name in direct_dependencies() if name not in OF_TOOLS))
+    subprocess.run([*install, "--override", stays, "-e", f"{ROOT}[test]"], check=True)
     return interpreter
+
+
+def direct_dependencies() -> list[str]:
+    """Names of what the package depends on."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [canonicalize_name(Requirement(each).name) for each in project["dependencies"]]
 
 
 def run_tests(python: Path, workers: str) -> str:
@@ -77,7 +92,8 @@ def installed(python: Path) -> dict[str, str]:
         capture_output=True,
         text=True,
     )
-    versions = dict(line.split("==", 1) for line in listing.stdout.split() if "==" in line)
+    pairs = (line.split("==", 1) for line in listing.stdout.split() if "==" in line)
+    versions = {canonicalize_name(name): version for name, version in pairs}
     version = subprocess.run(
         [python, "-c", "import platform; print(platform.python_version())"], check=True, capture_output=True, text=True
     )

@@ -280,6 +280,7 @@ def test_other_folders_are_refused(tmp_path, capsys):
 
 def test_missing_tools_are_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(export, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch, "__version__", "2.9.0+cpu")
     assert main(["export", str(tmp_path), str(tmp_path / "out")]) == 1
     assert 'pip install "nnunet-din[onnx]"' in capsys.readouterr().err
     monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
