@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -94,6 +96,20 @@ def test_prediction_in_slices_equals_the_reference():
 def test_pixel_shuffle_equals_the_literal_one(factors):
     x = torch.randn(2, 3 * 2 ** sum(r > 1 for r in factors), *(3, 4, 5)[: len(factors)])
     assert torch.equal(shuffle_pixels(x, factors), reference.shuffle_pixels(x, factors))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (16, 16, 16)])
+def test_fused_adamw_steps_as_the_plain_one(size):
+    """Torch's fused AdamW on a CPU pairs weights and gradients in the order of memory, whatever their strides."""
+    network = small(strides=[[2] * len(size)] * 4)
+    network(torch.randn(1, 2, *size)).square().sum().backward()
+    twin = copy.deepcopy(network)
+    for weight, other in zip(network.parameters(), twin.parameters(), strict=True):
+        other.grad = None if weight.grad is None else weight.grad.clone()
+    torch.optim.AdamW(network.parameters(), lr=0.01, fused=True).step()
+    torch.optim.AdamW(twin.parameters(), lr=0.01, foreach=False).step()
+    for weight, other in zip(network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(weight, other)
 
 
 # ---- attention ----
