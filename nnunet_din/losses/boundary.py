@@ -6,9 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from nnunet_din.dimensions import AVERAGE_POOLINGS, MAX_POOLINGS
+
+#: Elements of the maps that a CPU filters at once: its cache holds them and all that lies between.
+CHUNK_ELEMENTS = 1 << 17
 
 
 def sobel(x: Tensor) -> Tensor:
@@ -27,16 +31,97 @@ def sobel(x: Tensor) -> Tensor:
     Tensor
         Shape ``(N, K, axes, *size)``.
     """
+    return torch.stack(_responses(_continue_border(x), range(2, x.ndim)), dim=2)  # G_H, G_V
+
+
+class SobelSum(torch.autograd.Function):
+    """Sum of all absolute Sobel responses, ``(sobel(x).abs() * weight[:, :, None]).sum()``.
+
+    ``SobelSum.apply(x, weight)`` with ``x`` of shape ``(N, K, *size)`` and ``weight`` of shape ``(N, 1, *size)``, which
+    gets no gradient, or None: 1 for every pixel.
+
+    What comes after the sum only scales its gradient. So the gradient is computed beside the value: no response is kept
+    for the backward pass, and a CPU filters a few channels at a time, which stay in its cache.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor | None) -> Tensor:
+        """Sum, and compute the gradient if somebody will ask for it."""
+        gradient = torch.empty_like(x, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
+        n, channels = x.shape[:2]
+        images, at_once = [slice(n)], channels
+        if x.device.type == "cpu":
+            images, at_once = [slice(i, i + 1) for i in range(n)], max(1, CHUNK_ELEMENTS // x[0, 0].numel())
+        total = x.new_zeros(())
+        for image in images:
+            for first in range(0, channels, at_once):
+                chunk = (image, slice(first, first + at_once))
+                total += _sobel_sum(
+                    x[chunk],
+                    None if weight is None else weight[image],
+                    None if gradient is None else gradient[chunk],
+                )
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        """Scale the gradient."""
+        (gradient,) = ctx.saved_tensors
+        return grad * gradient, None
+
+
+def _sobel_sum(x: Tensor, weight: Tensor | None, gradient: Tensor | None) -> Tensor:
+    """The sum for maps ``(N, K, *size)``; its gradient goes into ``gradient``, if that is given."""
     axes = range(2, x.ndim)
-    padded = F.pad(x, (1, 1) * len(axes), mode="replicate")
-    responses = []
-    for axis in axes:  # G_H, G_V
-        response = _difference(padded, axis)
-        for across in axes:
-            if across != axis:
-                response = _smooth(response, across)
-        responses.append(response)
-    return torch.stack(responses, dim=2)
+    responses = _responses(_continue_border(x), axes)
+    weighted = (response.abs() if weight is None else response.abs() * weight for response in responses)
+    total = torch.stack([response.sum() for response in weighted]).sum()
+    if gradient is None:
+        return total
+    signs = [response.sign_() if weight is None else response.sign_() * weight for response in responses]
+    back = _fold_border(_transposed([F.pad(sign, (2, 2) * len(axes)) for sign in signs], axes), axes)
+    gradient.copy_(back)
+    return total
+
+
+def _continue_border(x: Tensor) -> Tensor:
+    """Continue a map ``(N, K, *size)`` by one pixel on every side, by its own values."""
+    return F.pad(x, (1, 1) * (x.ndim - 2), mode="replicate")
+
+
+def _fold_border(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """The transpose of :func:`_continue_border`; overwrites ``x``."""
+    for axis in axes:
+        last = x.shape[axis] - 1
+        x.narrow(axis, 1, 1).add_(x.narrow(axis, 0, 1))
+        x.narrow(axis, last - 1, 1).add_(x.narrow(axis, last, 1))
+        x = x.narrow(axis, 1, last - 1)
+    return x
+
+
+def _responses(x: Tensor, axes: Sequence[int]) -> list[Tensor]:
+    """Apply the Sobel kernels along every axis; what they share is computed once."""
+    along, *across = axes
+    response = _difference(x, along)
+    for axis in across:
+        response = _smooth(response, axis)
+    return [response, *(_responses(_smooth(x, along), across) if across else [])]
+
+
+def _transposed(responses: Sequence[Tensor], axes: Sequence[int]) -> Tensor:
+    """The transpose of :func:`_responses`, of responses that are surrounded by two zeros on every side.
+
+    So surrounded, the transpose of smoothing is smoothing, and that of the difference its negative.
+    """
+    along, *across = axes
+    x = responses[0]
+    for axis in across:
+        x = _smooth(x, axis)
+    x = _difference(x, along).neg_()
+    return x.add_(_smooth(_transposed(responses[1:], across), along)) if across else x
 
 
 def _difference(x: Tensor, axis: int) -> Tensor:
@@ -113,13 +198,13 @@ class MultiScaleBoundaryLoss(nn.Module):
             factors = [scale if axis in pooled_axes else 1 for axis in range(len(size))]
             if any(edge < factor for edge, factor in zip(size, factors, strict=True)):
                 continue
-            response = sobel(AVERAGE_POOLINGS[len(size)](difference, factors) if scale > 1 else difference).abs()
+            pooled = AVERAGE_POOLINGS[len(size)](difference, factors) if scale > 1 else difference
             if valid is None:
-                loss = loss + response.mean()
+                loss = loss + SobelSum.apply(pooled, None) / (pooled.numel() * len(size))
             else:
-                counts = self._untouched(valid, factors)[:, :, None].to(response.dtype)
-                n_responses = counts.sum() * response.shape[1] * response.shape[2]
-                loss = loss + (response * counts).sum() / n_responses.clamp_min(1)
+                counts = self._untouched(valid, factors).to(pooled.dtype)
+                n_responses = counts.sum() * pooled.shape[1] * len(size)
+                loss = loss + SobelSum.apply(pooled, counts) / n_responses.clamp_min(1)
         return loss / (2 * 4 ** (len(size) - 1)) if self.normalized else loss
 
     @staticmethod

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from nnunet_din.dimensions import resize
 
@@ -15,8 +15,8 @@ class AuxiliaryLoss(nn.Module):
     """The weighted mean of the loss of the segmentation and those of the auxiliary outputs.
 
     Auxiliary outputs are resized to the target, which keeps thin structures that a target of their resolution would
-    lose. What lies between their logits and their loss is computed again in the backward pass, so that they take
-    hardly any memory.
+    lose. The gradient of each is computed together with its loss, so that between the passes they take hardly any
+    memory.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class AuxiliaryLoss(nn.Module):
         # Now: the other outputs go through the same loss.
         self.parts = dict(getattr(self.loss, "parts", {}))
         losses = [
-            checkpoint(self._resized, logits, target, use_reentrant=False, preserve_rng_state=False)
+            _WithGradient.apply(lambda x: self.loss(resize(x, target.shape[2:]), target), _at_least_fp32(logits))
             for logits in auxiliary
         ]
         for loss in losses:
@@ -70,8 +70,29 @@ class AuxiliaryLoss(nn.Module):
             self.parts["auxiliary"] = torch.stack([loss.detach() for loss in losses]).mean()
         return total / (1 + self.weight * len(auxiliary))
 
-    def _resized(self, logits: Tensor, target: Tensor) -> Tensor:
-        return self.loss(resize(_at_least_fp32(logits), target.shape[2:]), target)
+
+class _WithGradient(torch.autograd.Function):
+    """``_WithGradient.apply(function, x)`` is the scalar ``function(x)``, whose gradient is computed at once: what lies
+    between the two is freed before the next operation.
+    """
+
+    @staticmethod
+    def forward(ctx, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Call the function, and compute its gradient if somebody will ask for it."""
+        if not ctx.needs_input_grad[1]:
+            return function(x)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = function(x)
+            ctx.save_for_backward(*torch.autograd.grad(value, x))
+        return value.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor]:
+        """Scale the gradient."""
+        (gradient,) = ctx.saved_tensors
+        return None, grad * gradient
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:
