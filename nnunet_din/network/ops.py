@@ -68,6 +68,14 @@ def pointwise(x: Tensor, layer: Convolution | nn.Linear) -> Tensor:
     return F.linear(x, layer.weight.flatten(1), layer.bias)
 
 
+def classify(x: Tensor, layer: Convolution) -> Tensor:
+    """Apply a 1 x 1 convolution to a map, ``(N, d, *size)`` -> ``(N, K, *size)``."""
+    if x.ndim == 5 and x.device.type == "cpu" and not in_graph():
+        # torch's convolution of volumes copies them, and takes four times as long.
+        return channels_first(pointwise(channels_last(x), layer))
+    return layer(x)
+
+
 def normalize(x: Tensor, layer: nn.LayerNorm) -> Tensor:
     """Apply a LayerNorm, one of maps as well, along the last axis of ``(..., d)``."""
     return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)

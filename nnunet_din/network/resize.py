@@ -48,8 +48,8 @@ class BandedProducts(torch.autograd.Function):
 
     ``BandedProducts.apply(addend, matrices, blocks, *xs)`` with ``addend`` of shape ``(B, n_out, F)`` or None,
     ``matrices`` of shape ``(n_out, n_i)``, which get no gradient, and ``xs`` of shape ``(B, n_i, F)``. The blocks of
-    each matrix may overlap along columns; those of a group of rows follow each other. Where no gradient is asked for,
-    the result overwrites ``addend``.
+    each matrix may overlap along columns; those of a group of rows follow each other. The result overwrites
+    ``addend``.
     """
 
     @staticmethod
@@ -62,7 +62,8 @@ class BandedProducts(torch.autograd.Function):
         if addend is None:
             out = xs[0].new_empty(xs[0].shape[0], matrices[0].shape[0], xs[0].shape[2])
         else:
-            out = addend.clone() if any(ctx.needs_input_grad) else addend
+            out = addend
+            ctx.mark_dirty(addend)
         written = set(range(out.shape[1]) if addend is not None else ())
         for matrix, x, blocks_of_x in zip(matrices, xs, blocks, strict=True):
             for top, bottom, left, right in blocks_of_x:
@@ -78,10 +79,12 @@ class BandedProducts(torch.autograd.Function):
         """Multiply by the transposed blocks."""
         grads = []
         for matrix, size, blocks in zip(ctx.saved_tensors, ctx.sizes, ctx.blocks, strict=True):
-            grad_x = grad.new_zeros(grad.shape[0], size, grad.shape[2])
+            shape = (grad.shape[0], size, grad.shape[2])
+            beta = int(len(blocks) > 1)  # 0: what is there does not count
+            grad_x = grad.new_zeros(shape) if beta else grad.new_empty(shape)
             for top, bottom, left, right in blocks:
                 block = matrix[top:bottom, left:right].T.expand(len(grad), -1, -1)
-                grad_x[:, left:right].baddbmm_(block, grad[:, top:bottom])
+                grad_x[:, left:right].baddbmm_(block, grad[:, top:bottom], beta=beta)
             grads.append(grad_x)
         return grad if ctx.needs_input_grad[0] else None, None, None, *grads
 

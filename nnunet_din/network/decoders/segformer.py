@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from nnunet_din.dimensions import BATCH_NORMS, channels_first, channels_last, convolution, convolve
 from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.initialization import init_by_fan_in
-from nnunet_din.network.ops import SLICE_ELEMENTS, in_graph, in_slices
+from nnunet_din.network.ops import SLICE_ELEMENTS, classify, in_graph, in_slices
 from nnunet_din.network.resize import BandedProducts, band_of_resize, resize_and_shift_matrix
 
 
@@ -67,12 +67,15 @@ class SegFormerHead(nn.Module):
         weights = [layer.weight.flatten(1) for layer in self.linear]
         biases = [layer.bias for layer in self.linear if layer.bias is not None]  # all have one
         y = fuse_levels(features, weights, biases, self.fuse.weight)
-        if self.training:
+        if self.training or y.device.type != "cpu" or in_graph():
             return self._classify(y)
-        return in_slices(self._classify, y, dim=2, width=y[:, :, 0].numel())
+        # Images one above the other: then slices, too, are adjacent in memory, and nothing copies them.
+        rows = channels_first(channels_last(y).flatten(0, 1)[None])
+        rows = in_slices(self._classify, rows, dim=2, width=rows[:, :, 0].numel())
+        return channels_first(channels_last(rows)[0].unflatten(0, y.shape[:3:2]))
 
     def _classify(self, y: Tensor) -> Tensor:
-        return self.classifier(F.relu(self.norm(y), inplace=True))  # eq. 14
+        return classify(F.relu(self.norm(y), inplace=True), self.classifier)  # eq. 14
 
     def literal_multiply_adds(self, size: Sequence[int], levels: Sequence[Sequence[int]] | None = None) -> int:
         """Multiply-adds for one image in the printed order.
@@ -126,11 +129,13 @@ def fuse_levels(
     ones = taps.new_ones([1] * kernel.ndim).expand(n, *[-1] * (kernel.ndim - 1))
     low.append((ones, _last_tap_behind_d(taps)))
     y = channels_last(sum(full[1:], start=full[0])).flatten(2)  # (N, H, W D)
-    if y.device.type == "cpu" and not torch.is_grad_enabled() and not in_graph():
+    if y.device.type != "cpu" or in_graph():
+        y = _add_levels(y, low, size)
+    elif torch.is_grad_enabled():
+        y = _add_levels(None, low, size).add_(y)
+    else:
         for x, composed in low:
             _add_level_(y, x, composed, size)
-    else:
-        y = _add_levels(y, low, size)
     return channels_first(y.unflatten(2, (*size[1:], -1)))
 
 
