@@ -46,13 +46,16 @@ def preset_for_volumes(
     dict
         Arguments of :class:`nnunet_din.network.DualInteractionNetwork`: ``strides`` and ``kernel_sizes`` are those of
         nnU-Net's first four stages, or, where the preset's stem has the stride 2, of the four after the first. If it
-        has fewer, the last of ours do not pool.
+        has fewer, so have we (``fused_stages``): stages that do not pool would hold most of the weights, on the
+        smallest maps.
     """
     arguments = dict(PRESETS[preset])
     first = 1 if arguments.pop("stem_stride", 1) == 2 else 0
     strides = [list(stride) for stride in pool_op_kernel_sizes][first : first + 4]
     kernels = [list(kernel) for kernel in conv_kernel_sizes][first : first + 4]
     kernels = kernels or [list(conv_kernel_sizes[-1])]  # nnU-Net does not pool at all
+    if len(kernels) < 4:
+        arguments["fused_stages"] = len(kernels)
     strides += [[1] * len(pool_op_kernel_sizes[0])] * (4 - len(strides))
     kernels += [kernels[-1]] * (4 - len(kernels))
     if arguments["encoder"].startswith("convnext"):

@@ -6,10 +6,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from nnunet_din.cost.accounting import training_memory
 from nnunet_din.network.encoders import build_encoder, input_stride, known_encoders
 from nnunet_din.network.encoders.fct import ConvolutionalAttention, FCTEncoder
+from nnunet_din.network.encoders.plain import InstanceNorm
 from nnunet_din.network.encoders.pyramid import PyramidEncoder
 
 #: Name -> (stride, resolution of the image by that of the first stage, widths)
@@ -309,3 +311,26 @@ def test_attention_is_counted_without_its_matrix():
     """Fails if the planner sees memory that grows with the square of the area."""
     small, large = (training_memory(Summed(FCTEncoder(1)), (1, 1, s, s)) - 12 * 2.3e6 for s in (64, 128))
     assert large < 5 * small
+
+
+@pytest.mark.parametrize("size", [(5, 4), (1, 1), (3, 5, 4)])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("last", [True, False], ids=["channels last", "channels first"])
+def test_instance_norm_equals_its_definition(size, n, last):
+    """The gradients, too, however they lie in memory: torch's own are wrong for one image with the channels last."""
+    torch.manual_seed(0)
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}[2 + len(size)] if last else torch.contiguous_format
+    norm = InstanceNorm(8, affine=True).double()
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    x, grad = (torch.randn(n, 8, *size, dtype=torch.float64).to(memory_format=layout) for _ in range(2))
+    inputs = [x.requires_grad_(), norm.weight, norm.bias]
+    axes = tuple(range(2, x.ndim))
+    mean = x.mean(axes, keepdim=True)
+    variance = (x - mean).square().mean(axes, keepdim=True)
+    weight, bias = (p.view(8, *[1] * len(size)) for p in (norm.weight, norm.bias))
+    expected = (x - mean) / torch.sqrt(variance + norm.eps) * weight + bias
+    y = norm(x)
+    torch.testing.assert_close(y, expected)
+    for a, b in zip(torch.autograd.grad(y, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True):
+        torch.testing.assert_close(a, b)

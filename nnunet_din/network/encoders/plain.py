@@ -7,11 +7,13 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_din.dimensions import convolution
 from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.encoders.base import Encoder, OfStages, kernels_of_stages, strides_of_stages
+from nnunet_din.network.ops import in_graph
 
 #: Widths of the four stages by the encoder's name: those of the ConvNeXt of that size.
 WIDTHS = {
@@ -122,4 +124,47 @@ class InstanceNorm(nn.InstanceNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(N, d, *size)`` -> same."""
+        if x.device.type == "cpu" and x.dtype == self.weight.dtype and not in_graph():
+            return _NormalizeImages.apply(_in_memory_channels_last(x), self.weight, self.bias, self.eps)
         return torch.instance_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, True)
+
+
+class _NormalizeImages(torch.autograd.Function):
+    """Instance normalization of maps with the channels last in memory, as BatchNorm of each image.
+
+    torch's own copies such maps to channels first and back in either pass. Its gradient for a batch of one image is
+    wrong on a CPU if the gradient that comes back has the channels last (torch 2.15).
+
+    ``_NormalizeImages.apply(x, weight, bias, eps)`` with ``x`` of shape ``(N, d, *size)``.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Normalize every image."""
+        y = torch.empty_like(x)
+        mean, inverse_std = x.new_empty(2, *x.shape[:2])
+        for image, out, m, s in zip(x.split(1), y.split(1), mean, inverse_std, strict=True):
+            torch.ops.aten.native_batch_norm.out(
+                image, weight, bias, None, None, True, 0.0, eps, out=out, save_mean=m, save_invstd=s
+            )
+        ctx.save_for_backward(x, weight, mean, inverse_std)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Gradients of maps, weight and bias."""
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        of_images = [
+            torch.ops.aten.native_batch_norm_backward(
+                g, image, weight, None, None, m, s, True, ctx.eps, [True, True, True]
+            )
+            for g, image, m, s in zip(_in_memory_channels_last(grad).split(1), x.split(1), mean, inverse_std, strict=True)
+        ]
+        grad_x, grad_weight, grad_bias = zip(*of_images, strict=True)
+        return torch.cat(grad_x), torch.stack(grad_weight).sum(0), torch.stack(grad_bias).sum(0), None
+
+
+def _in_memory_channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
