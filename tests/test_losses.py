@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 import literal
-from nnunet_din.losses import AuxiliaryLoss, DINLoss, MultiScaleBoundaryLoss, SoftDiceLoss
-from nnunet_din.losses.boundary import sobel
+from nnunet_din.losses import AuxiliaryLoss, DINLoss, MultiScaleBoundaryLoss, SoftDiceLoss, boundary
+from nnunet_din.losses.boundary import SobelSum, sobel
 
 
 def batch(n=2, k=3, h=12, w=9, seed=0, dtype=torch.float64):
@@ -76,6 +76,22 @@ def test_sobel_is_a_convolution_with_the_printed_kernels():
     torch.testing.assert_close(sobel(x), literal)
 
 
+@pytest.mark.parametrize("elements", [1, 100, 1 << 17], ids=["channel by channel", "in chunks", "an image at once"])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("size", [(7, 5), (1, 4), (1, 1), (4, 3, 5), (1, 6, 2)])
+def test_sum_of_sobel_responses_and_its_gradient(size, weighted, elements, monkeypatch):
+    """Against autograd's, however many channels are filtered at once."""
+    monkeypatch.setattr(boundary, "CHUNK_ELEMENTS", elements)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *size, 3, generator=generator, dtype=torch.float64).movedim(-1, 1).requires_grad_()
+    weight = torch.rand(2, 1, *size, generator=generator, dtype=torch.float64) if weighted else None
+    responses = sobel(x).abs() if weight is None else sobel(x).abs() * weight[:, :, None]
+    total = SobelSum.apply(x, weight)
+    torch.testing.assert_close(total, responses.sum())
+    (gradient,), (expected,) = (torch.autograd.grad(3 * value, x) for value in (total, responses.sum()))
+    torch.testing.assert_close(gradient, expected)
+
+
 def test_auxiliary_outputs_are_resized_and_count_by_their_weight():
     logits, labels = batch(dtype=torch.float32)
     outputs = [logits.requires_grad_(), logits[..., ::2, ::3].detach().requires_grad_()]
@@ -86,6 +102,8 @@ def test_auxiliary_outputs_are_resized_and_count_by_their_weight():
     torch.testing.assert_close(whole, literal)
     for a, b in zip(torch.autograd.grad(whole, outputs), torch.autograd.grad(literal, outputs), strict=True):
         torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(AuxiliaryLoss(loss, 0.5)(outputs, [labels]), literal)
     with pytest.raises(ValueError, match="must not be negative"):
         AuxiliaryLoss(loss, -1)
 

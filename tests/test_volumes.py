@@ -258,6 +258,7 @@ def test_a_preset_follows_nnunets_pooling(preset, topology, strides, kernels, mu
     arguments = preset_for_volumes(preset, *TOPOLOGIES[topology])
     assert (arguments["strides"], arguments["kernel_sizes"]) == (strides, kernels)
     assert input_strides(**arguments) == multiples
+    assert arguments.get("fused_stages", 4) == sum(max(stride) > 1 for stride in strides[1:]) + 1
     size = [2 * m for m in multiples]
     with torch.device("meta"):
         network = DualInteractionNetwork(1, 4, **arguments)

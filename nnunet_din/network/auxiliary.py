@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from nnunet_din.dimensions import convolution
+from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.initialization import init_by_fan_in
 from nnunet_din.network.ops import classify
 
@@ -27,7 +28,7 @@ class AuxiliaryHeads(nn.Module):
     def __init__(self, in_channels: Sequence[int], num_classes: int, dimensions: int = 2):
         super().__init__()
         # nnU-Net's fine-tuning takes every entry from the pretrained weights but those with this name.
-        self.seg_layers = nn.ModuleList(convolution(d, num_classes, [1] * dimensions) for d in in_channels)
+        self.seg_layers = ModuleList(convolution(d, num_classes, [1] * dimensions) for d in in_channels)
         self.apply(init_by_fan_in)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

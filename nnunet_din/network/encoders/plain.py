@@ -156,11 +156,10 @@ class _NormalizeImages(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Gradients of maps, weight and bias."""
         x, weight, mean, inverse_std = ctx.saved_tensors
+        images = zip(_in_memory_channels_last(grad).split(1), x.split(1), mean, inverse_std, strict=True)
         of_images = [
-            torch.ops.aten.native_batch_norm_backward(
-                g, image, weight, None, None, m, s, True, ctx.eps, [True, True, True]
-            )
-            for g, image, m, s in zip(_in_memory_channels_last(grad).split(1), x.split(1), mean, inverse_std, strict=True)
+            torch.ops.aten.native_batch_norm_backward(g, f, weight, None, None, m, s, True, ctx.eps, [True] * 3)
+            for g, f, m, s in images
         ]
         grad_x, grad_weight, grad_bias = zip(*of_images, strict=True)
         return torch.cat(grad_x), torch.stack(grad_weight).sum(0), torch.stack(grad_bias).sum(0), None
