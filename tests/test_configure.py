@@ -82,6 +82,20 @@ def zero_dce_weights(dataset):
     path.unlink()
 
 
+def test_paper_tables_leave_out_what_the_base_is_itself(path, capsys, monkeypatch):
+    """Volumes with three stages have three DIFMs anyway."""
+    monkeypatch.setattr(
+        configurations, "PAPER_TABLES", {name: PAPER_TABLES[name] for name in ("2d_1_difm", "2d_3_difms")}
+    )
+    plans = json.loads(path.read_text())
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["fused_stages"] = 3
+    path.write_text(json.dumps(plans))
+    assert configure("--paper-tables", "--from", "3d_fullres") == 0
+    assert "NOTE: 3d_fullres_3_difms is 3d_fullres itself." in capsys.readouterr().out
+    planned = json.loads(path.read_text())["configurations"]
+    assert "3d_fullres_1_difm" in planned and "3d_fullres_3_difms" not in planned
+
+
 @pytest.mark.slow
 def test_paper_tables(path, zero_dce_weights):
     assert configure("--paper-tables") == 0

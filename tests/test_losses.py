@@ -88,8 +88,11 @@ def test_sum_of_sobel_responses_and_its_gradient(size, weighted, elements, monke
     responses = sobel(x).abs() if weight is None else sobel(x).abs() * weight[:, :, None]
     total = SobelSum.apply(x, weight)
     torch.testing.assert_close(total, responses.sum())
+    at_once = torch.empty_like(x)
+    torch.testing.assert_close(boundary._sobel_sum(x.detach(), weight, at_once), total)  # as on a GPU
     (gradient,), (expected,) = (torch.autograd.grad(3 * value, x) for value in (total, responses.sum()))
     torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(3 * at_once, expected)
 
 
 def test_auxiliary_outputs_are_resized_and_count_by_their_weight():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from nnunet_din.data.files import write_text
 from nnunet_din.nnunet.configurations import derive, paper_tables
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
-from nnunet_din.nnunet.plans import heirs, read_plans
+from nnunet_din.nnunet.plans import heirs, read_plans, resolve
 
 
 def add_parser(subparsers) -> None:
@@ -87,6 +87,10 @@ def run(args: argparse.Namespace) -> int:
             if not args.paper_tables:
                 raise
             notes.append(f"NOTE: {name} has no form for volumes. {error}")
+            continue
+        same = {"inherits_from": args.base, "architecture": resolve(plans, args.base)["architecture"]}
+        if args.paper_tables and configuration == same:
+            notes.append(f"NOTE: {name} is {args.base} itself.")
             continue
         there = plans["configurations"].get(name)
         if there == configuration:

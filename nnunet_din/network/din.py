@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.dimensions import resize
+from nnunet_din.dimensions import CHANNELS_LAST, resize
 from nnunet_din.network.auxiliary import AuxiliaryHeads
 from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.decoders import build_decoder
@@ -173,7 +173,7 @@ class DualInteractionNetwork(nn.Module):
         self.origin: str | None = None
         # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions): keep
         # them last in memory. On a CPU, large depthwise kernels of volumes are quicker that way, too.
-        self.to(memory_format=torch.channels_last if self.dimensions == 2 else torch.channels_last_3d)
+        self.to(memory_format=CHANNELS_LAST[self.dimensions])
 
     def add_auxiliary_heads(self) -> None:
         """Give every fused level a classifier of its own, for training, and switch :attr:`deep_supervision` on.

@@ -71,7 +71,7 @@ def pointwise(x: Tensor, layer: Convolution | nn.Linear) -> Tensor:
 def classify(x: Tensor, layer: Convolution) -> Tensor:
     """Apply a 1 x 1 convolution to a map, ``(N, d, *size)`` -> ``(N, K, *size)``."""
     if x.ndim == 5 and x.device.type == "cpu" and not in_graph():
-        # torch's convolution of volumes copies them, and takes four times as long.
+        # torch's convolution of volumes copies them first.
         return channels_first(pointwise(channels_last(x), layer))
     return layer(x)
 

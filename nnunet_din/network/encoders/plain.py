@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.dimensions import convolution
+from nnunet_din.dimensions import CHANNELS_LAST, convolution
 from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.encoders.base import Encoder, OfStages, kernels_of_stages, strides_of_stages
 from nnunet_din.network.ops import in_graph
@@ -166,4 +166,4 @@ class _NormalizeImages(torch.autograd.Function):
 
 
 def _in_memory_channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+    return x.contiguous(memory_format=CHANNELS_LAST[x.ndim - 2])
