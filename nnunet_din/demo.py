@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import shlex
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,6 @@ import numpy as np
 
 from nnunet_din.data import write_dataset
 from nnunet_din.data.files import read_json
-from nnunet_din.data.images import read_image
 from nnunet_din.devices import usable_device
 from nnunet_din.nnunet.commandline import (
     FOLDERS,
@@ -90,10 +87,10 @@ def run_demo(
     folder : pathlib.Path
         Where everything is written; made if needed. nnU-Net's three folders, logs, predictions and `demo.png` go there.
     data : pathlib.Path, optional
-        Raw nnU-Net data set to use, a folder called DatasetXXX_Name. It is linked into `folder` and never written to.
+        Raw nnU-Net data set to use, a folder called DatasetXXX_Name. It is read where it lies.
         By default the phantom is drawn.
     device : {"cpu", "cuda", "mps"}, optional
-        Where to train and predict. By default CUDA if present, else Apple's GPU, else the CPU.
+        Where to train and predict. By default as in `nnunet_din.devices.usable_device`.
     trainer, planner, plans : str
         Names of nnU-Net's trainer and planner classes, and of the plans that the planner writes.
     seed : int
@@ -119,8 +116,8 @@ def run_demo(
     part, reason = _cases_to_predict(raw, ending)
     cases = _list_cases(raw / f"images{part}", ending)
     number_of_training_cases = len(_list_cases(raw / "imagesTr", ending))
-    device = str(usable_device(device)) if device else _best_device()
-    environment = child_environment(folder, device)
+    device = str(usable_device(device))
+    environment = {**child_environment(folder, device), "nnUNet_raw": str(raw.parent)}
     predictions = folder / "predictions" / f"{raw.name}_images{part}"
     # An earlier run must not be scored in place of this one.
     for name in [*(case + ending for case in cases), "summary.json"]:
@@ -129,9 +126,9 @@ def run_demo(
     print(f"Data set: {raw.name}, {number_of_training_cases} training cases, {len(cases)} cases to predict.")
     if reason:
         print(f"NOTE: {reason}, so the TRAINING images are predicted: the Dice below is not that of unseen cases.")
-    print(f"Device: {device}. To repeat a command by hand, set nnU-Net's folders first:")
+    print(f"Device: {device}. To repeat a command by hand, set nnU-Net's folders in the environment first:")
     for name in FOLDERS:
-        print(f"  export {name}={shlex.quote(environment[name])}")
+        print(f"  {name}={environment[name]}")
 
     fold = folder / "nnUNet_results" / raw.name / f"{trainer}__{plans}__{CONFIGURATION}" / "fold_all"
     preprocessed = folder / "nnUNet_preprocessed" / raw.name
@@ -214,51 +211,29 @@ def build_commands(
     }  # fmt: skip
 
 
-def _best_device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def _prepare_dataset(folder: Path, data: Path | None, seed: int) -> Path:
-    """Put the data set into the demo's `nnUNet_raw`; returns its folder there."""
-    source = None if data is None else Path(os.path.abspath(data))
-    if source is not None:
-        _check_dataset(source)
+    """Make the folders, and draw the phantom if there are no data; returns the raw data set."""
+    raw = folder / "nnUNet_raw" / PHANTOM if data is None else Path(os.path.abspath(data))
+    if data is not None:
+        _check_dataset(raw)
     if folder.exists() and not folder.is_dir():
         raise DemoError(f"{folder} is a file; choose another folder.")
-    name = PHANTOM if source is None else source.name
-    for parent in FOLDERS:
-        (folder / parent).mkdir(parents=True, exist_ok=True)
-        for other in (folder / parent).glob(f"{name[:10]}*"):
+    for name in FOLDERS:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for parent in {raw.parent, *(folder / name for name in FOLDERS)}:
+        for other in parent.glob(f"{raw.name[:10]}*"):
             # nnU-Net refuses to work when two data sets have the same number.
-            if other.name != name:
+            if other.name != raw.name:
                 raise DemoError(
-                    f"{folder / parent} already holds {other.name}, which has the same number as {name}; "
-                    "choose another folder."
+                    f"{parent} already holds {other.name}, which has the same number as {raw.name}; choose another "
+                    "folder, or give one of the two another number."
                 )
-    target = folder / "nnUNet_raw" / name
-    if source is None:
-        if target.is_symlink():
-            raise DemoError(f"{target} is a link to other data; choose another folder.")
-        try:
-            return write_dataset(target, seed=seed)
-        except FileExistsError as error:
-            raise DemoError(f"{error}; choose another folder.") from error
-    if target.exists() and target.resolve() == source.resolve():
-        return target
-    if target.is_symlink():
-        target.unlink()
-    elif target.exists():
-        raise DemoError(f"{target} already holds a data set of that name; choose another folder.")
+    if data is not None:
+        return raw
     try:
-        target.symlink_to(source, target_is_directory=True)
-    except OSError:
-        # Windows allows links to few users only.
-        shutil.copytree(source, target)
-    return target
+        return write_dataset(raw, seed=seed)
+    except FileExistsError as error:
+        raise DemoError(f"{error}; choose another folder.") from error
 
 
 def _check_dataset(data: Path) -> None:
@@ -311,11 +286,6 @@ def _read_summary(path: Path, labels: dict[str, int | list[int]]) -> tuple[dict[
     return dice, dice_of_case
 
 
-def _read_volume(path: Path) -> np.ndarray:
-    """An image or label map as (Z, H, W); the colours of a photograph are averaged."""
-    return read_image(path).channels().mean(axis=0)
-
-
 def _draw(
     raw: Path,
     part: str,
@@ -326,31 +296,34 @@ def _draw(
     picture: Path,
 ) -> Path:
     """Draw the cases of highest, median and lowest Dice, each by the slice that shows most."""
-    from nnunet_din.nnunet.network_input import channel_files, enhanced_on_image_grid
+    from nnunet_din.data.images import read_case, read_label_map
+    from nnunet_din.nnunet.images import channel_files
+    from nnunet_din.nnunet.planned import PlannedModel
     from nnunet_din.plotting.panel import panel
     from nnunet_din.plotting.selection import largest_slice
     from nnunet_din.plotting.style import save_figure
 
-    plans = read_json(predictions / "plans.json")
+    model = PlannedModel(read_json(predictions / "plans.json"), dataset_json, CONFIGURATION)
     ranked = sorted(dice_of_case, key=lambda name: -np.nan_to_num(dice_of_case[name]))
     places = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
     chosen = {ranked[place]: word for word, place in reversed(places.items())}
     rows = []
     for name, word in reversed(chosen.items()):
         case = name[: -len(ending)]
-        first = raw / f"images{part}" / f"{case}_0000{ending}"
-        image = _read_volume(first)
-        files = channel_files(first, len(list(first.parent.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))), ending)
-        enhanced = enhanced_on_image_grid(files, plans, CONFIGURATION, dataset_json)[0]
-        truth = _read_volume(raw / f"labels{part}" / name).astype(int)
+        files = channel_files(raw / f"images{part}" / f"{case}_0000{ending}", model.channels, ending)
+        image = read_case(files, model.reader)
+        enhanced = model.enhanced_on_image_grid(*model.preprocess(files))[0]
+        truth = read_label_map(raw / f"labels{part}" / name, model.reader)
         index = largest_slice(truth)
         rows.append(
             {
                 "name": f"{case}: {word} of {len(ranked)}, Dice {dice_of_case[name]:.2f}",
-                "image": image[index],
-                # The first channel, or the mean of the colours of one image, as above.
-                "enhanced": (enhanced.mean(axis=0) if len(files) < len(enhanced) else enhanced[0])[index],
-                "prediction": _read_volume(predictions / name)[index].astype(int),
+                # The first channel, or the mean of the colours.
+                **{
+                    what: (channels.mean(axis=0) if image.color else channels[0])[index]
+                    for what, channels in (("image", image.array), ("enhanced", enhanced))
+                },
+                "prediction": read_label_map(predictions / name, model.reader)[index],
                 "truth": truth[index],
             }
         )

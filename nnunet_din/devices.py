@@ -14,7 +14,8 @@ def usable_device(name: str | None = None) -> torch.device:
     Parameters
     ----------
     name
-        As torch writes it, for example ``cuda:1``. None: CUDA's if there is one, else the CPU.
+        As torch writes it, for example ``cuda:1``. None: CUDA's if there is one, else the CPU; Apple's GPU is taken
+        only where it is named, since DIN was never run on one.
 
     Raises
     ------

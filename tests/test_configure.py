@@ -8,6 +8,7 @@ import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_din.commands import configure as configure_command
 from nnunet_din.commands.main import main
 from nnunet_din.enhancement.zero_dce import DCENet
 from nnunet_din.nnunet import configurations
@@ -42,6 +43,20 @@ def test_another_network_shares_the_data(path, capsys):
     assert manager.network_arch_init_kwargs["fusion"] == "concat"
     assert manager.network_arch_init_kwargs["inputs"] == [0, 1]
     assert len(check_plans(plans, "2d_concat")) == 1
+
+
+def test_what_others_added_meanwhile_stays(path, monkeypatch):
+    """Several jobs of an array begin with a `configure` of their own."""
+    here = configure_command.held
+
+    def quicker(*arguments):
+        monkeypatch.setattr(configure_command, "held", here)
+        assert configure("--name", "2d_other", "--set", "fusion=concat") == 0
+        return here(*arguments)
+
+    monkeypatch.setattr(configure_command, "held", quicker)
+    assert configure("--name", "2d_input", "--set", "fusion=input") == 0
+    assert {"2d_other", "2d_input"} <= json.loads(path.read_text())["configurations"].keys()
 
 
 def test_settings_of_the_training(path, capsys):

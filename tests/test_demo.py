@@ -60,6 +60,8 @@ if name == "nnUNetv2_evaluate_folder":
 @pytest.fixture
 def stand_ins(tmp_path, monkeypatch):
     """Stand-ins for nnU-Net's commands; returns a function that lists the calls made so far."""
+    if os.name == "nt":
+        pytest.skip("the stand-ins are scripts that name their interpreter")
     scripts = tmp_path / "bin"
     scripts.mkdir()
     for name in COMMANDS:
@@ -118,12 +120,12 @@ def test_commands_are_nnunets_with_dins_names(tmp_path):
     )
     assert lines["train"] == "nnUNetv2_train 7 2d all -tr TheTrainer -p ThePlans -device cpu"
     assert lines["predict"] == (
-        f"nnUNetv2_predict -d 7 -i {raw}/imagesTs -o {output} -c 2d -tr TheTrainer -p ThePlans -f all -device cpu "
+        f"nnUNetv2_predict -d 7 -i {raw / 'imagesTs'} -o {output} -c 2d -tr TheTrainer -p ThePlans -f all -device cpu "
         "-npp 0 -nps 0 --disable_progress_bar"
     )
     assert lines["evaluate"] == (
-        f"nnUNetv2_evaluate_folder {raw}/labelsTs {output} "
-        f"-djfile {output}/dataset.json -pfile {output}/plans.json -np 1"
+        f"nnUNetv2_evaluate_folder {raw / 'labelsTs'} {output} "
+        f"-djfile {output / 'dataset.json'} -pfile {output / 'plans.json'} -np 1"
     )
 
 
@@ -261,18 +263,18 @@ def test_interrupt_stops_the_command(tmp_path, stand_ins):
         os.kill(pid, 0)
 
 
-def test_own_data_is_linked_and_not_written_to(tmp_path, stand_ins, raw, capsys):
-    """Fails if the user's data set is changed, copied or ignored."""
+def test_own_data_is_read_where_it_lies(tmp_path, stand_ins, raw, capsys):
+    """Fails if the user's data set is changed, copied or ignored; links need rights that few users of Windows have."""
     before = {path: path.stat().st_mtime_ns for path in raw.rglob("*")}
     folder = tmp_path / "demo"
     assert run(folder, "--data", raw, "--device", "cpu") == 0
     assert {path: path.stat().st_mtime_ns for path in raw.rglob("*")} == before
-    link = folder / "nnUNet_raw" / "Dataset123_Mine"
-    assert link.is_symlink()
-    assert link.resolve() == raw.resolve()
+    assert not list((folder / "nnUNet_raw").iterdir())
+    for call in stand_ins():
+        assert call["environment"]["nnUNet_raw"] == str(raw.parent)
     assert stand_ins()[1]["command"][1] == "123"
     assert "1 unseen test cases" in capsys.readouterr().out
-    # Once more: the link is there already.
+    # Once more: the results are there already.
     assert run(folder, "--data", raw, "--device", "cpu") == 0
 
 
@@ -344,20 +346,10 @@ def test_folder_with_another_data_set_of_the_same_number_is_refused(tmp_path, st
     assert run(tmp_path / "demo", "--data", raw, "--device", "cpu") == 1
     assert "already holds Dataset123_Other" in capsys.readouterr().err
     other.rmdir()
-    (tmp_path / "demo" / "nnUNet_raw" / raw.name).mkdir()
+    (raw.parent / "Dataset123_Sibling").mkdir()
     assert run(tmp_path / "demo", "--data", raw, "--device", "cpu") == 1
-    assert "already holds a data set of that name" in capsys.readouterr().err
+    assert "already holds Dataset123_Sibling" in capsys.readouterr().err
     assert not stand_ins()
-
-
-def test_phantom_is_never_written_through_a_link(tmp_path, stand_ins, capsys):
-    """Fails if a folder that links to someone's Dataset999_CardiacPhantom is overwritten with ours."""
-    theirs = write_dataset(tmp_path / demo.PHANTOM, train=1, test=0, size=32, slices=3)
-    before = (theirs / "imagesTr/case_000_0000.nii.gz").read_bytes()
-    assert run(tmp_path / "demo", "--data", theirs, "--device", "cpu") == 0
-    assert run(tmp_path / "demo", "--device", "cpu") == 1
-    assert "is a link to other data" in capsys.readouterr().err
-    assert (theirs / "imagesTr/case_000_0000.nii.gz").read_bytes() == before
 
 
 def test_folder_that_is_a_file_is_refused(tmp_path, capsys):

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -19,11 +20,12 @@ from nnunet_dataset import SMALL_NETWORK, save_image
 from nnunet_din.commands.main import main
 from nnunet_din.cost.trained import count
 from nnunet_din.data.files import sha256_of
-from nnunet_din.data.weight_files import read_checkpoint, read_tensors, write_tensors
+from nnunet_din.data.weight_files import UnsafeFileError, read_checkpoint, read_tensors, write_tensors
 from nnunet_din.deployment import sharing
 from nnunet_din.deployment.export import export_model
 from nnunet_din.enhancement.zero_dce import DCENet, zero_dce_enhance, zero_dce_parameters
 from nnunet_din.network import DualInteractionNetwork, load_pretrained_encoders
+from nnunet_din.network.encoders import pretrained
 from nnunet_din.nnunet.fine_tuning import load_pretrained_weights
 from nnunet_din.nnunet.known_classes import check_network
 from nnunet_din.nnunet.predictor import read_model_folder
@@ -94,6 +96,47 @@ def test_nothing_in_a_checkpoint_is_run(reader, tmp_path):
     assert not marker.exists()
     torch.load(path, weights_only=False)["evil"].close()
     assert marker.exists(), "the file is what this test takes it for"
+
+
+@pytest.mark.parametrize("reader", ["fine-tuning", "ConvNeXt", "prediction"])
+def test_no_variable_makes_reading_unsafe(reader, tmp_path, monkeypatch):
+    """Torch reads everything as a pickle while it is set, unless its caller says otherwise."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    path = tmp_path / "model" / "fold_0" / "checkpoint_final.pth"
+    path.parent.mkdir(parents=True)
+    torch.save({"network_weights": {}, "state_dict": {}, "evil": Evil(tmp_path / "marker")}, path)
+    with pytest.raises(ValueError, match="and only weights, numbers and texts are read"):
+        READERS[reader](path)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_weights_are_fetched_without_unpickling(monkeypatch):
+    """Timm unpickles the file that a repository's description names, and others while the variable is set."""
+    asked = {}
+    monkeypatch.setattr(pretrained.timm, "create_model", lambda name, **options: asked.update(options) or network())
+    pretrained._create("hf-hub:someone/model", "hf-hub:someone/model")
+    assert asked["pretrained_cfg_overlay"] == {"hf_hub_filename": None}
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(ValueError, match="because TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: unset it"):
+        pretrained._create("hf-hub:someone/model", "hf-hub:someone/model")
+
+
+def test_threads_do_not_switch_off_each_others_safety(tmp_path):
+    evil, good = tmp_path / "evil.pth", tmp_path / "good.pth"
+    torch.save({"evil": Evil(tmp_path / "marker")}, evil)
+    torch.save({"loss": np.float32(0.25)}, good)
+    before = dict(os.environ)
+
+    def read(number):
+        try:
+            return read_checkpoint((evil, good)[number % 2])
+        except UnsafeFileError:
+            return None
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(read, range(100)))
+    assert found == [None, {"loss": np.float32(0.25)}] * 50
+    assert not (tmp_path / "marker").exists() and dict(os.environ) == before
 
 
 def test_numbers_of_both_numpys_are_read(tmp_path):
@@ -371,6 +414,21 @@ def test_what_is_not_the_shared_model_is_refused(model, tmp_path, capsys):
     arguments = ["-i", str(save_image(tmp_path / "case_0000.nii.gz")), "-o", str(tmp_path / "out"), "-device", "cpu"]
     assert main(["predict", "-m", str(shared), *arguments]) == 1
     assert "is damaged, or was changed" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(model, tmp_path):
+    sharing.share_model(model(), tmp_path / "shared")
+    path = tmp_path / "shared" / "fold_0" / "weights.safetensors"
+    weights = read_tensors(path)
+    name = next(iter(weights))
+    write_tensors({**weights, name: torch.full_like(weights[name], torch.nan)}, path)
+    content = json.loads((tmp_path / "shared" / sharing.MANIFEST).read_text())
+    content["files"]["fold_0/weights.safetensors"] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    (tmp_path / "shared" / sharing.MANIFEST).write_text(json.dumps(content))
+    for read in (sharing.read_shared, lambda folder: sharing.import_model(folder, tmp_path / "results")):
+        with pytest.raises(ValueError, match=f"weights.safetensors: {name} is not finite"):
+            read(tmp_path / "shared")
+    assert not list((tmp_path / "results" / "Dataset998_TestPhantom").iterdir())
 
 
 def test_an_interrupted_export_leaves_nothing(model, tmp_path, monkeypatch):

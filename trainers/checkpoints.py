@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
+from nnunet_din.data.files import HeldFileError, written_whole
 from nnunet_din.data.weight_files import UnreadableFileError, UnsafeFileError, read_checkpoint
 from nnunet_din.nnunet.training_log import CHECKPOINTS, epochs_begun
 
@@ -51,6 +51,8 @@ class KeepsCheckpoints:
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint whole or not at all.
 
+        Where another program keeps the one from before from being replaced, the training goes on with a warning.
+
         Raises
         ------
         RuntimeError
@@ -60,14 +62,17 @@ class KeepsCheckpoints:
             super().save_checkpoint(filename)  # type: ignore[misc]
             return
         path = Path(filename)
-        partial = path.with_name(f".{path.name}.partial")  # one name: no remains but the last
         try:
-            super().save_checkpoint(str(partial))  # type: ignore[misc]
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
+            with written_whole(path) as partial:
+                super().save_checkpoint(str(partial))  # type: ignore[misc]
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a disk is full
-            partial.unlink(missing_ok=True)
+            # Without the last one, nnU-Net would take the training for done and remove the latest.
+            if isinstance(error, HeldFileError) and path.name != "checkpoint_final.pth":
+                self.print_to_log_file(  # type: ignore[attr-defined]
+                    f"WARNING: {error} The training goes on, and the checkpoint is the one from before.",
+                    also_print_to_console=True,
+                )
+                return
             raise RuntimeError(f"{path} could not be written ({str(error).splitlines()[0]}). {_REMEDY}") from error
         if path.name == "checkpoint_latest.pth":
             self._saved_at = time.time()

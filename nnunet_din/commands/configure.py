@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from nnunet_din.crossval.locks import held
 from nnunet_din.data.files import write_text
 from nnunet_din.nnunet.configurations import derive, paper_tables
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
@@ -58,8 +60,6 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Add the configurations that the arguments ask for to the plans."""
-    from nnunet_din.dimensions import NoVolumesError
-
     if args.paper_tables == bool(args.name):
         raise ValueError("Give either --name with what is different, or --paper-tables.")
     if args.paper_tables and (args.set or args.set_training or args.enhancement or args.batch_size is not None):
@@ -70,10 +70,35 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"A configuration cannot inherit from itself: choose another --name than {args.name}.")
     path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.dataset) / f"{args.plans}.json"
     plans = read_plans(path)
+    added, notes = _new_configurations(args, path, plans)
+    print(json.dumps(added, indent=2))
+    for note in notes:
+        print(note)
+    if args.dry_run or not added:
+        return 0
+    with held(path.with_name(f".{path.name}.lock"), f"{path} is being changed by another process: waiting."):
+        if (latest := read_plans(path)) != plans:  # another `configure` was quicker
+            plans = latest
+            added, _ = _new_configurations(args, path, plans)
+        plans["configurations"].update(added)
+        write_text(path, json.dumps(plans, indent=4) + "\n")
+    print(f"Wrote {path}")
+    for name, configuration in added.items():
+        if "data_identifier" in configuration:
+            print(f"Next: nnUNetv2_preprocess -d {args.dataset} -plans_name {args.plans} -c {name}")
+        print(f"Train: nnUNetv2_train {args.dataset} {name} 0 -tr nnUNetTrainerDIN -p {args.plans}")
+    return 0
+
+
+def _new_configurations(args: argparse.Namespace, path: Path, plans: Mapping) -> tuple[dict[str, dict], list[str]]:
+    """Configurations to add to the plans in a file, by name, and what to say about the others."""
+    from nnunet_din.dimensions import NoVolumesError
+
     own = {args.name: (_values(args.set, "--set"), args.enhancement)}
     wanted = paper_tables(args.base) if args.paper_tables else own
     training = _values(args.set_training, "--set-training")
-    added, notes = {}, []
+    added: dict[str, dict] = {}
+    notes: list[str] = []
     for name, (network, methods) in wanted.items():
         if args.paper_tables and "zero_dce" in (methods or ()) and not weights_file(args.dataset).is_file():
             notes.append(
@@ -104,19 +129,7 @@ def run(args: argparse.Namespace) -> int:
                 "choose another name."
             )
         added[name] = configuration
-    print(json.dumps(added, indent=2))
-    for note in notes:
-        print(note)
-    if args.dry_run or not added:
-        return 0
-    plans["configurations"].update(added)
-    write_text(path, json.dumps(plans, indent=4) + "\n")
-    print(f"Wrote {path}")
-    for name, configuration in added.items():
-        if "data_identifier" in configuration:
-            print(f"Next: nnUNetv2_preprocess -d {args.dataset} -plans_name {args.plans} -c {name}")
-        print(f"Train: nnUNetv2_train {args.dataset} {name} 0 -tr nnUNetTrainerDIN -p {args.plans}")
-    return 0
+    return added, notes
 
 
 def _values(texts: Sequence[str], option: str) -> dict:

@@ -34,9 +34,7 @@ def add_parser(subparsers) -> None:
         metavar="RAW_FOLDER",
         help="raw nnU-Net data set DatasetXXX_Name to use instead of the phantom; it is only read",
     )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda", "mps"), help="where to train and predict (default: a GPU if there is one)"
-    )
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, or cpu")
     parser.add_argument("--seed", type=int, default=0, help="seed of the phantom (default: %(default)s)")
     parser.set_defaults(run=run)
 

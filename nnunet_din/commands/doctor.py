@@ -82,12 +82,12 @@ def _examine(args: argparse.Namespace) -> Iterator[Check]:
         works &= check.ok
         yield check
     if works:
-        import torch
+        from nnunet_din.devices import usable_device
 
         yield machine.device()
         yield from installation.classes()
         yield installation.fine_tuning()
-        yield installation.compilation(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        yield installation.compilation(usable_device())
         yield machine.workers()
     yield from machine.folders()
     yield machine.memory()

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from nnunet_din import __version__
 from nnunet_din.commands import (
@@ -65,16 +66,28 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(argv)
+    _prepare_streams()
     try:
-        return args.run(args)
+        args = build_parser().parse_args(argv)
+        return _run(args)
+    finally:
+        _flush()
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run a command, and say in one line what files, streams and memory do to it."""
+    try:
+        code = args.run(args)
+        sys.stdout.flush()  # the last lines may find that the disk is full, too
+        return code
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         message = _of_the_system(error)
     except (ValueError, MemoryError) as error:
         message = str(error) or "there is not enough memory."
+    except RecursionError:
+        message = "a file is nested too deeply to be read."
     except KeyboardInterrupt:
         print(f"nnunet-din {args.command}: stopped.", file=sys.stderr)
         return 130
@@ -90,6 +103,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"the device has not enough memory: {str(error).partition('. ')[0]}."
     print(f"nnunet-din {args.command}: {' '.join(message.split())}", file=sys.stderr)
     return 1
+
+
+def _prepare_streams() -> None:
+    """Let any name be printed, and nothing where a stream is closed.
+
+    The first file that a process opens would get the number of a closed stream, and with it what libraries print.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """Write what is left, or leave it: Python would print a traceback at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _of_the_system(error: OSError) -> str:

@@ -7,7 +7,6 @@ import json
 import math
 from pathlib import Path
 
-from nnunet_din.data.files import written_whole
 from nnunet_din.devices import usable_device
 from nnunet_din.enhancement.intensity import INTENSITIES
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
@@ -60,15 +59,12 @@ def run(args: argparse.Namespace) -> int:
     device = usable_device(args.device)
     slices, color = training_slices(nnunet_folder("nnUNet_raw") / name, size=args.size, seed=args.seed)
 
-    import torch
-
+    from nnunet_din.data.weight_files import write_checkpoint
     from nnunet_din.enhancement.zero_dce import fit_zero_dce, zero_dce_parameters
 
     iterations = math.ceil(args.epochs * len(slices) / args.batch) if args.epochs else args.iterations
     fit = fit_zero_dce(slices, iterations, size=args.size, batch=args.batch, device=device, seed=args.seed)
-    # torch.save would write the name of a path into the file, and change its hash.
-    with written_whole(output) as temporary, temporary.open("wb") as file:
-        torch.save(fit.network.state_dict(), file)
+    write_checkpoint(fit.network.state_dict(), output)
 
     parameters = zero_dce_parameters(output)
     entry = {"enhancement": {"method": "zero_dce", **parameters, **INTENSITIES, "color": color}}

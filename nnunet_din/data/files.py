@@ -6,14 +6,27 @@ import glob
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-#: Seconds without a write after which a file is one that a killed process left.
-_ABANDONED = 3600
+#: Seconds without a write after which a file or folder is one that a killed process left.
+_ABANDONED = 24 * 3600
+#: Seconds for which another program, such as a virus scanner, may keep a file in its place; and between attempts.
+_PATIENCE, _POLL = 2.0, 0.1
+
+
+class HeldFileError(PermissionError):
+    """A file that is there cannot be replaced; Windows says so while any program has it open."""
+
+    def __init__(self, path: Path, error: OSError):
+        super().__init__(
+            f"{path} could not be replaced ({error.strerror}): another program holds it, or it belongs to another user."
+        )
 
 
 @contextmanager
@@ -21,20 +34,90 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Gives a path to write to, beside ``path`` and with its ending, and renames it when it is written.
 
     An error or an interruption leaves what was there before, and nothing else; what a killed process left is removed
-    the next time. The folder is made if needed.
+    a day later. The folder is made if needed, and the file can be read by whom the umask lets.
+
+    Raises
+    ------
+    HeldFileError
+        If the file that was there before cannot be replaced within two seconds.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
-        if time.time() - left.stat().st_mtime > _ABANDONED:
-            left.unlink(missing_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    temporary = _beside(path)
+    temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode
+    _remove_abandoned(path, temporary)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # some file systems say only here that they are full
-        temporary.replace(path)
+        if temporary.stat().st_mode != mode:  # some writers make a file that others may not read
+            temporary.chmod(mode)
+        _sync(temporary)
+        _replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """Gives a folder to fill, beside ``path``, and renames it when it is full; as :func:`written_whole` with a file.
+
+    Raises
+    ------
+    ValueError
+        If ``path`` is there and not an empty folder, at the beginning or at the end.
+    """
+    there = f"{path} is already there, and nothing is overwritten: remove it, or choose another place."
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(there)
+    temporary = _beside(path)
+    temporary.mkdir()
+    _remove_abandoned(path, temporary)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        try:
+            if path.is_dir():
+                path.rmdir()
+            temporary.rename(path)
+        except OSError as error:
+            if path.exists():  # somebody was quicker
+                raise ValueError(there) from error
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A path that no other process or thread writes to, in the folder of ``path``, which is made if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # nnU-Net takes a folder for a model's where two underscores are in its name.
+    return path.with_name(f".{secrets.token_hex(4)}.partial.{path.name.replace('__', '-')}")
+
+
+def _remove_abandoned(path: Path, fresh: Path) -> None:
+    """Remove what killed processes left in place of ``path``; ``fresh`` was just made, by the same clock."""
+    for left in path.parent.glob(f".*.partial.{glob.escape(path.name.replace('__', '-'))}"):
+        with suppress(OSError):  # another process removes it, too
+            if fresh.stat().st_mtime - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file is on the disk: some file systems say only then that they are full."""
+    with path.open("rb+") as file:  # Windows refuses it for a file that was opened for reading
+        os.fsync(file.fileno())
+
+
+def _replace(source: Path, target: Path) -> None:
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            source.replace(target)
+            return
+        except PermissionError as error:
+            if time.monotonic() >= end:
+                raise HeldFileError(target, error) from error
+        time.sleep(_POLL)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -52,13 +135,13 @@ def read_json(path: Path) -> Any:
     FileNotFoundError
         If there is none.
     ValueError
-        If it is not valid JSON.
+        If it is not valid JSON, or nested too deeply to be read.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
 
@@ -69,3 +152,17 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse to write onto what is read, under whatever name the two are given.
+
+    Raises
+    ------
+    ValueError
+        If an output is one of the inputs; the message names it.
+    """
+    read = {(status.st_dev, status.st_ino) for status in (path.stat() for path in inputs if path.exists())}
+    for path in outputs:
+        if path.exists() and (path.stat().st_dev, path.stat().st_ino) in read:
+            raise ValueError(f"{path} would be overwritten, and it is one of the inputs: choose another output by -o.")

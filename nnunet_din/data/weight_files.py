@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-#: What torch.load does, whatever its caller says: the first makes every reading a safe one, the second contradicts it.
-_FORCE_SAFE, _FORCE_UNSAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+from nnunet_din.data.files import written_whole
 
 
 class UnreadableFileError(ValueError):
@@ -41,22 +39,6 @@ class UnsafeFileError(UnreadableFileError):
         self.found = found
 
 
-@contextmanager
-def weights_only() -> Iterator[None]:
-    """Every ``torch.load`` inside, other libraries' as well, makes nothing but weights, numbers, texts and containers.
-
-    Changes the environment of the process while it lasts.
-    """
-    before = {name: os.environ.pop(name, None) for name in (_FORCE_SAFE, _FORCE_UNSAFE)}
-    os.environ[_FORCE_SAFE] = "1"
-    try:
-        with torch.serialization.safe_globals(_numbers_of_numpy()):
-            yield
-    finally:
-        os.environ.pop(_FORCE_SAFE)
-        os.environ.update({name: value for name, value in before.items() if value is not None})
-
-
 @lru_cache(maxsize=1)
 def _numbers_of_numpy() -> list:
     """What nnU-Net's losses and scores are made of. numpy has had two names for what makes a number again."""
@@ -66,8 +48,8 @@ def _numbers_of_numpy() -> list:
 
 
 @contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """What is read inside is read as in :func:`weights_only`, and errors name the file.
+def _reading(path: str | Path) -> Iterator[None]:
+    """Errors of what is read inside name the file.
 
     Raises
     ------
@@ -79,8 +61,7 @@ def reading(path: str | Path) -> Iterator[None]:
         If it is damaged, or not of the kind that was expected.
     """
     try:
-        with weights_only():
-            yield
+        yield
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # whatever pickle, zip and safetensors say of what is not theirs
@@ -100,7 +81,7 @@ def unreadable(path: str | Path, error: Exception) -> UnreadableFileError:
 
 
 def read_checkpoint(path: str | Path, mmap: bool = True) -> Any:
-    """Read what ``torch.save`` has written, on the CPU, see :func:`reading`.
+    """Read what ``torch.save`` has written, on the CPU; no code that the file may hold is run.
 
     Parameters
     ----------
@@ -109,15 +90,27 @@ def read_checkpoint(path: str | Path, mmap: bool = True) -> Any:
     mmap
         Whether tensors stay in the file until they are used. nnU-Net's trainers write into a checkpoint that is there
         already: for tensors that are kept, False.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    UnsafeFileError
+        If it holds more than weights, numbers and texts.
+    UnreadableFileError
+        If it is damaged, or not of the kind that was expected.
     """
-    with reading(path):
+    # For the whole process, and for good: torch's context manager takes away from one thread what another has allowed.
+    torch.serialization.add_safe_globals(_numbers_of_numpy())
+    with _reading(path):
         mmap = mmap and zipfile.is_zipfile(path)  # the format before torch 1.6 cannot be mapped
+        # What is said here counts, whatever TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD says.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what :func:`write_tensors` has written, see :func:`reading`."""
-    with reading(path), safe_open(path, "pt") as file:
+    """Read what :func:`write_tensors` has written; raises what :func:`read_checkpoint` raises."""
+    with _reading(path), safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         same = file.metadata() or {}
         return {**tensors, **{name: tensors[other] for name, other in same.items() if other in tensors}}
@@ -152,7 +145,45 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
             same[name] = first[place]
         else:
             own[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
-    try:
-        save_file(own, path, metadata=same)
-    except SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}") from error
+    with written_whole(path) as temporary:
+        try:
+            save_file(own, temporary, metadata=same)
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written: {error}") from error
+
+
+def write_checkpoint(content: Any, path: Path) -> None:
+    """Write what :func:`read_checkpoint` reads.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    with written_whole(path) as temporary:
+        try:
+            with temporary.open("wb") as file:  # torch writes the name of a path into the file
+                torch.save(content, file)
+        except RuntimeError as error:  # torch's words for a full disk
+            reason = str(error).splitlines()[0]
+            raise OSError(f"{path} could not be written ({reason}): is the disk full?") from error
+
+
+def check_finite(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse weights that cannot predict anything.
+
+    Parameters
+    ----------
+    weights
+        Weights of a network by name.
+    path
+        File that they come from, for the error.
+
+    Raises
+    ------
+    ValueError
+        If a number in them is NaN or infinite; the message names the first such tensor.
+    """
+    for name, tensor in weights.items():
+        if isinstance(tensor, Tensor) and not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} is not finite: the training has diverged, or the file is damaged.")

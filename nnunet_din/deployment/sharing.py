@@ -12,17 +12,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from nnunet_din import __version__
+from nnunet_din.data.files import folder_written_whole as _written_whole
 from nnunet_din.data.files import read_json, sha256_of, write_text
-from nnunet_din.data.weight_files import read_tensors, read_weights, write_tensors
+from nnunet_din.data.weight_files import check_finite, read_tensors, read_weights, write_checkpoint, write_tensors
 from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.nnunet.known_classes import check_plans
 from nnunet_din.nnunet.models import trained_folds
@@ -107,7 +107,6 @@ def share_model(folder: Path, out: Path, folds: Sequence[str] | None = None, che
         for fold in folds:
             model = read_model_folder(folder, [fold], checkpoint)
             models[(model.trainer, model.configuration, model.mirroring_axes)] = model
-            (partial / f"fold_{fold}").mkdir()
             write_tensors(model.weights[fold], partial / f"fold_{fold}" / WEIGHTS)
         if len(models) > 1:
             raise ValueError(f"The folds of {folder} are of different trainings ({'; '.join(map(str, models))}).")
@@ -196,13 +195,13 @@ def read_shared(folder: Path, folds: Sequence[str] | None = None) -> TrainedMode
     Raises
     ------
     FileNotFoundError, ValueError
-        As :func:`open_shared`, and if it has no such fold.
+        As :func:`open_shared`, if it has no such fold, or if weights are not finite.
     """
     shared = open_shared(folder)
     missing = [fold for fold in folds or () if fold not in shared.folds]
     if missing:
         raise ValueError(f"{folder} has no fold {', '.join(missing)}. It has: {', '.join(shared.folds)}.")
-    weights = {fold: read_tensors(folder / f"fold_{fold}" / WEIGHTS) for fold in folds or shared.folds}
+    weights = {fold: _read_weights(folder, fold) for fold in folds or shared.folds}
     plans = _with_weights_in(shared.plans, shared.configuration, folder.resolve())
     return TrainedModel(
         plans, shared.dataset_json, shared.configuration, shared.trainer, shared.mirroring_axes, weights
@@ -229,7 +228,7 @@ def import_model(folder: Path, results: Path) -> Path:
     Raises
     ------
     FileNotFoundError, ValueError
-        As :func:`open_shared`, and if the model folder is there already.
+        As :func:`open_shared`, if weights are not finite, or if the model folder is there already.
     """
     shared = open_shared(folder)
     name = f"{shared.trainer}__{shared.plans['plans_name']}__{shared.configuration}"
@@ -243,9 +242,8 @@ def import_model(folder: Path, results: Path) -> Path:
         if plans != shared.plans:
             _write_json(partial / "plans.json", plans)
         for fold in shared.folds:
-            (partial / f"fold_{fold}").mkdir(exist_ok=True)
             checkpoint = {
-                "network_weights": read_tensors(folder / f"fold_{fold}" / WEIGHTS),
+                "network_weights": _read_weights(folder, fold),
                 "trainer_name": shared.trainer,
                 "init_args": {
                     "plans": plans,
@@ -255,32 +253,11 @@ def import_model(folder: Path, results: Path) -> Path:
                 },
                 "inference_allowed_mirroring_axes": shared.mirroring_axes,
             }
-            torch.save(checkpoint, partial / f"fold_{fold}" / "checkpoint_final.pth")
+            write_checkpoint(checkpoint, partial / f"fold_{fold}" / "checkpoint_final.pth")
     return target
 
 
 # ---- the folder ----
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """Gives a folder to fill, beside ``path``, and renames it when it is full.
-
-    An error or an interruption leaves nothing; what a killed process leaves is removed by the next.
-    """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path} is already there, and nothing is overwritten: remove it, or choose another place.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name.replace('__', '-')}.partial")  # no name of a model
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        if path.is_dir():
-            path.rmdir()
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _files_in(folder: Path) -> set[str]:
@@ -295,6 +272,14 @@ def _files_in(folder: Path) -> set[str]:
                 )
         names |= {Path(parent, name).relative_to(folder).as_posix() for name in files}
     return names
+
+
+def _read_weights(folder: Path, fold: str) -> dict[str, Tensor]:
+    """Weights of a fold of a shared model, all of them finite."""
+    path = folder / f"fold_{fold}" / WEIGHTS
+    weights = read_tensors(path)
+    check_finite(weights, path)
+    return weights
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -119,7 +119,7 @@ from multiprocessing import get_context
 with get_context("spawn").Pool(1) as pool:
     print(json.dumps(pool.apply(eval, ({_LOOK_UP!r},))))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", errors="replace")
     if result.returncode:
         raise RuntimeError((result.stderr.strip().splitlines() or ["no message"])[-1])
     return json.loads(result.stdout.strip().splitlines()[-1])
@@ -166,7 +166,7 @@ def compilation(device: torch.device) -> Check:
     """
     from nnunet_din.nnunet.training_device import compiles
 
-    name, switch_off = "torch.compile", "export nnUNet_compile=f, which trains without it."
+    name, switch_off = "torch.compile", "set nnUNet_compile to f, which trains without it."
     if not compiles(device):
         why = (
             "nnUNet_compile switches it off" if device.type == "cuda" else f"nnU-Net compiles nothing on {device.type}"

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from nnunet_din.devices import usable_device
 from nnunet_din.diagnosis.check import Check
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -25,16 +26,15 @@ def device() -> Check:
 
     from nnunet_din.nnunet.training_device import autocast_dtype
 
-    if torch.cuda.is_available():
+    if usable_device().type == "cuda":
         properties = torch.cuda.get_device_properties(0)
         precision = "bf16" if autocast_dtype(torch.device("cuda")) == torch.bfloat16 else "fp16"
         return Check(
             "device", True, f"cuda: {properties.name}, {properties.total_memory / 1e9:.0f} GB, trains in {precision}"
         )
-    if torch.backends.mps.is_available():
-        return Check("device", True, "mps; add `-device mps` to nnUNetv2_train and nnUNetv2_predict")
+    more = "; DIN was never run on Apple's GPU, `-device mps`" if torch.backends.mps.is_available() else ""
     return Check(
-        "device", True, f"cpu, {os.cpu_count()} cores; add `-device cpu` to nnUNetv2_train and nnUNetv2_predict"
+        "device", True, f"cpu, {os.cpu_count()} cores; add `-device cpu` to nnUNetv2_train and nnUNetv2_predict{more}"
     )
 
 
@@ -49,11 +49,11 @@ def folders() -> Iterator[Check]:
     for name in FOLDERS:
         value = os.environ.get(name)
         if not value:
-            yield Check(name, False, "not set", f"export {name}=/path/to/{name}")
+            yield Check(name, False, "not set", f"set {name} to the path of a folder, in every shell and job script")
             continue
         path = Path(value)
         if not path.is_dir():
-            yield Check(name, False, f"{value} does not exist", f"mkdir -p {value}")
+            yield Check(name, False, f"{value} does not exist", f"make the folder {value}")
         elif name != "nnUNet_raw" and not os.access(path, os.W_OK):
             yield Check(
                 name, False, f"{value} is not writable", f"make {value} writable, or set {name} to a folder that is"
@@ -67,7 +67,7 @@ def workers() -> Check:
     for variable, least in (("nnUNet_n_proc_DA", 0), ("nnUNet_def_n_proc", 1)):
         value = os.environ.get(variable, "1")
         if not value.isdecimal() or int(value) < least:
-            return Check("workers", False, f"{variable} is '{value}'", f"export {variable}=4, or another whole number.")
+            return Check("workers", False, f"{variable} is '{value}'", f"set {variable} to 4, or another whole number.")
     if os.environ.get("nnUNet_n_proc_DA") == "0":
         return Check(
             "workers",
@@ -91,7 +91,7 @@ def memory() -> Check:
     """Main memory that programs can still get, where the operating system tells, for as many workers as there are."""
     try:
         # Not sysconf's free pages: those leave out the file cache, which gives way.
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024 / 1e9
     except (OSError, StopIteration):
         return Check("memory", True, "free memory unknown on this system")

@@ -17,6 +17,7 @@ from nnunet_din.cost.training_step import (
     plan_trial,
     try_training,
 )
+from nnunet_din.devices import usable_device
 from nnunet_din.diagnosis.check import Check
 from nnunet_din.nnunet.training_device import autocast_dtype, compiles
 
@@ -44,7 +45,7 @@ def training_checks(
     preset
         A key of :data:`nnunet_din.network.PRESETS`.
     device
-        Name of a device; None: a GPU if there is one, or the CPU.
+        Name of a device; None: that of :func:`nnunet_din.devices.usable_device`.
     size
         Height and width of the images; None: that of :data:`GPU` or :data:`CPU`.
     batch
@@ -62,13 +63,12 @@ def training_checks(
     ValueError
         If the network does not take images of this size.
     """
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        where = torch.device(name)
+        where = usable_device(device)
         torch.empty(1, device=where)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
         do = "choose `--device cpu`, or install a torch for this device (a driver, and a torch that was built for it)."
-        yield Check("device of the step", False, f"{name} cannot be used: {first_line(error)}", do)
+        yield Check("device of the step", False, f"{device or 'the GPU'} cannot be used: {first_line(error)}", do)
         return
     default_size, default_memory = GPU if where.type == "cuda" else CPU
     memory_gb = default_memory if memory_gb is None else memory_gb
@@ -78,7 +78,7 @@ def training_checks(
     yield Check(
         "training step",
         True,
-        f"{preset} on {name}, {trial.size[0]} x {trial.size[1]}, batch {trial.batch}{chosen}, in "
+        f"{preset} on {where}, {trial.size[0]} x {trial.size[1]}, batch {trial.batch}{chosen}, in "
         f"{str(dtype).removeprefix('torch.') if dtype else 'float32'}",
     )
     compiled = compiles(where)
@@ -86,14 +86,14 @@ def training_checks(
         try:
             outcome = try_training(trial, compiled)
         except CompilationError as error:
-            yield Check("compiled", False, str(error), "export nnUNet_compile=f, or repair what the message names.")
+            yield Check("compiled", False, str(error), "set nnUNet_compile to f, or repair what the message names.")
             outcome = try_training(trial, compiled=False)
         else:
             yield _compilation(outcome)
     except RuntimeError as error:
         if is_out_of_memory(error):
             do = "take fewer images (--batch) or a smaller network (--preset), and plan for less (-gpu_memory_target)."
-            yield Check("memory of the step", False, f"{name} has too little: {first_line(error)}", do)
+            yield Check("memory of the step", False, f"{where} has too little: {first_line(error)}", do)
         else:
             yield Check("steps", False, f"{type(error).__name__}: {first_line(error)}", _ANOTHER)
         return
@@ -113,7 +113,7 @@ def _compilation(outcome: Outcome) -> Check:
         outcome.difference <= allowed,  # not so for NaN
         f"outputs differ from eager ones by {100 * outcome.difference:.2g} % of the largest, autocast from fp32 by "
         f"{100 * outcome.rounding:.2g} %",
-        "export nnUNet_compile=f: the compiler's results are wrong here. Another version of torch may be well.",
+        "set nnUNet_compile to f: the compiler's results are wrong here. Another version of torch may be well.",
     )
 
 

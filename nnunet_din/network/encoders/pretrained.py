@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, TypeGuard
 
 import timm
 import torch
-from timm.models import load_state_dict as load_state_dict_file
+from timm.models import clean_state_dict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_din.data.files import sha256_of
-from nnunet_din.data.weight_files import reading, unreadable, weights_only
+from nnunet_din.data.weight_files import UnreadableFileError, read_weights, unreadable
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
 from nnunet_din.network.encoders.pyramid import PyramidEncoder
 from nnunet_din.network.initialization import adapt_channels, inflate
@@ -31,6 +32,8 @@ FILE_ENDINGS = (".safetensors", ".bin", ".pth", ".pt")
 LOCAL_PREFIX = "local-dir:"
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 STEM = "stem.0.weight"
+#: Variable with which torch reads files as pickles, unless its caller says otherwise.
+_UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 @dataclass
@@ -195,7 +198,7 @@ def _read_convnext(source: str | Path, encoder: ConvNeXtEncoder) -> dict[str, Te
         except KeyError as error:  # an entry of a foreign file that timm's renaming cannot place
             raise _does_not_fit(source, encoder_name, f"unexpected entry {error}") from error
     _check_name(source, encoder_name)
-    return _create(str(source), str(source), pretrained=True).state_dict()
+    return _create(source, str(source)).state_dict()
 
 
 def _read_pyramid(source: str | Path, encoder: PyramidEncoder) -> dict[str, Tensor]:
@@ -218,8 +221,7 @@ def _read_pyramid(source: str | Path, encoder: PyramidEncoder) -> dict[str, Tens
         body = _create(
             source,
             name,
-            pretrained=True,
-            pretrained_cfg_overlay=None if weights is None else {"state_dict": weights},
+            None if weights is None else {"state_dict": weights},
             features_only=True,
             out_indices=encoder.levels,
             **encoder.options,
@@ -229,17 +231,28 @@ def _read_pyramid(source: str | Path, encoder: PyramidEncoder) -> dict[str, Tens
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     """State dict with the key names of the file, where it holds several the averaged one, as timm chooses it."""
-    with reading(path):
-        return load_state_dict_file(str(path), device="cpu", weights_only=True)
+    content = read_weights(path)
+    if isinstance(content, dict):
+        names = ("state_dict_ema", "model_ema", "state_dict", "model")
+        content = next((content[name] for name in names if content.get(name) is not None), content)
+    if not isinstance(content, dict):
+        raise UnreadableFileError(path, f"it holds a {type(content).__name__} in place of weights by name")
+    return clean_state_dict(content)
 
 
-def _create(source: str | Path, name: str, **options) -> nn.Module:
-    """Let timm fetch weights, whose files it would unpickle where a repository's description names them."""
-    with weights_only():
-        try:
-            return timm.create_model(name, **options)
-        except pickle.UnpicklingError as error:
-            raise unreadable(source, error) from error
+def _create(source: str | Path, name: str, overlay: dict | None = None, **options) -> nn.Module:
+    """Let timm fetch weights, if none are given in ``overlay``.
+
+    timm would unpickle a file that a repository's description names, and any file that fails a safe reading with a
+    TypeError while :data:`_UNSAFE` is set.
+    """
+    if overlay is None and os.environ.get(_UNSAFE):
+        raise ValueError(f"timm would run code in the files that it fetches, because {_UNSAFE} is set: unset it.")
+    overlay = overlay or {"hf_hub_filename": None}
+    try:
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    except pickle.UnpicklingError as error:
+        raise unreadable(source, error) from error
 
 
 def _check_name(source: str | Path, encoder_name: str) -> None:
