@@ -6,8 +6,9 @@ import math
 import os
 from bisect import bisect_left
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,13 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from nnunet_din.cost.accounting import MEMORY_MARGIN, training_memory
 from nnunet_din.enhancement import VOLUMETRIC
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
+from nnunet_din.nnunet.labels import (
+    check_label_numbers,
+    is_color,
+    number_of_channels,
+    number_of_classes,
+    read_dataset_json,
+)
 from nnunet_din.presets import preset_for_volumes
 
 #: Preset -> its planner, the largest network first.
@@ -130,6 +138,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
 
     Every configuration gets DIN's network, preprocessor and enhancement, and a patch and batch that fit the memory by
     our count. In 3-D the patch is nnU-Net's for the data, or a smaller one, and the network pools as nnU-Net's does.
+    There is no cascade, whose second stage takes a segmentation as input, which DIN does not.
 
     Attributes
     ----------
@@ -179,6 +188,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
             suppress_transpose=suppress_transpose,
             **kwargs,
         )
+        check_label_numbers(read_dataset_json(Path(self.raw_dataset_folder, "dataset.json")))
         self.gpu_memory_gb = gpu_memory_target_in_gb or self.default_gpu_memory_gb
 
     def get_plans_for_configuration(self, spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache):
@@ -186,7 +196,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         plan = super().get_plans_for_configuration(
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
-        enhancement = {**self.enhancement, "color": self._is_color()}
+        enhancement = {**self.enhancement, "color": self._is_color}
         if len(spacing) == 2:
             patch, batch, checkpointing = self._patch_and_batch_size(median_shape, approximate_n_voxels_dataset)
             arguments = dict(PRESETS[self.preset])
@@ -252,8 +262,8 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         # the fusions the larger part of the network's arithmetic.
         far = [edge / min(spacing) >= ANISO_THRESHOLD for edge in spacing]
         fusion_kernel = tuple(1 if is_far else 3 for is_far in far) if any(far) else None
-        classes = len(self.dataset_json["labels"])
-        volumes = Volumes(self.preset, self._n_channels(), classes, strides, kernels, fusion_kernel)
+        channels, classes = number_of_channels(self.dataset_json), number_of_classes(self.dataset_json)
+        volumes = Volumes(self.preset, channels, classes, strides, kernels, fusion_kernel)
         return volumes, [int(multiple) for multiple in multiples]
 
     @staticmethod
@@ -320,14 +330,22 @@ class nnUNetPlannerDIN(ExperimentPlanner):
 
     def _memory_model(self, checkpointing: bool) -> MemoryModel:
         """Make the memory model of the preset on this data set's channels and classes."""
-        return MemoryModel(self.preset, self._n_channels(), len(self.dataset_json["labels"]), checkpointing)
+        channels, classes = number_of_channels(self.dataset_json), number_of_classes(self.dataset_json)
+        return MemoryModel(self.preset, channels, classes, checkpointing)
 
-    def _n_channels(self) -> int:
-        return len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
-
+    @cached_property
     def _is_color(self) -> bool:
-        """Whether the channels are the red, green and blue of natural 2-D images."""
-        return self._n_channels() == 3 and self.determine_reader_writer().__name__ == "NaturalImage2DIO"
+        images = next(iter(self.dataset.values()))["images"]
+        return is_color(self.dataset_json, images, self.determine_reader_writer().__name__)
+
+    def save_plans(self, plans):
+        """Save the plans as nnU-Net does, without the cascade.
+
+        A training of `3d_lowres` would predict for the cascade at its end, and needs the data of `3d_fullres` for that.
+        """
+        plans["configurations"].pop("3d_cascade_fullres", None)
+        plans["configurations"].get("3d_lowres", {}).pop("next_stage", None)
+        super().save_plans(plans)
 
 
 class nnUNetPlannerDINTiny(nnUNetPlannerDIN):

@@ -19,6 +19,7 @@ from nnunet_din.data.integrity import WrongLabel, check_file, check_labels, find
 from nnunet_din.enhancement import enhance
 from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.nnunet.folders import nnunet_folder
+from nnunet_din.nnunet.labels import check_label_numbers, number_of_channels, read_dataset_json
 
 try:
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
@@ -39,6 +40,11 @@ class DINPreprocessor(DefaultPreprocessor):
         """As in nnU-Net; also where the plans come from another data set (``nnUNetv2_move_plans_between_datasets``).
 
         nnU-Net copies ``dataset.json`` to the preprocessed data when it plans, and cannot preprocess without it.
+
+        Raises
+        ------
+        ValueError
+            If a training on the labels in ``dataset.json`` would fail.
         """
         name = maybe_convert_to_dataset_name(dataset_name_or_id)
         source = nnunet_folder("nnUNet_raw") / name / "dataset.json"
@@ -46,6 +52,8 @@ class DINPreprocessor(DefaultPreprocessor):
         if source.is_file() and copy.parent.is_dir() and not copy.is_file():
             with written_whole(copy) as temporary:
                 shutil.copyfile(source, temporary)
+        if copy.is_file():
+            check_label_numbers(read_dataset_json(copy))
         super().run(dataset_name_or_id, configuration_name, plans_identifier, num_processes)
 
     def run_case(self, image_files, seg_file, plans_manager, configuration_manager, dataset_json):
@@ -87,14 +95,15 @@ class DINPreprocessor(DefaultPreprocessor):
         ------
         ValueError
             If the image has another number of channels than the data set, or NaN or infinite voxels, or a voxel that
-            leaves all others one value, if the label map has values that the data set does not have, or the plans'
-            enhancement is missing or unknown.
+            leaves all others one value, if the label map has several channels, another size than the image or values
+            that the data set does not have, or the plans' enhancement is missing or unknown.
         """
         enhancements = _checked_enhancements(configuration_manager)
         description = read_json(Path(dataset_json)) if isinstance(dataset_json, str) else dataset_json
         _check_channels(data, description)
         if seg is not None:
             labels = plans_manager.get_label_manager(description)
+            _check_shape(seg, data)
             ignored = [labels.ignore_label] if labels.has_ignore_label else []
             check_labels(seg, [0, *labels.all_labels, *ignored])
         raw = data
@@ -110,7 +119,7 @@ class DINPreprocessor(DefaultPreprocessor):
             if place := find_outlier(before, after):
                 raise ValueError(
                     f"Channel {c} has the value {before[place]:g} at (z, y, x) = {place}, beside which all others are "
-                    "the same: the normalized image would be constant. Correct the voxel."
+                    "the same: the normalized image would be constant. Correct the voxel, or scale the image."
                 )
         masked = configuration_manager.use_mask_for_norm
         mask = None
@@ -193,7 +202,7 @@ def _check_channels(data: np.ndarray, dataset_json: dict) -> None:
     ValueError
         The message says which.
     """
-    channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
+    channels = number_of_channels(dataset_json)
     if len(data) != channels:
         raise ValueError(
             f"The image has {len(data)} channels of {' x '.join(map(str, data.shape[1:]))} voxels, and the data set "
@@ -206,6 +215,24 @@ def _check_channels(data: np.ndarray, dataset_json: dict) -> None:
                 f"Channel {c} has {np.count_nonzero(~np.isfinite(channel))} NaN or infinite voxels of {channel.size}. "
                 "Repair the image, for example with numpy.nan_to_num."
             )
+
+
+def _check_shape(seg: np.ndarray, data: np.ndarray) -> None:
+    """Refuse a label map that does not have one number for each voxel of the image.
+
+    Raises
+    ------
+    WrongLabel
+        The message says what it has.
+    """
+    if len(seg) != 1:
+        raise WrongLabel(
+            f"it has {len(seg)} channels, as a picture in colours or a 4-D image has, and a label map has one number "
+            "a voxel."
+        )
+    if seg.shape[1:] != data.shape[1:]:
+        sizes = (" x ".join(map(str, array.shape[1:])) for array in (seg, data))
+        raise WrongLabel("it has {} voxels, and the image has {}.".format(*sizes))
 
 
 def _nothing_left(raw, properties, plans_manager, configuration_manager) -> str | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
+import sys
 from collections import namedtuple
 from dataclasses import replace
 from functools import partial
@@ -118,7 +120,7 @@ def test_what_compilation_lacks(monkeypatch, tmp_path):
     monkeypatch.setattr(installation, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(installation.shutil, "which", lambda name: None)
     check = installation.compilation(GPU)
-    assert not check.ok and "nnUNet_compile=f" in check.do
+    assert not check.ok and "nnUNet_compile to f" in check.do
     assert all(word in check.found for word in ("C compiler", "headers", "triton"))
     monkeypatch.undo()
     monkeypatch.delenv("nnUNet_compile", raising=False)
@@ -143,8 +145,8 @@ def test_folders_that_are_missing(folders, no_worker, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_results", str(folders / "nowhere"))
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
-    assert "do this: export nnUNet_raw=/path/to/nnUNet_raw" in out
-    assert f"do this: mkdir -p {folders / 'nowhere'}" in out
+    assert "do this: set nnUNet_raw to the path of a folder" in out
+    assert f"do this: make the folder {folders / 'nowhere'}" in out
     assert "Something is wrong" in out
 
 
@@ -166,7 +168,7 @@ def test_numbers_of_workers(variable, value, words, monkeypatch):
 @pytest.mark.parametrize(("free", "workers", "ok"), [(4.0, "1", True), (4.0, "8", False), (8.0, "8", True)])
 def test_main_memory_for_the_workers(free, workers, ok, monkeypatch):
     monkeypatch.setenv("nnUNet_def_n_proc", workers)
-    monkeypatch.setattr(machine.Path, "read_text", lambda path: f"MemAvailable: {free * 1e9 / 1024:.0f} kB\n")
+    monkeypatch.setattr(machine.Path, "read_text", lambda path, **_: f"MemAvailable: {free * 1e9 / 1024:.0f} kB\n")
     check = machine.memory()
     assert check.ok is ok and check.found.startswith(f"{free:.1f} GB free; {workers} workers")
 
@@ -184,34 +186,95 @@ def test_shared_memory_of_a_container(monkeypatch, tmp_path):
 # ---- a data set ----
 
 
+def write_image(path, shape=(2, 4, 4), vector=False):
+    """Write an empty image; four axes are four, or three and the numbers of a voxel."""
+    array = np.zeros(shape, np.uint8)
+    volume = sitk.GetImageFromArray(array, isVector=vector)
+    if len(shape) == 4 and not vector:
+        volume = sitk.JoinSeries([sitk.GetImageFromArray(part) for part in array])
+    sitk.WriteImage(volume, str(path))
+
+
 @pytest.fixture
 def raw(folders):
     """Five cases of two channels."""
     raw = folders / "nnUNet_raw" / "Dataset901_Test"
-    (raw / "imagesTr").mkdir(parents=True)
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / folder).mkdir(parents=True)
     description = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "one": 1}}
     (raw / "dataset.json").write_text(json.dumps(description))
     for case in range(5):
         for channel in range(2):
-            path = raw / "imagesTr" / f"case_{case}_{channel:04d}.nii.gz"
-            sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 4, 4), np.uint8)), str(path))
+            write_image(raw / "imagesTr" / f"case_{case}_{channel:04d}.nii.gz")
+        write_image(raw / "labelsTr" / f"case_{case}.nii.gz")
     return raw
+
+
+def describe(raw, **changes):
+    """Change the description of a data set."""
+    description = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**description, **changes}))
+
+
+def the_fault():
+    """The one check of the data set that fails."""
+    (check,) = (check for check in dataset_checks("901") if not check.ok)
+    assert check.do
+    return check
 
 
 def test_a_sound_data_set(raw):
     checks = {check.name: check for check in dataset_checks("901")}
     assert all(check.ok for check in checks.values()), checks
+    assert list(checks) == ["labels", "cases", "files", "channels", "label maps", "plans"]
     assert checks["channels"].found == "2 in every case" and checks["cases"].found.startswith("5 for training")
 
 
 def test_fewer_cases_than_folds(raw, folders):
-    for path in (raw / "imagesTr").glob("case_4_*"):
+    for path in raw.glob("*/case_4*"):
         path.unlink()
-    check = next(c for c in dataset_checks("901") if c.name == "cases")
-    assert not check.ok and check.found.startswith("4 for training") and "nnUNetv2_train 901 2d all" in check.do
+    check = the_fault()
+    assert check.found.startswith("4 for training") and "nnUNetv2_train 901 2d all" in check.do
     (folders / "nnUNet_preprocessed" / raw.name).mkdir()
-    (folders / "nnUNet_preprocessed" / raw.name / "splits_final.json").write_text("[]")
-    assert next(c for c in dataset_checks("901") if c.name == "cases").ok
+    splits = [{"train": ["case_0", "case_1"], "val": ["case_2", "case_3"]}]
+    (folders / "nnUNet_preprocessed" / raw.name / "splits_final.json").write_text(json.dumps(splits))
+    assert all(check.ok for check in dataset_checks("901"))
+
+
+@pytest.mark.parametrize("folder", ["nnUNet_raw", "nnUNet_preprocessed"])
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        ([{"train": ["case_0", "case_9"], "val": ["case_1"]}], "fold 0 has case_9 under `train`"),
+        ([{"train": ["case_0.nii.gz"], "val": ["case_1.nii.gz"]}], "fold 0 has case_0.nii.gz under `train`"),
+        (
+            [{"train": ["case_0"], "val": ["case_1"]}, {"train": ["case_1"], "val": []}],
+            "fold 1 has no cases under `val`",
+        ),
+        ({"train": ["case_0"], "val": ["case_1"]}, "must be a list of objects with `train` and `val`"),
+        ([{"train": ["case_0"]}], "must be a list of objects with `train` and `val`"),
+    ],
+)
+def test_folds_that_cannot_be_trained_on(splits, words, folder, raw, folders):
+    """Written by hand, in the raw data from where planning copies them, or where a training looks for them."""
+    path = folders / folder / raw.name / "splits_final.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(splits))
+    check = the_fault()
+    assert check.name == "cases" and words in check.found and str(path) in check.do
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"background": 0, "a": 1, "b": 3}, "consecutive, 0, 1, 2 and so on, each once, and they are 0, 1, 3"),
+        ({"a": 0, "b": 1}, "`background`"),
+    ],
+)
+def test_labels_that_cannot_be_trained_on(labels, words, raw):
+    describe(raw, labels=labels)
+    check = the_fault()
+    assert check.name == "labels" and words in check.found
 
 
 @pytest.mark.parametrize("fault", ["a file too few", "4-D", "colours"])
@@ -219,15 +282,123 @@ def test_mixed_numbers_of_channels(fault, raw):
     file = raw / "imagesTr" / "case_3_0001.nii.gz"
     if fault == "a file too few":
         file.unlink()
-    elif fault == "4-D":
-        volume = sitk.GetImageFromArray(np.zeros((2, 4, 4), np.uint8))
-        sitk.WriteImage(sitk.JoinSeries([volume, volume]), str(file))
     else:
-        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 4, 4, 3), np.uint8), isVector=True), str(file))
-    check = next(c for c in dataset_checks("901") if c.name == "channels")
+        write_image(file, (2, 2, 4, 4) if fault == "4-D" else (2, 4, 4, 3), vector=fault == "colours")
     number = {"a file too few": 1, "4-D": 3, "colours": 4}[fault]
-    assert not check.ok
-    assert f"1 of 5 cases do not have the 2 of dataset.json; the first is case_3 with {number}" in check.found
+    assert f"1 of 5 cases do not have the 2 of dataset.json; the first is case_3 with {number}" in the_fault().found
+
+
+@pytest.mark.parametrize(("shape", "vector"), [((2, 2, 4, 4), False), ((2, 4, 4, 2), True)], ids=["4-D", "vectors"])
+def test_channels_in_one_volume(shape, vector, raw):
+    """As many as there should be: nnU-Net reads 4-D files, trains, and cannot write what it predicts for them."""
+    write_image(raw / "imagesTr" / "case_3_0000.nii.gz", shape, vector)
+    (raw / "imagesTr" / "case_3_0001.nii.gz").unlink()
+    check = the_fault()
+    assert check.name == "channels" and "case_3_0000.nii.gz, a file of several volumes or of vectors" in check.found
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("missing", "case_3.nii.gz, which does not exist"),
+        ("another size", "case_3.nii.gz has 2 x 4 x 5 voxels, and the image has 2 x 4 x 4"),
+        ("4-D", "case_3.nii.gz has 2 numbers a voxel"),
+        ("colours", "case_3.nii.gz has 3 numbers a voxel"),
+        ("damaged", "case_3.nii.gz, which cannot be read: "),
+    ],
+)
+def test_label_maps_that_do_not_fit(fault, words, raw):
+    file = raw / "labelsTr" / "case_3.nii.gz"
+    file.unlink()
+    if fault == "damaged":
+        file.touch()
+    elif fault != "missing":
+        shape = {"another size": (2, 4, 5), "4-D": (2, 2, 4, 4), "colours": (2, 4, 4, 3)}[fault]
+        write_image(file, shape, vector=fault == "colours")
+    check = the_fault()
+    assert check.name == "label maps" and words in check.found
+    assert check.found.startswith("1 of 5 cases have none that fits; the first is case_3: ")
+
+
+def test_pictures(raw):
+    """Colours in one file are channels, and JPEG is no format for labels."""
+    from skimage import io
+
+    def write(ending, colors=3):
+        for folder in ("imagesTr", "labelsTr"):
+            shutil.rmtree(raw / folder)
+            (raw / folder).mkdir()
+        for case in range(5):
+            image, label = np.zeros((8, 9, colors), np.uint8), np.zeros((8, 9), np.uint8)
+            io.imsave(raw / "imagesTr" / f"case_{case}_0000{ending}", image, check_contrast=False)
+            io.imsave(raw / "labelsTr" / f"case_{case}{ending}", label, check_contrast=False)
+        describe(raw, channel_names=dict(enumerate("RGB")), file_ending=ending)
+
+    write(".png")
+    assert all(check.ok for check in dataset_checks("901"))
+    (raw / "imagesTr" / "case_1_0000.png").replace(raw / "imagesTr" / "case_1_0000.jpg")
+    found = {check.name: check.found for check in dataset_checks("901") if not check.ok}
+    assert found.keys() == {"cases", "files"} and found["cases"].startswith("4 for training")
+    assert found["files"] == "1 of 5 in imagesTr are not called CASE_0000.png, for example case_1_0000.jpg"
+    write(".png", colors=4)
+    assert "case_0 with 4 (case_0_0000.png)" in the_fault().found
+    write(".jpg")
+    found = {check.name: check.found for check in dataset_checks("901") if not check.ok}
+    assert found["files"] == "nnU-Net has no label maps that end in .jpg, the `file_ending` in dataset.json"
+    assert "case_0.jpg changes labels" in found["label maps"]
+
+
+def test_volumes_that_simpleitk_does_not_read(raw, monkeypatch, capsys):
+    """They are opened by nnU-Net's reader, whose remarks would not be JSON."""
+    import tifffile
+
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.rmtree(raw / folder)
+        (raw / folder).mkdir()
+    describe(raw, channel_names={"0": "CT"}, file_ending=".tif")
+    for case in range(5):
+        for name in (f"imagesTr/case_{case}_0000.tif", f"labelsTr/case_{case}.tif"):
+            tifffile.imwrite(raw / name, np.zeros((5, 8, 9), np.uint8))
+
+    def fail(self):
+        raise RuntimeError
+
+    monkeypatch.setattr(sitk.ImageFileReader, "ReadImageInformation", fail)
+    assert all(check.ok for check in dataset_checks("901"))
+    tifffile.imwrite(raw / "labelsTr" / "case_2.tif", np.zeros((5, 8, 8), np.uint8))
+    assert "case_2.tif has 5 x 8 x 8 voxels, and the image has 5 x 8 x 9" in the_fault().found
+    assert not capsys.readouterr().out
+
+
+def test_files_that_dataset_json_names(raw):
+    """By any name, also in other folders; every case has an entry."""
+    (raw / "imagesTr").rename(raw / "scans")
+    (raw / "labelsTr").rename(raw / "truth")
+    cases = {
+        f"case_{case}": {
+            "images": [f"scans/case_{case}_{channel:04d}.nii.gz" for channel in range(2)],
+            "label": f"truth/case_{case}.nii.gz",
+        }
+        for case in range(5)
+    }
+    describe(raw, dataset=cases)
+    assert all(check.ok for check in dataset_checks("901"))
+    cases["case_0"]["images"][0] = "scans/nothing.nii.gz"
+    describe(raw, dataset=cases)
+    assert "case_0 with " in the_fault().found and "nothing.nii.gz, which does not exist" in the_fault().found
+    describe(raw, dataset={"case_0": ["scans/case_0_0000.nii.gz"]})
+    assert "`dataset` in dataset.json must give each case `images`" in the_fault().found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode elsewhere")
+def test_file_names_that_are_not_utf8(raw):
+    (raw / "labelsTr" / "case_3.nii.gz").unlink()
+    for channel in range(2):
+        file = raw / "imagesTr" / f"case_3_{channel:04d}.nii.gz"
+        file.rename(file.with_name(f"{os.fsdecode(b'M' + bytes([252]))}_{channel:04d}.nii.gz"))
+    faults = [check.found for check in dataset_checks("901") if not check.ok]
+    assert len(faults) == 2 and all("M\\xfc" in found and "not UTF-8" in found for found in faults)
+    assert "".join(faults).encode()
 
 
 def test_plans_of_another_name(raw, folders, no_worker, capsys):
@@ -300,7 +471,7 @@ def test_what_can_be_wrong_with_a_step(change, name, words, monkeypatch):
 def test_a_step_that_does_not_compile_is_made_without(monkeypatch):
     checks = step_checks(monkeypatch, CompilationError("InductorError: no compiler"))
     assert [check.name for check in checks.values() if not check.ok] == ["compiled"]
-    assert "nnUNet_compile=f" in checks["compiled"].do and checks["loss"].ok
+    assert "nnUNet_compile to f" in checks["compiled"].do and checks["loss"].ok
 
 
 @pytest.mark.parametrize(

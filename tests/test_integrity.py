@@ -14,6 +14,7 @@ import SimpleITK as sitk
 
 from nnunet_din.commands.main import main
 from nnunet_din.data.files import written_whole
+from nnunet_din.data import files
 from nnunet_din.data.images import read_image, read_label_map, write_image
 from nnunet_din.data.integrity import check_file, check_labels, find_outlier
 from nnunet_din.planners.din_preprocessor import DINPreprocessor
@@ -55,7 +56,14 @@ def test_a_file_that_was_cut_off_is_refused(percent, where, setting, tmp_path):
     content = path.read_bytes() if where == "gzip" else gzip.decompress(path.read_bytes())
     content = content[: int(len(content) * percent / 100)]
     path.write_bytes(content if where == "gzip" else gzip.compress(content))
-    for read in (check_file, read_image, read_label_map, lambda file: preprocess(setting, [file])):
+    reader = setting[0].image_reader_writer_class()
+    reads = (
+        check_file,
+        read_image,
+        lambda file: read_label_map(file, reader),
+        lambda file: preprocess(setting, [file]),
+    )
+    for read in reads:
         with pytest.raises(
             ValueError, match="case_0000.nii.gz (is damaged or cut off|is cut off|is no NIfTI|has a dam)"
         ):
@@ -92,6 +100,69 @@ def test_voxels_that_are_not_finite_as_stored(bad, setting, tmp_path):
     for read in (read_image, lambda file: preprocess(setting, [file])):
         with pytest.raises(ValueError, match=message):
             read(path)
+
+
+@pytest.mark.parametrize("bad", [0, -1, np.nan, np.inf])
+@pytest.mark.parametrize("version", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_spacing_that_readers_replace(bad, version, setting, tmp_path):
+    """SimpleITK makes 1 mm of it, also where the affine knows better."""
+    volume = version(image().T, np.diag([1, 1, 3, 1]))
+    content = bytearray(volume.to_bytes())
+    header = np.frombuffer(content, volume.header.template_dtype, 1)
+    header["pixdim"][0, 3] = bad
+    path = tmp_path / "case_0000.nii.gz"
+    path.write_bytes(gzip.compress(bytes(content)))
+    for read in (read_image, lambda file: preprocess(setting, [file])):
+        with pytest.raises(ValueError, match=rf"case_0000.nii.gz has the spacing 1 x 1 x {bad:g} in its header"):
+            read(path)
+
+
+def test_only_axes_of_space_have_a_spacing(tmp_path):
+    volume = nibabel.Nifti1Image(image()[..., None], np.eye(4))
+    volume.header["pixdim"][4] = 0
+    nibabel.save(volume, tmp_path / "case.nii.gz")
+    check_file(tmp_path / "case.nii.gz")
+
+
+def test_files_whose_names_say_another_packing(tmp_path):
+    """nnU-Net's reader takes an unpacked file that is called .nii.gz, and none that is packed and called .nii."""
+    content = nibabel.Nifti1Image(image().T, np.eye(4)).to_bytes()
+    path = tmp_path / "case.nii.gz"
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_image(path).array[0], image())
+    path.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="case.nii.gz is cut off"):
+        check_file(path)
+    path = tmp_path / "case.nii"
+    path.write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match="case.nii is compressed, .* rename it to case.nii.gz"):
+        check_file(path)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".png"])
+def test_names_that_are_not_utf8(ending):
+    """SimpleITK ends the whole process at them."""
+    path = Path(os.fsdecode(b"M\xfcller_0000" + ending.encode()))
+    with pytest.raises(ValueError, match=r"M\\xfcller_0000.*rename it"):
+        check_file(path)
+
+
+@pytest.mark.parametrize("dtype", ["i4", "i8", "u8"])
+def test_whole_numbers_that_float32_cannot_tell_apart(dtype, tmp_path):
+    """The image would be constant; the same numbers without what they have in common are read as they are."""
+    path = tmp_path / "case.nii.gz"
+    voxels = np.random.default_rng(0).integers(0, 30, (12, 10, 8))
+    voxels[:3] = 0
+    for offset, merged in ((0, False), (2**30, True)):
+        array = np.where(voxels > 0, voxels + offset, 0).astype(dtype)
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4), dtype=array.dtype), path)
+        if merged:
+            with pytest.raises(
+                ValueError, match="case.nii.gz has whole numbers up to 1073741853, so large that float32"
+            ):
+                check_file(path)
+        else:
+            np.testing.assert_array_equal(read_image(path).array[0].T, array)
 
 
 def mutated(content, rng):
@@ -147,6 +218,15 @@ def test_an_outlier_that_flattens_the_image(setting, tmp_path):
     message = r"case_0000.nii.gz: Channel 0 has the value 1e\+20 at \(z, y, x\) = \(1, 2, 3\), beside which all others"
     with pytest.raises(ValueError, match=message):
         preprocess(setting, [path])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_image_whose_variance_float32_cannot_hold(dtype, setting, tmp_path):
+    """nnU-Net's z-score makes a constant image of it."""
+    path = write(tmp_path / "case_0000.nii.gz", image(dtype=dtype) * 1e28)
+    with pytest.raises(ValueError, match="case_0000.nii.gz: Channel 0 has the value .* scale the image"):
+        preprocess(setting, [path])
+    preprocess(setting, [write(tmp_path / "case_0000.nii.gz", image(dtype=dtype) * 1e10)])
 
 
 def test_bright_voxels_are_no_outliers(setting, tmp_path):
@@ -207,6 +287,34 @@ def test_labels_that_the_data_set_does_not_have(value, dtype, said, setting, tmp
         preprocess(setting, files[:1], files[1])
 
 
+@pytest.mark.parametrize(
+    ("shape", "vector", "message"),
+    [
+        ((6, 40, 35), False, r"it has 6 x 40 x 35 voxels, and the image has 6 x 40 x 36"),
+        ((6, 40, 36, 3), True, r"it has 6 channels"),
+        ((2, 6, 40, 36), False, r"it has 2 channels.* one number a voxel"),
+    ],
+    ids=["another size", "vectors", "4-D"],
+)
+def test_label_maps_of_another_shape(shape, vector, message, setting, tmp_path):
+    files = write(tmp_path / "case_0000.nii.gz", image()), tmp_path / "case.nii.gz"
+    write(files[1], np.zeros(shape, np.uint8), vector=vector)
+    with pytest.raises(ValueError, match=f"case.nii.gz: {message}"):
+        preprocess(setting, files[:1], files[1])
+
+
+def test_label_maps_in_colours(setting, tmp_path):
+    """Only the first channel would be learnt."""
+    from skimage import io
+
+    setting[0].plans["image_reader_writer"] = "NaturalImage2DIO"
+    files = tmp_path / "case_0000.png", tmp_path / "case.png"
+    for file, shape in zip(files, ((30, 30), (30, 30, 3)), strict=True):
+        io.imsave(file, np.ones(shape, np.uint8), check_contrast=False)
+    with pytest.raises(ValueError, match="case.png: it has 3 channels, as a picture in colours"):
+        preprocess(setting, files[:1], files[1])
+
+
 def test_labels_that_are_nan(setting, tmp_path):
     label = np.zeros((6, 40, 36), np.float32)
     label[3, 4, 5] = np.nan
@@ -232,7 +340,7 @@ def test_whole_label_maps_pass():
 
 def test_an_image_that_the_disk_did_not_take_is_no_file(tmp_path, monkeypatch):
     """SimpleITK ends without an error on a full disk, and leaves a file with zeros."""
-    source = read_image(write(tmp_path / "in.nii.gz", image()))
+    source = write(tmp_path / "in.nii.gz", image())
     real = sitk.WriteImage
 
     def half(volume, path, **options):
@@ -240,7 +348,7 @@ def test_an_image_that_the_disk_did_not_take_is_no_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sitk, "WriteImage", half)
     with pytest.raises(OSError, match="is the disk full"):
-        write_image(tmp_path / "out.nii.gz", source.array.astype(np.float32), like=source)
+        write_image(tmp_path / "out.nii.gz", image()[None].astype(np.float32), like=source)
     assert os.listdir(tmp_path) == ["in.nii.gz"]
 
 
@@ -252,6 +360,7 @@ def test_errors_of_the_disk_are_one_line(code, tmp_path, monkeypatch, capsys):
         raise OSError(code, os.strerror(code), str(self))
 
     monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(files, "_PATIENCE", 0)
     assert main(["enhance", str(tmp_path / "in.nii.gz"), str(tmp_path / "out.nii.gz")]) == 1
     error = capsys.readouterr().err.strip()
     assert os.strerror(code) in error and len(error.splitlines()) == 1

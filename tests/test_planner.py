@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from nnunet_dataset import write_fingerprint
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
+from nnunet_din.nnunet.labels import check_label_numbers, number_of_classes
+from nnunet_din.nnunet.slices import training_slices
 from nnunet_din.planners.din_planners import (
     Volumes,
     nnUNetPlannerDIN,
@@ -24,6 +28,42 @@ PLANNERS = [nnUNetPlannerDIN, nnUNetPlannerDINTiny, nnUNetPlannerDINAtto, nnUNet
 
 def planner(dataset, cls=nnUNetPlannerDINAtto, **kwargs):
     return cls(dataset.name, **kwargs)
+
+
+@pytest.fixture
+def pictures(nnunet_folders):
+    """Makes a data set of pictures, and returns its name."""
+    from skimage import io
+
+    name = "Dataset994_Pictures"
+    folders = raw, _ = nnunet_folders.raw / name, nnunet_folders.preprocessed / name
+
+    def make(shape=(32, 32), files=1, **description):
+        for folder in ("imagesTr", "labelsTr"):
+            (raw / folder).mkdir(parents=True)
+        image = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
+        for channel in range(files):
+            io.imsave(raw / "imagesTr" / f"case_{channel:04d}.png", image, check_contrast=False)
+        label = np.pad(np.ones((8, 8), np.uint8), 12)
+        io.imsave(raw / "labelsTr" / "case.png", label, check_contrast=False)
+        channels = files * (shape[2] if len(shape) == 3 else 1)
+        content = {
+            "channel_names": {str(channel): "T1" for channel in range(channels)},
+            "labels": {"background": 0, "a": 1},
+            "numTraining": 1,
+            "file_ending": ".png",
+            # Without names, nnU-Net starts processes that look for the files.
+            "dataset": {
+                "case": {"images": [f"imagesTr/case_{c:04d}.png" for c in range(files)], "label": "labelsTr/case.png"}
+            },
+        }
+        (raw / "dataset.json").write_text(json.dumps({**content, **description}))
+        write_fingerprint(raw, nnunet_folders.preprocessed / name)
+        return name
+
+    yield make
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_names():
@@ -194,3 +234,66 @@ def test_default_memory_belongs_to_the_preset_and_leaves_3d_alone(dataset):
     assert (p.gpu_memory_gb, p.UNet_vram_target_GB) == (24.0, 8)
     p = planner(dataset, nnUNetPlannerDIN, gpu_memory_target_in_gb=40)
     assert (p.gpu_memory_gb, p.UNet_vram_target_GB) == (40, 40)
+
+
+# ---- what a data set says of its channels and labels ----
+
+
+@pytest.mark.parametrize(("shape", "files", "color"), [((32, 32), 3, False), ((32, 32, 3), 1, True)])
+def test_colours_are_channels_of_one_file(shape, files, color, pictures, nnunet_folders):
+    """Three grey files a case are three sequences, whose luminosity says nothing."""
+    name = pictures(shape, files)
+    assert nnUNetPlannerDINFast(name)._is_color is color
+    slices, of_slices = training_slices(nnunet_folders.raw / name)
+    assert of_slices is color and {len(image) for image in slices} == {3 if color else 1}
+
+
+def test_ignored_voxels_are_no_class(pictures):
+    labels = {"background": 0, "a": 1, "b": 2, "ignore": 3}
+    assert nnUNetPlannerDINFast(pictures(labels=labels))._memory_model(False).num_classes == 3
+
+
+def test_labels_that_cannot_be_trained_on_are_not_planned(pictures):
+    with pytest.raises(ValueError, match="must be consecutive, .* they are 0, 1, 3: renumber"):
+        nnUNetPlannerDINFast(pictures(labels={"background": 0, "a": 1, "b": 3}))
+
+
+@pytest.mark.parametrize(
+    ("labels", "order", "message"),
+    [
+        ({"background": 0, "a": 1, "b": 3}, None, "consecutive"),
+        ({"background": 0, "a": 1, "b": 1}, None, "each once"),
+        ({"a": 1, "b": 2}, None, "`background` .* is None"),
+        ({"background": 1, "a": 0}, None, "`background` .* is 1"),
+        ({"background": [0], "a": 1}, None, "`background`"),
+        ({"background": 0, "ignore": 1, "a": 2}, None, "consecutive"),
+        ({"background": 0, "a": 1, "ignore": 255}, None, "`ignore` .* highest label, 2, and it is 255"),
+        ({"background": 0, "a": 1, "ignore": [2]}, None, "`ignore`"),
+        ({"background": 0, "whole": [1, 2], "core": 2}, None, "`regions_class_order` must give each of the 2"),
+        ({"background": 0, "whole": [1, 2], "core": 2}, [1], "`regions_class_order`"),
+        ({"background": 0, "whole": [1, 2], "core": 2, "ignore": 4}, [1, 2], "highest label, 3"),
+        ({"background": 0, "a": 1, "ignore": 2}, None, None),
+        ({"background": 0, "a": [1], "b": 2}, None, None),
+        ({"background": 0, "whole": [1, 2, 4], "core": [1, 4], "ignore": 5}, [1, 2], None),
+    ],
+)
+def test_labels_are_judged_as_nnunet_does(labels, order, message):
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    description = {"labels": labels, "regions_class_order": order}
+    if message is None:
+        check_label_numbers(description)
+        assert LabelManager(labels, order).num_segmentation_heads == number_of_classes(description)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_label_numbers(description)
+
+
+def test_no_cascade_is_planned(dataset):
+    """At the end of a training of its first stage, nnU-Net would want data that nobody asked for."""
+    second = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    first = {"spacing": [3.0, 3.0, 3.0], "next_stage": "3d_cascade_fullres"}
+    plans = {"configurations": {"3d_lowres": first, "3d_fullres": {}, "3d_cascade_fullres": second}}
+    planner(dataset, plans_name="cascadeTestPlans").save_plans(plans)
+    saved = json.loads((dataset.preprocessed / "cascadeTestPlans.json").read_text())
+    assert saved["configurations"] == {"3d_lowres": {"spacing": [3.0, 3.0, 3.0]}, "3d_fullres": {}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -157,6 +158,21 @@ def test_plans_without_enhancement_are_refused(setting):
     del setting[1].configuration["enhancement"]
     with pytest.raises(ValueError, match="-pl nnUNetPlannerDIN"):
         run(setting, volume())
+
+
+def test_labels_that_cannot_be_trained_on_are_refused_before_any_case(dataset, plans, nnunet_folders):
+    """Also where the plans come from another data set, and no planner has seen the labels."""
+    raw, preprocessed = (folder / "Dataset995_Moved" for folder in (nnunet_folders.raw, nnunet_folders.preprocessed))
+    for folder in (raw, preprocessed):
+        folder.mkdir()
+    description = {**dataset.dataset_json, "labels": {"background": 0, "a": 1, "b": 3}}
+    (raw / "dataset.json").write_text(json.dumps(description))
+    try:
+        with pytest.raises(ValueError, match="must be consecutive"):
+            DINPreprocessor(verbose=False).run(raw.name, "2d", plans["plans_name"], 1)
+    finally:
+        for folder in (raw, preprocessed):
+            shutil.rmtree(folder)
 
 
 def test_unknown_enhancement_is_refused(setting):

@@ -420,7 +420,7 @@ def test_intensities_are_those_of_the_planners():
         ("id", "No data set Dataset123_"),
         ("no images", "holds no training images"),
         ("no raw data", "dataset.json does not exist"),
-        ("broken image", "cannot be read as an image"),
+        ("broken image", "case_001_0000.nii.gz is no NIfTI file"),
         ("not finite", "NaN or infinite"),
         ("epochs", "--epochs must be at least 1"),
         ("size", "size must be at least 16"),

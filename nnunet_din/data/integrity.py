@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,20 +13,43 @@ import numpy as np
 
 #: An intensity further from the median than this many times the range of the bulk leaves the bulk one value in float32.
 _OUTLIER = 1e6
+#: Intensities further from the median than this have a variance that float32 cannot hold: normalized, all are 0.
+_OVERFLOW = 1e15
+#: Whole numbers that float32 rounds to fewer grey values than this have lost their contrast.
+_GREY_VALUES = 256
 #: Voxels from which the range of the bulk is taken.
 _SAMPLE = 100_000
 
 
-def check_file(path: Path) -> None:
-    """Refuse a NIfTI file that is not whole or not finite; other formats pass, whose readers look themselves.
-
-    SimpleITK fills up what a NIfTI file lacks with what was in memory, and replaces NaN and infinity by 0.
+def check_name(path: Path) -> None:
+    """Refuse a file name that is not UTF-8, at which SimpleITK ends the process.
 
     Raises
     ------
     ValueError
-        If the gzip stream is damaged or ends early, voxels are missing, or voxels are NaN or infinite as stored.
+        If the name of the file or of a folder in ``path`` is not UTF-8.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        name = os.fsencode(path).decode(errors="backslashreplace")
+        raise ValueError(f"{name}: this name is not UTF-8, and readers of images cannot take it: rename it.") from error
+
+
+def check_file(path: Path) -> None:
+    """Refuse a NIfTI file that is not whole or that readers take for another image than it holds.
+
+    SimpleITK fills up what a NIfTI file lacks with what was in memory, replaces NaN and infinity by 0, and takes a
+    spacing that is impossible for 1 mm. Of other formats only the name is checked: their readers look themselves.
+
+    Raises
+    ------
+    ValueError
+        If the name is not UTF-8, the gzip stream is damaged or ends early, voxels are missing, voxels are NaN or
+        infinite as stored, the header's spacing is not positive and finite, or whole numbers are so large that float32
+        cannot tell them apart.
+    """
+    check_name(path)
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return
     import nibabel
@@ -35,8 +59,15 @@ def check_file(path: Path) -> None:
     kind = next((kind for kind in kinds if kind.may_contain_header(content[:1024])), None)
     if kind is None:
         raise ValueError(f"{path} is no NIfTI file, in spite of its name: its header is another one.")
+    header = kind(content[: kind.sizeof_hdr], check=False)
+    spacing = header["pixdim"][1:4][: header["dim"][0]]
+    if not (np.isfinite(spacing) & (spacing > 0)).all():
+        raise ValueError(
+            f"{path} has the spacing {' x '.join(f'{s:g}' for s in spacing)} in its header (pixdim), which readers "
+            "replace in silence, for example by 1 mm: write the right one, for example with nibabel's `set_zooms`."
+        )
     try:
-        header = kind(content[: kind.sizeof_hdr])
+        header.check_fix()
         shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
     except Exception as error:  # nibabel raises its own errors, numpy's and struct's
         raise ValueError(f"{path} has a damaged NIfTI header: {error}.") from error
@@ -48,31 +79,48 @@ def check_file(path: Path) -> None:
         raise ValueError(
             f"{path} is cut off: it holds {len(content)} of {expected} bytes. Copy or export it again from its source."
         )
-    if dtype.kind in "fc":
-        voxels = np.frombuffer(content, dtype, count, offset)
-        finite = np.isfinite(voxels)
-        if not finite.all():
-            first = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), shape, order="F"))
+    if dtype.kind not in "fciu":
+        return
+    voxels = np.frombuffer(content, dtype, count, offset)
+    if dtype.kind in "iu":
+        if _merges_in_float32(voxels):
             raise ValueError(
-                f"{path} has {count - np.count_nonzero(finite)} NaN or infinite voxels of {count}, the first at "
-                f"(x, y, z) = {first}. Readers replace them in silence: repair the image, for example with "
-                "numpy.nan_to_num."
+                f"{path} has whole numbers up to {voxels.max()}, so large that float32, in which nnU-Net computes, "
+                "cannot tell them apart: subtract what they have in common, or divide them."
             )
+        return
+    finite = np.isfinite(voxels)
+    if not finite.all():
+        first = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), shape, order="F"))
+        raise ValueError(
+            f"{path} has {count - np.count_nonzero(finite)} NaN or infinite voxels of {count}, the first at "
+            f"(x, y, z) = {first}. Readers replace them in silence: repair the image, for example with "
+            "numpy.nan_to_num."
+        )
 
 
 def _content(path: Path) -> bytes:
     """The file's bytes, unpacked to the end, where gzip's checksum stands."""
+    content = path.read_bytes()
+    if not content.startswith(b"\x1f\x8b"):
+        return content  # also of a file that is called .nii.gz: SimpleITK reads it
     if not path.name.lower().endswith(".gz"):
-        return path.read_bytes()
+        raise ValueError(f"{path} is compressed, in spite of its name: rename it to {path.name}.gz.")
     try:
-        with gzip.open(path) as file:
-            return file.read()
+        return gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is damaged or cut off ({error}). Copy or export it again from its source.") from error
 
 
+def _merges_in_float32(voxels: np.ndarray) -> bool:
+    """Whether rounding to float32 leaves fewer different values, and too few for an image."""
+    sample = _sample(voxels)
+    left = np.unique(sample.astype(np.float32)).size
+    return left < _GREY_VALUES and left < np.unique(sample).size
+
+
 class WrongLabel(ValueError):
-    """A label map holds a value that the data set does not have."""
+    """A label map holds what a label map of the data set cannot hold."""
 
 
 def check_labels(labels: np.ndarray, allowed: Iterable[int]) -> None:
@@ -103,7 +151,7 @@ def check_labels(labels: np.ndarray, allowed: Iterable[int]) -> None:
 
 
 def find_outlier(raw: np.ndarray, normalized: np.ndarray) -> tuple[int, ...] | None:
-    """Place in ``raw`` of a voxel beside which all others are one value after normalization; None if there is none.
+    """Place in ``raw`` of the voxel for which all others are one value after normalization; None if there is none.
 
     Parameters
     ----------
@@ -112,7 +160,7 @@ def find_outlier(raw: np.ndarray, normalized: np.ndarray) -> tuple[int, ...] | N
     """
     low, median, high = np.percentile(_sample(raw), [1, 50, 99])
     distance = np.abs(raw - np.float32(median))
-    if high <= low or distance.max() <= _OUTLIER * (high - low):
+    if distance.max() <= _OVERFLOW and (high <= low or distance.max() <= _OUTLIER * (high - low)):
         return None
     left, right = np.percentile(_sample(normalized), [1, 99])
     if right - left > np.ptp(normalized) / _OUTLIER:  # clipped, as nnU-Net does for CT

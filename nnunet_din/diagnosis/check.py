@@ -29,3 +29,5 @@ class Check:
     def __post_init__(self):
         if self.ok:
             self.do = ""
+        # Names of files need not be text that can be printed.
+        self.found = self.found.encode(errors="backslashreplace").decode()

@@ -69,9 +69,22 @@ def validation_cases(dataset: str | int) -> dict[str, list[str]]:
     path = Path(os.environ["nnUNet_preprocessed"], dataset_name(dataset), "splits_final.json")
     if not path.is_file():
         return {}
+    return {str(i): split["val"] for i, split in enumerate(read_splits(path))}
+
+
+def read_splits(path: Path) -> list[dict[str, list[str]]]:
+    """Read a ``splits_final.json``: names of cases under ``train`` and ``val`` for every fold.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file does not exist, or holds something else.
+    """
     splits = read_json(path)
     try:
-        return {str(i): [str(case) for case in split["val"]] for i, split in enumerate(splits)}
+        if not isinstance(splits, list):
+            raise TypeError
+        return [{part: [str(case) for case in split[part]] for part in ("train", "val")} for split in splits]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} must be a list of objects with `train` and `val`, as nnU-Net writes it.") from error
 

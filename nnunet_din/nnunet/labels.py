@@ -1,8 +1,8 @@
-"""What nnU-Net's ``dataset.json`` says about labels."""
+"""What nnU-Net's ``dataset.json`` says about labels and channels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,3 +116,60 @@ def number_of_classes(dataset_json: Mapping[str, Any]) -> int:
     labels = {name: value for name, value in dataset_json["labels"].items() if name != "ignore"}
     regions = any(isinstance(value, list) and len(value) > 1 for value in labels.values())
     return len(labels) - ("background" in labels if regions else 0)
+
+
+def check_label_numbers(dataset_json: Mapping[str, Any]) -> None:
+    """Refuse labels with which a training fails, by the rules of nnU-Net's ``LabelManager``.
+
+    Parameters
+    ----------
+    dataset_json : mapping
+        What :func:`read_dataset_json` returns.
+
+    Raises
+    ------
+    ValueError
+        If the background is missing or not 0, the labels are not 0, 1, 2 and so on, regions have no order, or the
+        ignored voxels do not have the highest number.
+    """
+    labels = dict(dataset_json["labels"])
+    ignore = labels.pop("ignore", None)
+    if labels.get("background") != 0:
+        raise ValueError(f"`background` in dataset.json must be there, with 0, and it is {labels.get('background')}.")
+    groups = [value if isinstance(value, list) else [value] for value in labels.values()]
+    numbers = sorted(number for group in groups for number in group)
+    if any(len(group) > 1 for group in groups):
+        regions = [group for group in groups if set(group) != {0}]
+        if len(dataset_json.get("regions_class_order") or ()) != len(regions):
+            raise ValueError(
+                "`labels` in dataset.json has regions: `regions_class_order` must give each of the "
+                f"{len(regions)} the number that it has in predictions."
+            )
+    elif numbers != list(range(len(numbers))):
+        raise ValueError(
+            "`labels` in dataset.json must be consecutive, 0, 1, 2 and so on, each once, and they are "
+            f"{', '.join(map(str, numbers))}: renumber them there and in the label maps."
+        )
+    if ignore is not None and ignore != numbers[-1] + 1:
+        raise ValueError(f"`ignore` in dataset.json must be the highest label, {numbers[-1] + 1}, and it is {ignore}.")
+
+
+def number_of_channels(dataset_json: Mapping[str, Any]) -> int:
+    """Channels of an image."""
+    # "modality" is what nnU-Net's first version called them.
+    return len(dataset_json.get("channel_names") or dataset_json.get("modality") or ())
+
+
+def is_color(dataset_json: Mapping[str, Any], images: Sequence, reader: str) -> bool:
+    """Whether the channels are the red, green and blue of natural 2-D images: three, in one file.
+
+    Parameters
+    ----------
+    dataset_json : mapping
+        Content of nnU-Net's `dataset.json`.
+    images : sequence
+        Files of a case.
+    reader : str
+        Name of the class that nnU-Net reads them with.
+    """
+    return number_of_channels(dataset_json) == 3 and len(images) == 1 and reader == "NaturalImage2DIO"

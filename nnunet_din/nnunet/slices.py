@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_din.data.images import read_case
 from nnunet_din.data.progress import progress
 from nnunet_din.enhancement import to_unit_interval
 from nnunet_din.enhancement.intensity import INTENSITIES
-from nnunet_din.nnunet.labels import read_dataset_json
+from nnunet_din.nnunet.images import find_reader
+from nnunet_din.nnunet.labels import is_color, read_dataset_json
 
 _MOST_SLICES = 2500  # about as many images as the paper fits to
 _WINDOW = 2  # sizes of a crop: of larger slices only a part is kept
@@ -46,7 +48,6 @@ def training_slices(raw: Path, size: int = 128, seed: int = 0) -> tuple[list[np.
     ValueError
         If an image cannot be read or has values that are not finite.
     """
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     description = read_dataset_json(raw / "dataset.json")
@@ -55,21 +56,16 @@ def training_slices(raw: Path, size: int = 128, seed: int = 0) -> tuple[list[np.
         cases = [case["images"] for case in get_filenames_of_train_images_and_targets(str(raw), description).values()]
     if not cases:
         raise FileNotFoundError(f"{raw / 'imagesTr'} holds no training images.")
-    reader = determine_reader_writer_from_dataset_json(description, cases[0][0], verbose=False)
-    # As the planners decide.
-    channels = description.get("channel_names", description.get("modality", ()))
-    color = len(channels) == 3 and reader.__name__ == "NaturalImage2DIO"
+    reader = find_reader(description, Path(cases[0][0]))
+    color = is_color(description, cases[0], type(reader).__name__)
 
     rng = np.random.default_rng(seed)
     share = math.ceil(_MOST_SLICES / len(cases))
     slices: list[np.ndarray] = []
     for files in progress([cases[i] for i in rng.permutation(len(cases))], desc="reading", unit="cases"):
+        image = read_case([Path(file) for file in files], reader)
         try:
-            data, properties = reader().read_images(files)
-        except Exception as error:  # readers raise what they please
-            raise ValueError(f"{files[0]} cannot be read as an image: {error}") from error
-        try:
-            of_case = list(_slices(data, int(np.argmax(properties["spacing"])), color))
+            of_case = list(_slices(image.array, image.slice_axis, color))
         except ValueError as error:
             raise ValueError(f"{files[0]}: {error}") from error
         chosen = rng.permutation(len(of_case))[: min(share, _MOST_SLICES - len(slices))]
