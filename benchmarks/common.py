@@ -17,6 +17,7 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from tqdm import trange
 
 from nnunet_din.cost.measurement import seconds_of
+from nnunet_din.data.files import write_text
 
 
 def head(device: str | torch.device) -> dict:
@@ -32,7 +33,7 @@ def head(device: str | torch.device) -> dict:
 
 def write(result: dict) -> None:
     """Write the result beside the script that is running."""
-    Path(sys.argv[0]).resolve().with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    write_text(Path(sys.argv[0]).resolve().with_suffix(".json"), json.dumps(result, indent=2) + "\n")
 
 
 def append(result: dict) -> None:
@@ -40,7 +41,7 @@ def append(result: dict) -> None:
     path = Path(sys.argv[0]).resolve().with_suffix(".json")
     results = json.loads(path.read_text()) if path.exists() else []
     results = [other for other in results if other["command"] != result["command"]]
-    path.write_text(json.dumps([*results, result], indent=2) + "\n")
+    write_text(path, json.dumps([*results, result], indent=2) + "\n")
 
 
 def rounds(

@@ -24,11 +24,11 @@ import json
 import os
 import platform
 import random
-import resource
 import shlex
 import statistics
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -38,6 +38,7 @@ import pandas as pd
 import torch
 from torch.optim.swa_utils import update_bn
 
+from nnunet_din.data.files import write_text
 from nnunet_din.evaluation.report import markdown_table
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.training_log import read_training
@@ -181,7 +182,8 @@ def carry_out(run: dict, study: Study, path: Path) -> None:
         trainer.load_checkpoint(str(checkpoint))
     if checkpoint != final:
         trainer.run_training()
-        result["peak_memory_gb"] = round(peak_memory(run) / 1e9, 2)
+        with suppress(ImportError):
+            result["peak_memory_gb"] = round(peak_memory(run) / 1e9, 2)
         write(path, result)
     started = time.monotonic()
     if study.test:
@@ -396,6 +398,8 @@ def peak_memory(run: dict) -> int:
     """Largest memory in bytes so far: tensors on the GPU, or the whole process."""
     if run["device"] == "cuda":
         return torch.cuda.max_memory_allocated()
+    import resource  # which Windows does not have
+
     # KiB, but bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
@@ -425,9 +429,7 @@ def read(path: Path) -> dict:
 
 def write(path: Path, result: dict) -> None:
     """Write a result; an interruption leaves the old one or the new one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

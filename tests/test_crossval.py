@@ -7,9 +7,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,16 +19,22 @@ import pytest
 
 import fake_nnunet
 from fake_nnunet import DATASET, calls, write_fold, write_plans
+from nnunet_din.commands import crossval as command
 from nnunet_din.commands.main import main
 from nnunet_din.crossval import models as crossval_models
+from nnunet_din.crossval.engine import Execution, configuration, mark
 from nnunet_din.crossval.locks import gpus, held, is_held
-from nnunet_din.crossval.models import PLANNERS, read_models_file
+from nnunet_din.crossval.models import PLANNERS, TrainedModel, read_models_file
+from nnunet_din.crossval.run_step import _held_log
 from nnunet_din.crossval.state import FoldFiles, Record, fold_state
-from nnunet_din.crossval.steps import continued
+from nnunet_din.crossval.steps import CrossValidation, continued, shell_line
+from nnunet_din.nnunet.commandline import running
 
 ROOT = Path(__file__).parents[1]
 PLANS, MODEL = "nnUNetDINPlans", "nnUNetTrainerDIN__nnUNetDINPlans__2d"
 BOTH = ("crossval", "-d", "993", "-c", "2d", "3d_fullres")
+
+posix_only = pytest.mark.skipif(os.name == "nt", reason="steps do not run on Windows")
 
 
 @pytest.fixture
@@ -89,10 +97,12 @@ def test_a_dry_run_prints_the_stock_commands_that_are_left(world, capsys):
     assert left[0].startswith("nnUNetv2_train 993 2d 1 ") and left[0].endswith("-device cpu --npz --c")
     assert left[1].startswith("nnUNetv2_train 993 2d 2 ") and left[1].endswith("--val")
     cut = folder / "fold_3" / "checkpoint_latest.pth"
-    assert left[2] == f"mv {cut} {cut}.unreadable" and left[3].endswith("--c")
+    assert left[2].endswith(f" {cut} {cut}.unreadable")
+    assert left[3].endswith("--c")
     assert left[4].endswith("-device cpu --npz")
 
 
+@posix_only
 def test_missing_plans_and_data_are_made(world, capsys, monkeypatch):
     """nnU-Net's planners take nnUNet_n_proc_DA=0 for a number of threads."""
     preprocessed = world.root / "preprocessed" / DATASET
@@ -186,6 +196,7 @@ def test_what_a_job_gets_from_slurm(tmp_path):
     assert cluster.cpu == {**common, "slurm_partition": "cpu"} and cluster.setup == ("module load cuda",)
 
 
+@posix_only
 def test_locks_of_gpus_are_free_when_their_holder_is_gone(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with gpus(["0", "1"], 1) as first, gpus(["0", "1"], 1) as second:
@@ -201,6 +212,91 @@ def test_locks_of_gpus_are_free_when_their_holder_is_gone(tmp_path, monkeypatch)
             pass
         process.kill()
     assert not is_held(path)
+
+
+@posix_only
+def test_a_killed_process_leaves_nothing_of_its_commands(tmp_path):
+    """Its command and the processes of this, which hold the pipe open, end with it; one of them ignores to be asked."""
+    code = (
+        "import sys, time; from nnunet_din.nnunet.commandline import running\n"
+        "with running(['sh', '-c', \"trap '' TERM; sleep 60 & echo begun; wait\"], sys.stdout): time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout.readline() == b"begun\n"
+        begin = time.monotonic()
+        process.kill()
+        assert process.stdout.read() == b"" and time.monotonic() - begin < 10
+
+
+@posix_only
+def test_a_command_that_ends_takes_its_processes_with_it():
+    output, end = os.pipe()
+    with open(end, "wb") as log, running(["sh", "-c", "sleep 60 & exit 3"], log) as process:
+        assert process.wait() == 3
+    with open(output, "rb") as file:
+        begin = time.monotonic()
+        assert file.read() == b"" and time.monotonic() - begin < 10
+
+
+@posix_only
+def test_the_log_of_a_step_is_held_while_a_process_of_its_command_runs(tmp_path):
+    """Fails if a fold could be trained a second time beside what a killed runner has left."""
+    import fcntl
+
+    path = tmp_path / "logs" / "log"
+    with _held_log(path, "waiting") as log:
+        left = subprocess.Popen(["sleep", "60"], stdout=log)
+    with path.open("a") as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        left.kill()
+        left.wait()
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_no_mark_is_dated_in_the_future(world):
+    """Fails if scores of a clock that is ahead put all that follows out of date, at every call."""
+    model = TrainedModel(MODEL, "nnUNetTrainerDIN", PLANS, "2d", (0,))
+    crossval = CrossValidation(DATASET, (model,), {}, "cpu")
+    steps, content = crossval.steps(), configuration(crossval, Execution(), None)
+    write_fold(world.dataset / MODEL / "fold_0")
+    summary = steps[1].files().summary
+    path = crossval.folder / "done" / steps[1].name
+    tomorrow = time.time() + 86400
+    os.utime(summary, (tomorrow, tomorrow))
+    mark(steps, content, crossval.folder)
+    first = path.stat().st_mtime
+    assert first <= time.time()
+    mark(steps, content, crossval.folder)
+    assert path.stat().st_mtime == first
+    os.utime(path, (tomorrow, tomorrow))  # of a clock that was set back
+    mark(steps, content, crossval.folder)
+    assert first <= path.stat().st_mtime <= time.time()
+    # Trained anew by hand.
+    os.utime(path, (1000, 1000))
+    os.utime(summary, (2000, 2000))
+    mark(steps, content, crossval.folder)
+    assert path.stat().st_mtime == 2000
+
+
+def test_on_windows_there_are_lines_to_paste(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint_latest.pth").write_bytes(b"PK cut")
+    aside, _ = continued(("nnUNetv2_train", "1", "2d", "0"), FoldFiles(tmp_path))
+    monkeypatch.setattr("os.name", "nt")
+    assert shell_line(aside).endswith('shutil.move(*sys.argv[1:])" ' + shell_line(aside[3:]))
+    assert shell_line(("nnUNetv2_train", "a b"), {"nnUNet_n_proc_DA": "1"}).splitlines() == [
+        "# with the environment variable nnUNet_n_proc_DA=1:",
+        'nnUNetv2_train "a b"',
+    ]
+    with pytest.raises(ValueError, match="On Windows .* --dry-run"):
+        command.run(Namespace(dry_run=False))
+
+
+def test_files_are_moved_and_copied_without_programs_of_one_system(tmp_path):
+    (tmp_path / "checkpoint_latest.pth").write_bytes(b"PK cut")
+    aside, _ = continued(("nnUNetv2_train", "1", "2d", "0"), FoldFiles(tmp_path))
+    subprocess.run([sys.executable, *aside[1:]], check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_latest.pth.unreadable"]
 
 
 def test_status_of_trainings_that_were_started_by_hand(world, capsys):
@@ -336,6 +432,26 @@ def test_gpus_a_failed_fold_and_what_is_left(world):
     assert not trainings(calls(world.results)[len(found) + len(new) :])
     # All but the prediction of the other model, and its scores.
     assert len(calls(world.results)) == len(found) + len(new) + len(others) - 2
+
+
+@needs_snakemake
+@pytest.mark.slow
+def test_a_killed_runner_and_its_fold_again(world):
+    """As by the kernel where memory is short; fails if the training that it has begun goes on beside the next."""
+    arguments = ("crossval", "-d", "993", "-device", "cpu", "--folds", "0")
+    (world.results / "hold").touch()
+    process = run(world, *arguments)
+    wait_until(lambda: (world.results / "begun_2d_0").exists(), process)
+    (record,) = (world.dataset / "crossval" / "records").glob("train.*.json")
+    os.kill(json.loads(record.read_text())["process"], signal.SIGKILL)
+    assert process.wait(30) == 1
+    second = run(world, *arguments)
+    (world.results / "begun_2d_0").unlink()
+    wait_until(lambda: (world.results / "begun_2d_0").exists(), second)
+    (world.results / "hold").unlink()
+    output = second.communicate()[0]
+    assert second.returncode == 0, output
+    assert trainings(calls(world.results)) == ["993 2d 0"]
 
 
 #: Trainers of two epochs of one iteration, which wait or fail where a file says so.

@@ -17,8 +17,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+import tifffile
 
 from nnunet_din.commands.main import main
+from nnunet_din.evaluation.collection import ScoredCase, collect_predictions
+from nnunet_din.evaluation.scoring import score_case
+from nnunet_din.nnunet.labels import Labels
 from nnunet_din.nnunet.models import find_models
 
 DATASET = "Dataset995_TestLeaderboard"
@@ -355,6 +359,49 @@ def test_a_killed_leaderboard_leaves_no_process_behind(results, tmp_path):
     while left := processes_of(process.pid):
         assert time.monotonic() < end, left
         time.sleep(0.1)
+
+
+def spacing_file(path, spacing):
+    path.with_suffix(".json").write_text(json.dumps({"spacing": spacing}))
+
+
+@pytest.mark.parametrize("known", ["truth", "prediction", "both"])
+def test_spacing_of_tiff_volumes_is_that_of_the_side_that_has_it(tmp_path, capfd, known):
+    """nnU-Net copies the truth without its spacing file; fails if HD95 is in voxels, or the copy is refused.
+
+    The reader for pictures, which nnU-Net tries first, takes the four slices for colours.
+    """
+    case = ScoredCase("m", "0", "case", tmp_path / "prediction.tif", tmp_path / "truth.tif")
+    truth = truth_of("case")
+    for path, label in ((case.truth, truth), (case.prediction, np.roll(truth, 1, axis=0))):
+        tifffile.imwrite(path, label, photometric="minisblack")
+    for side, path in (("truth", case.truth), ("prediction", case.prediction)):
+        if known in (side, "both"):
+            spacing_file(path, [10, 1.5, 1.5])
+    labels = Labels({"one": (1,), "two": (2,)}, file_ending=".tif")
+    rows = score_case(case, labels, {"one": 2, "two": 2})
+    assert [row["HD95"] for row in rows] == [10, 10] and rows[0]["truth_ml"] == pytest.approx(200 * 22.5 / 1000)
+    assert "".join(capfd.readouterr()) == ""
+    if known == "both":
+        spacing_file(case.truth, [5, 1.5, 1.5])
+        with pytest.raises(ValueError, match="has the spacing"):
+            score_case(case, labels, {"one": 2, "two": 2})
+
+
+def test_predictions_are_read_by_the_reader_of_their_plans(tmp_path):
+    """nnU-Net writes the plans beside its predictions; what a reader of nibabel says of the place is compared, too."""
+    path = tmp_path / "prediction" / "case.nii.gz"
+    for folder in ("truth", "prediction"):
+        write_label(tmp_path / folder / path.name, truth_of("case"))
+    (path.parent / "plans.json").write_text('{"image_reader_writer": "NibabelIOWithReorient"}')
+    (case,) = collect_predictions({"m": path.parent}, tmp_path / "truth", ".nii.gz").cases
+    labels = Labels({"one": (1,), "two": (2,)})
+    assert score_case(case, labels, {"one": 2, "two": 2})[0]["Dice"] == 1
+    image = sitk.ReadImage(str(path))
+    image.SetOrigin([o + 5 for o in image.GetOrigin()])
+    sitk.WriteImage(image, str(path))
+    with pytest.raises(ValueError, match="has the affine"):
+        score_case(case, labels, {"one": 2, "two": 2})
 
 
 def test_regions_and_ignored_voxels(results, tmp_path):

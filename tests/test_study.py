@@ -15,7 +15,10 @@ from nnunetv2.utilities import find_class_by_name
 from nnunet_din.nnunet.configurations import PAPER_TABLES
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SETTINGS = ["acdc/cpu.json", "acdc/gpu.json", "acdc/volumes.json", "hippocampus/cpu.json"]
+SETTINGS = [
+    "acdc/cpu.json", "acdc/gpu.json", "acdc/volumes.json", "hippocampus/cpu.json", "hippocampus/cpu20.json",
+    "nuclei/cpu20.json",
+]  # fmt: skip
 RESULTS = [(name, path) for name in SETTINGS for path in sorted((FOLDER / name).with_suffix("").glob("*.json"))]
 
 

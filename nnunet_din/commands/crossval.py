@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from nnunet_din.nnunet.folders import dataset_name
@@ -69,6 +70,10 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_din.crossval.models import ModelsFile, check_models, read_models_file
     from nnunet_din.crossval.steps import CrossValidation
 
+    if os.name == "nt" and not args.dry_run:
+        raise ValueError(
+            "On Windows crossval cannot run its steps: paste the commands that --dry-run prints, one after the other."
+        )
     if args.retries < 0 or args.num_gpus < 1:
         raise ValueError("--retries must be 0 or more, and -num_gpus 1 or more.")
     if args.models and (args.trainer or args.plans or args.configurations or args.num_gpus > 1):

@@ -210,8 +210,10 @@ def mark(steps: Sequence[Step], content: Mapping[str, Any], folder: Path) -> Non
     """Bring Snakemake's marks of finished steps to what is on the disk.
 
     Trainings and preparations are finished where nnU-Net's files say so; other steps where they have succeeded with the
-    same commands.
+    same commands. No mark is dated in the future, as files are where a clock was set back or that of a file server is
+    ahead: Snakemake would take all that follows for out of date until then.
     """
+    now = time.time()
     for step in steps:
         path = folder / "done" / step.name
         if step.kind == "train":
@@ -223,16 +225,16 @@ def mark(steps: Sequence[Step], content: Mapping[str, Any], folder: Path) -> Non
         else:
             record = Record(folder, step.name)
             same = json.loads(json.dumps(content["steps"][step.name])) == record.read().get("step")
-            if record.status() == "succeeded" and same:
-                continue
-            finished, since = False, 0.0
+            finished, since = path.exists() and record.status() == "succeeded" and same, 0.0
         if not finished:
             path.unlink(missing_ok=True)
-        elif not path.exists() or path.stat().st_mtime < since:
+        elif not path.exists() or path.stat().st_mtime < since <= now:
             # Of a training by hand: what depends on it is out of date.
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-            os.utime(path, (since, since))
+            os.utime(path, (min(since, now),) * 2)
+        elif path.stat().st_mtime > now:
+            os.utime(path, (now, now))
 
 
 def _die_with_parent() -> None:

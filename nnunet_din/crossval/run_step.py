@@ -1,8 +1,8 @@
 """Runs one step of a workflow: ``python -m nnunet_din.crossval.run_step crossval.json STEP``.
 
 It holds the step's lock, so that no step runs twice at the same time; takes GPUs that are free; goes on with what was
-interrupted; keeps the output in a log and a record that says how far it is; and ends its commands with all their
-processes when it is told to end, or when the run that it belongs to has ended.
+interrupted; and keeps the output in a log and a record that says how far it is. Its commands end with all their
+processes when it is told to end, when it is killed, or when the run that it belongs to has ended.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nnunet_din.crossval.locks import gpus, held, is_held
 from nnunet_din.crossval.state import BEAT, Record
 from nnunet_din.crossval.steps import Step, shell_line
 from nnunet_din.data.files import read_json, write_text
-from nnunet_din.nnunet.commandline import last_lines
+from nnunet_din.nnunet.commandline import last_lines, running
 
 _POLL = 0.5  # s
-#: Seconds that a command has to end by itself.
-_GRACE = 10.0
 
 
 class Stopped(BaseException):
@@ -48,7 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     notes: dict[str, Any] = {}
     code: int | None = None
     try:
-        with held(record.lock, waiting=f"{name} is still running from before: waiting for its end"):
+        waiting = f"{name} is still running from before: waiting for its end"
+        with held(record.lock, waiting), _held_log(record.log, waiting) as log:
             notes = {
                 "step": configuration["steps"][name],
                 "host": socket.gethostname(),
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
             }
             _write(record, notes)
             try:
-                code = _run(step, configuration, record, notes)
+                code = _run(step, configuration, record, log, notes)
             finally:
                 _write(record, {**notes, "ended": time.time(), "code": code})
     except (Stopped, KeyboardInterrupt):
@@ -71,11 +70,32 @@ def _stop(*_: object) -> None:
     raise Stopped
 
 
+@contextmanager
+def _held_log(path: Path, waiting: str) -> Iterator[IO]:
+    """Open the log of a step, once no other process holds it.
+
+    The kernel takes the lock of an open file away when the last process that has inherited it has ended. So the
+    processes of a command hold the log after its runner was killed.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(waiting, flush=True)
+            fcntl.flock(log, fcntl.LOCK_EX)
+        except OSError:  # of a file system without locks, about which `held` has printed a note
+            pass
+        yield log
+
+
 def _write(record: Record, notes: Mapping[str, Any]) -> None:
     write_text(record.path, json.dumps(notes, indent=1))
 
 
-def _run(step: Step, configuration: Mapping[str, Any], record: Record, notes: dict[str, Any]) -> int:
+def _run(step: Step, configuration: Mapping[str, Any], record: Record, log: IO, notes: dict[str, Any]) -> int:
     """Run what is left of a step, and return its exit code."""
     run_lock = configuration["run_lock"]
 
@@ -110,7 +130,9 @@ def _run(step: Step, configuration: Mapping[str, Any], record: Record, notes: di
                 if splits.is_file():
                     first.close()
 
-            code = _call(command, {**os.environ, **environment}, record, line, poll)
+            log.write(f"$ {line}\n")
+            log.flush()
+            code = _call(command, {**os.environ, **environment}, record, log, poll)
             if code:
                 print(f"{step.name} failed with exit code {code}. The last lines of {record.log}:", file=sys.stderr)
                 print("\n".join(last_lines(record.log)), file=sys.stderr)
@@ -122,50 +144,24 @@ def _run(step: Step, configuration: Mapping[str, Any], record: Record, notes: di
 
 
 def _call(
-    command: Sequence[str], environment: Mapping[str, str], record: Record, line: str, poll: Callable[[], None]
+    command: Sequence[str], environment: Mapping[str, str], record: Record, log: IO, poll: Callable[[], None]
 ) -> int:
-    """Run a command with its output in the step's log; it does not outlive this process's orders."""
-    record.log.parent.mkdir(parents=True, exist_ok=True)
-    with record.log.open("a", encoding="utf-8") as log:
-        log.write(f"$ {line}\n")
+    """Run a command with its output in the step's log, and return its exit code."""
+    if shutil.which(command[0]) is None:
+        log.write(f"The command {command[0]} is not on the PATH.\n")
         log.flush()
-        if shutil.which(command[0]) is None:
-            log.write(f"The command {command[0]} is not on the PATH.\n")
-            return 127
-        # A process group of its own: nnU-Net's worker processes end with it.
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
-        beat = time.monotonic()
-        code = None
-        try:
-            while code is None:
-                try:
-                    code = process.wait(timeout=_POLL)
-                except subprocess.TimeoutExpired:
-                    poll()
-                if time.monotonic() - beat > BEAT:
-                    beat = time.monotonic()
+        return 127
+    beat = time.monotonic()
+    with running(command, log, environment) as process:
+        while True:
+            try:
+                return process.wait(timeout=_POLL)
+            except subprocess.TimeoutExpired:
+                poll()
+            if time.monotonic() - beat > BEAT:
+                beat = time.monotonic()
+                with suppress(OSError):  # a sign of life is not worth a training
                     os.utime(record.path)
-        finally:
-            if code != 0:
-                _end(process)
-        return code
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End a command with all its processes, also those that a crash of the first has left."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            break
-        try:
-            process.wait(timeout=_GRACE)
-        except subprocess.TimeoutExpired:
-            continue
-    signal.signal(signal.SIGTERM, _stop)
 
 
 if __name__ == "__main__":

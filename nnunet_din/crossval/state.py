@@ -179,9 +179,9 @@ def fold_state(model: str, fold: str, files: FoldFiles, record: Record | None = 
 
 
 def _age(path: Path) -> float:
-    """Seconds since a file was written."""
+    """Seconds since a file was written, or until then, where its date is in the future."""
     try:
-        return time.time() - path.stat().st_mtime
+        return abs(time.time() - path.stat().st_mtime)
     except FileNotFoundError:
         return math.inf
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +86,18 @@ _LISTS = ("commands", "after")
 
 
 def shell_line(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """A command as a shell takes it."""
+    """A command as a shell takes it; on Windows the variables of its environment are comments before it."""
+    if os.name == "nt":
+        notes = [f"# with the environment variable {name}={value}:" for name, value in (environment or {}).items()]
+        return "\n".join([*notes, subprocess.list2cmdline(command)])
     return " ".join(
         [*(f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()), shlex.join(command)]
     )
+
+
+def _file_command(function: str, source: Path, target: Path) -> Command:
+    """Move or copy a file by a function of :mod:`shutil`, on every system."""
+    return (sys.executable, "-c", f"import shutil, sys; shutil.{function}(*sys.argv[1:])", str(source), str(target))
 
 
 def continued(command: Command, files: FoldFiles) -> list[Command]:
@@ -102,7 +112,7 @@ def continued(command: Command, files: FoldFiles) -> list[Command]:
     """
     if files.complete():
         return []
-    aside = [("mv", str(path), f"{path}.unreadable") for path in files.damaged()]
+    aside = [_file_command("move", path, path.with_name(f"{path.name}.unreadable")) for path in files.damaged()]
     begun = files.checkpoints()
     if not begun:
         return [*aside, command]
@@ -277,7 +287,7 @@ class CrossValidation:
             "-f", *map(str, folds),
         )  # fmt: skip
         note = self._information(group, False)
-        copies = [("cp", str(note), str(self._information(group, True)))] if several else []
+        copies = [_file_command("copy", note, self._information(group, True))] if several else []
         after = [f"train/{model.name}/fold_{fold}" for model in models for fold in folds]
         return Step(f"choose/{group}", (command, *copies), tuple(after))
 

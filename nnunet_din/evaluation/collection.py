@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_din.data.files import read_json
 from nnunet_din.nnunet.folders import truth_folder, validation_cases
 from nnunet_din.nnunet.labels import Labels
 from nnunet_din.nnunet.models import Model
@@ -24,6 +25,8 @@ class ScoredCase:
         Where the prediction belongs. ``fold`` is :data:`NO_FOLD` for predictions that are not from cross-validation.
     prediction, truth : pathlib.Path
         Files of the two label maps.
+    reader : str or None
+        Name of nnU-Net's reader in the plans of the prediction, if they are known.
     """
 
     model: str
@@ -31,6 +34,7 @@ class ScoredCase:
     case: str
     prediction: Path
     truth: Path
+    reader: str | None = None
 
 
 @dataclass
@@ -78,6 +82,7 @@ def collect_cross_validation(
     expected_cases = validation_cases(dataset)
     every_fold = list(folds or sorted({fold for model in models.values() for fold in model.folds}, key=int))
     for name, model in models.items():
+        reader = _reader(model.folder)
         for fold in every_fold:
             folder = model.fold_folder(fold)
             validation = folder / "validation" if folder else None
@@ -89,7 +94,7 @@ def collect_cross_validation(
             absent = sorted(set(expected_cases.get(fold, ())) - set(predicted))
             collection.missing += [f"{name}: fold {fold} has no prediction of {case}" for case in absent]
             for case, path in predicted.items():
-                collection.cases.append(ScoredCase(name, fold, case, path, truth / path.name))
+                collection.cases.append(ScoredCase(name, fold, case, path, truth / path.name, reader))
     _check_truth(collection)
     return collection
 
@@ -110,17 +115,24 @@ def collect_predictions(folders: Mapping[str, Path], truth: Path, file_ending: s
     if not true_maps:
         raise FileNotFoundError(f"{truth} holds no label maps called *{file_ending}.")
     for name, folder in folders.items():
-        predicted = _label_maps(folder, file_ending)
+        predicted, reader = _label_maps(folder, file_ending), _reader(folder)
         if not predicted:
             raise FileNotFoundError(f"{folder} holds no label maps called *{file_ending}.")
         for case, path in true_maps.items():
             if case in predicted:
-                collection.cases.append(ScoredCase(name, NO_FOLD, case, predicted[case], path))
+                collection.cases.append(ScoredCase(name, NO_FOLD, case, predicted[case], path, reader))
             else:
                 collection.missing.append(f"{name}: no prediction of {case}")
         without_truth = sorted(set(predicted) - set(true_maps))
         collection.missing += [f"{name}: {case} is predicted and has no truth" for case in without_truth]
     return collection
+
+
+def _reader(folder: Path) -> str | None:
+    """Name of nnU-Net's reader in the plans that lie in a folder of a model, or of its predictions; None without."""
+    path = folder / "plans.json"
+    plans = read_json(path) if path.is_file() else None
+    return plans.get("image_reader_writer") if isinstance(plans, dict) else None
 
 
 def _label_maps(folder: Path, file_ending: str) -> dict[str, Path]:

@@ -8,10 +8,11 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,8 +59,8 @@ def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float]
         If a file is not whole or cannot be read, holds a value that is no label, or prediction and truth differ in
         shape or place.
     """
-    truth, spacing, place = _read(case.truth, labels)
-    prediction, _, predicted_place = _read(case.prediction, labels)
+    truth, place = _read(case.truth, labels, case.reader)
+    prediction, predicted_place = _read(case.prediction, labels, case.reader)
     if prediction.shape != truth.shape:
         raise ValueError(
             f"{case.prediction} has shape {prediction.shape} and its truth {case.truth} has shape {truth.shape}: "
@@ -71,6 +72,7 @@ def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float]
                 f"{case.prediction} has the {what} {_text(predicted_place[what])} and its truth {case.truth} "
                 f"{_text(value)}: the two do not lie in the same place. Predict the images that the truth was drawn on."
             )
+    spacing = place.get("spacing") or predicted_place.get("spacing") or [1.0] * truth.ndim
     if labels.ignore is not None:
         prediction = np.where(truth == labels.ignore, 0, prediction)
     rows = []
@@ -211,39 +213,61 @@ def _text(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
-def _read(path: Path, labels: Labels) -> tuple[np.ndarray, list[float], dict[str, Sequence[float]]]:
-    """Label map and voxel size, ``(Z, Y, X)``, or ``(Y, X)`` for a 2-D image, and what is known of its place."""
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
+def _readers(name: str | None, file_ending: str) -> Iterator[type]:
+    """nnU-Net's reader of this name, and those of this ending."""
+    from nnunetv2.imageio import reader_writer_registry as registry
+
+    if name:
+        with suppress(RuntimeError):  # a reader that is not installed here
+            yield registry.recursive_find_reader_writer_by_name(name)
+    yield from (kind for kind in registry.LIST_OF_IO_CLASSES if file_ending.lower() in kind.supported_file_endings)
+
+
+def _read(path: Path, labels: Labels, reader: str | None) -> tuple[np.ndarray, dict[str, Sequence[float]]]:
+    """Label map, ``(Z, Y, X)``, or ``(Y, X)`` for a 2-D image, and what is known of its place.
+
+    The place is the voxel size along the label map's axes in mm, ``spacing``, and origin and direction, or ``affine``.
+    """
+    from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
     check_file(path)
-    file_ending = labels.file_ending
-    try:
+    errors: list[Exception] = []
+    for kind in _readers(reader, labels.file_ending):
         try:
-            reader = determine_reader_writer_from_file_ending(file_ending, verbose=False)
-            data, properties = reader().read_seg(str(path))
-        except Exception:  # as nnU-Net does: another reader may take what the first one does not
-            reader = determine_reader_writer_from_file_ending(file_ending, str(path), verbose=False)
-            data, properties = reader().read_seg(str(path))
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a label map: {error}") from error
-    if len(data) != 1:
-        raise ValueError(f"{path} holds {len(data)} volumes, and a label map is one.")
+            with redirect_stdout(StringIO()):  # remarks for each file
+                data, properties = kind().read_seg(str(path))
+            if len(data) == 1:
+                break
+            errors.append(ValueError(f"it holds {len(data)} channels or volumes, and a label map is one"))
+        except Exception as error:  # readers raise of all kinds; another one may take what this one does not
+            errors.append(error)
+    else:
+        reason = errors[0] if errors else f"nnU-Net has no reader for {labels.file_ending}"
+        raise ValueError(f"{path} cannot be read as a label map: {reason}") from (errors[0] if errors else None)
     try:
         check_labels(data, labels.values)
     except WrongLabel as error:
         raise ValueError(f"{path}: {error}") from error
+    if issubclass(kind, Tiff3DIO) and not path.with_suffix(".json").is_file():
+        return data[0], {}  # the reader takes 1 mm; nnU-Net leaves the file out of its copy of the truth
     label, spacing = data[0], [float(s) for s in properties["spacing"]]
     # nnU-Net's readers give 2-D images one slice of 999 times the pixel's size.
     if label.shape[0] == 1 and spacing[0] >= _THICKNESS_OF_2D_IMAGES * max(spacing[1:]):
-        return label[0], spacing[1:], {"spacing": spacing[1:]}
+        return label[0], {"spacing": spacing[1:]}
     place: dict[str, Sequence[float]] = {"spacing": spacing}
     stuff = properties.get("sitk_stuff", {})
     place |= {what: stuff[what] for what in ("origin", "direction") if what in stuff}
-    return label, spacing, place
+    if "nibabel_stuff" in properties:
+        place["affine"] = np.ravel(properties["nibabel_stuff"]["original_affine"]).tolist()
+    return label, place
 
 
 def _key(case: ScoredCase, settings: dict) -> str:
-    files = [[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in (case.prediction, case.truth)]
+    files = []
+    for path in (case.prediction, case.truth):
+        for file in (path, path.with_suffix(".json")):  # the second: the spacing of a TIFF volume
+            if file is path or file.is_file():
+                files.append([str(file), file.stat().st_mtime_ns, file.stat().st_size])
     return json.dumps([files, settings])
 
 

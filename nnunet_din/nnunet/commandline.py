@@ -8,15 +8,23 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from nnunet_din.nnunet.training_log import number_of_epochs, read_line
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _LOG_TAIL = 25  # lines
 _POLL = 0.5  # s
+#: Seconds that a command has to end by itself.
+_GRACE = 10.0
+#: Shell script that becomes the command. A second process in the same group kills the group when the script's standard
+#: input is closed, which also happens when the process at the other end of this pipe is killed.
+_GUARD = 'exec 3<&0; (trap "" TERM; read -r _ <&3; kill -KILL 0) & exec "$@" </dev/null 3<&-'
 
 
 class CommandError(RuntimeError):
@@ -119,10 +127,56 @@ def find_command(name: str) -> str:
     CommandError
         If the command is in neither place.
     """
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
     if found is None:
         raise CommandError(f"The command {name} is not installed; install nnU-Net with `pip install nnunetv2`.")
     return found
+
+
+@contextmanager
+def running(
+    command: Sequence[str], output: IO, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen]:
+    """Run a command that outlives neither the block nor this process.
+
+    At the end of the block a command that still runs is told to end, and killed ten seconds later. The processes that
+    it has started are killed with it. If this process is killed, all of them are killed at once; not so on Windows.
+
+    Parameters
+    ----------
+    command : sequence of str
+        Program and its arguments.
+    output : file
+        File for everything that the command prints, in UTF-8.
+    environment : mapping of str to str, optional
+        Environment of the command; by default that of this process.
+
+    Yields
+    ------
+    subprocess.Popen
+        The running command.
+    """
+    guard = [] if os.name == "nt" else ["/bin/sh", "-c", _GUARD, "sh"]
+    process = subprocess.Popen(
+        [*guard, *command],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env={**(os.environ if environment is None else environment), "PYTHONIOENCODING": "utf-8"},
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    try:
+        yield process
+    finally:
+        try:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
+        finally:
+            process.kill()
+            process.stdin.close()
+            process.wait()
 
 
 def run_step(command: Sequence[str], log: Path, environment: dict[str, str], progress: Progress | None = None) -> float:
@@ -167,33 +221,20 @@ def run_step(command: Sequence[str], log: Path, environment: dict[str, str], pro
             leave=False,
             bar_format=f"  {counted}[{{elapsed}}]{{postfix}}",
         )
-        process = subprocess.Popen(
-            [executable, *command[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-        with bar, process:
-            try:
-                running, rest = True, ""
-                while running:
-                    try:
-                        process.wait(timeout=_POLL)
-                        running = False
-                    except subprocess.TimeoutExpired:
-                        pass
-                    *complete, rest = (rest + lines.read()).split("\n")
-                    for message in filter(None, map(progress.read, complete)):
-                        if live:
-                            bar.set_postfix_str(message, refresh=False)
-                        else:
-                            print(f"  {message}", flush=True)
-                    bar.total, bar.n = progress.total, progress.count()
-                    bar.refresh()
-            except BaseException:
-                process.terminate()
-                raise
+        with bar, running([executable, *command[1:]], output, environment) as process:
+            ended, rest = False, ""
+            while not ended:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=_POLL)
+                    ended = True
+                *complete, rest = (rest + lines.read()).split("\n")
+                for message in filter(None, map(progress.read, complete)):
+                    if live:
+                        bar.set_postfix_str(message, refresh=False)
+                    else:
+                        print(f"  {message}", flush=True)
+                bar.total, bar.n = progress.total, progress.count()
+                bar.refresh()
     seconds = time.monotonic() - begin
     if process.returncode != 0:
         tail = last_lines(log)
