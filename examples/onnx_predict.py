@@ -3,9 +3,9 @@
     nnunet-din export MODEL_FOLDER exported --format onnx
     python examples/onnx_predict.py exported case_0000.nii.gz [case_0001.nii.gz ...] -o case.nii.gz
 
-One file a channel, in the order of the training. Needs numpy, scipy, SimpleITK and onnxruntime, and of this package the
-enhancement (nnunet_din.enhancement), which needs no more than numpy. Each step is nnU-Net's: crop, normalize, resample,
-enhance, tiles with mirroring, resample the logits, label.
+One file a channel, in the order of the training, or one picture in colour. Needs numpy, scipy, SimpleITK and
+onnxruntime, and of this package the enhancement (nnunet_din.enhancement), which needs no more than numpy. Each step is
+nnU-Net's: crop, normalize, resample, enhance, tiles with mirroring, resample the logits, label.
 """
 
 from __future__ import annotations
@@ -30,28 +30,52 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder that nnunet-din export wrote")
-    parser.add_argument("images", type=Path, nargs="+", help="one file for each channel")
+    parser.add_argument("images", type=Path, nargs="+", help="one file for each channel, or one picture in colour")
     parser.add_argument("-o", dest="out", type=Path, required=True, help="label map to write")
     parser.add_argument("--no-mirroring", action="store_true", help="four times as fast, a little less accurate")
     args = parser.parse_args()
     model = json.loads((args.model / "model.json").read_text())
-    if model["format"] != 1:
-        raise SystemExit(f"{args.model}/model.json has format {model['format']}; this program reads format 1.")
-    if len(args.images) != len(model["channels"]):
-        raise SystemExit(f"The model takes {len(model['channels'])} channels: {', '.join(model['channels'])}.")
+    if model["format"] not in (1, 2):
+        raise SystemExit(f"{args.model}/model.json has format {model['format']}; this program reads formats 1 and 2.")
     if args.no_mirroring:
         model["mirror_axes"] = None
+    images = read(args.images, model)
     sessions = [onnxruntime.InferenceSession(args.model / name) for name in model["networks"]]
-    images = [sitk.ReadImage(str(path)) for path in args.images]
-    labels = segment(images, model, sessions)
-    result = sitk.GetImageFromArray(labels)
+    sitk.WriteImage(label_map(images, model, sessions), str(args.out), useCompression=True)
+
+
+def label_map(images: list[sitk.Image], model: dict, sessions: list) -> sitk.Image:
+    """Label map on the grid of the images, which the network may see turned."""
+    turned = model.get("orientation")
+    stored = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(images[0].GetDirection()) if turned else ""
+    if turned:
+        images = [sitk.DICOMOrient(image, turned) for image in images]
+    result = sitk.GetImageFromArray(segment(images, model, sessions))
     result.CopyInformation(images[0])
-    sitk.WriteImage(result, str(args.out), useCompression=True)
+    return sitk.DICOMOrient(result, stored) if turned else result
+
+
+def read(paths: list[Path], model: dict) -> list[sitk.Image]:
+    """Images as they are stored, with the spacing that nnU-Net takes."""
+    images = [sitk.ReadImage(str(path)) for path in paths]
+    if sum(image.GetNumberOfComponentsPerPixel() for image in images) != len(model["channels"]):
+        raise SystemExit(f"The model takes {len(model['channels'])} channels: {', '.join(model['channels'])}.")
+    if model.get("reader") == "NaturalImage2DIO":
+        for image in images:
+            image.SetSpacing((1, 1))
+    if model.get("reader") == "Tiff3DIO":  # beside CASE_0000.tif, CASE.json may hold its spacing along z, y and x
+        spacing = paths[0].with_name(f"{paths[0].stem.removesuffix('_0000')}.json")
+        for image in images:
+            image.SetSpacing(json.loads(spacing.read_text())["spacing"][::-1] if spacing.is_file() else (1, 1, 1))
+    return images
 
 
 def segment(images: list[sitk.Image], model: dict, sessions: list) -> np.ndarray:
-    """Label map of an image, one channel a file, in the order of its pixels in memory."""
-    data = np.stack([sitk.GetArrayFromImage(image).astype(np.float32) for image in images])
+    """Label map of an image, one channel a file or colours in one, in the order of its pixels in memory."""
+    arrays = [sitk.GetArrayFromImage(image).astype(np.float32) for image in images]
+    if images[0].GetNumberOfComponentsPerPixel() > 1:
+        arrays = list(np.moveaxis(np.concatenate(arrays, axis=-1), -1, 0))
+    data = np.stack(arrays)
     spacing = list(images[0].GetSpacing())[::-1]
     if not np.isfinite(data).all():
         raise SystemExit("The image has NaN or infinite voxels.")
@@ -80,7 +104,7 @@ def segment(images: list[sitk.Image], model: dict, sessions: list) -> np.ndarray
 
     logits = np.mean([predict(data, model, session) for session in sessions], axis=0)
     logits = resample(logits, cropped, wanted, spacing, **model["resampling"]["logits"])
-    labels = np.zeros(whole, np.uint8)
+    labels = np.zeros(whole, np.uint8 if len(model["labels"]) < 255 else np.uint16)
     labels[box] = label(logits, model)
     labels = labels.transpose(np.argsort(axes))
     return labels[0] if flat else labels
@@ -190,7 +214,7 @@ def label(logits: np.ndarray, model: dict) -> np.ndarray:
     """The class with the largest logit; of regions, the last one in their order that is more likely than not."""
     if model["regions_class_order"] is None:
         return logits.argmax(axis=0)
-    labels = np.zeros(logits.shape[1:], np.uint8)
+    labels = np.zeros(logits.shape[1:], np.uint16)
     for region, value in zip(logits, model["regions_class_order"], strict=True):
         labels[region > 0] = value
     return labels

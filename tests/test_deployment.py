@@ -166,12 +166,13 @@ CASES = {
     "as it is": {"normalization_schemes": ["NoNormalization"]},
     "regions": {"regions": True},
     "fine slices": {"spacing_of_image": (1.3, 1.1, 1.0)},
+    "turned": {"reader": "NibabelIOWithReorient", "direction": (0, 0, 1, -1, 0, 0, 0, 1, 0)},
     "two enhancements": {"enhancement": [{"method": "fuzzy", "m": 3}, {"method": "he"}], "arguments": {"versions": 3}},
 }
 
 
 #: Cases that every quick run takes.
-QUICK = ("mask",)
+QUICK = ("turned",)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in QUICK else pytest.mark.slow) for c in CASES])
@@ -181,9 +182,16 @@ def test_the_program_predicts_as_nnunet_does(case, model, program, tmp_path, cap
     image = save_image(
         tmp_path / "case_0000.nii.gz", options.pop("spacing_of_image", (1.3, 1.1, 6.0)), options.pop("border", 0)
     )
+    if direction := options.pop("direction", None):
+        turned = sitk.ReadImage(str(image))
+        turned.SetDirection(direction)
+        sitk.WriteImage(turned, str(image))
+    reader = options.pop("reader", "SimpleITKIO")
     folder = model(**options)
+    plans = json.loads((folder / "plans.json").read_text())
+    (folder / "plans.json").write_text(json.dumps({**plans, "image_reader_writer": reader}))
     folds = options.get("folds", (0,))
-    predictor = predict_by_nnunet(folder, image, tmp_path / "nnunet.nii.gz", folds)
+    predictor = predict_by_nnunet(folder, image, tmp_path / "nnunet", folds)
     expected = sitk.ReadImage(str(tmp_path / "nnunet.nii.gz"))
     net = predictor.network
     description = export.describe(
@@ -200,8 +208,9 @@ def test_the_program_predicts_as_nnunet_does(case, model, program, tmp_path, cap
         net = DualInteractionNetwork(1, net.num_classes, **{**SMALL, **options.get("arguments", {})}).eval()
         net.load_state_dict(weights)
         sessions.append(Session(net))
-    labels = program.segment([sitk.ReadImage(str(image))], description, sessions)
-    expected = sitk.GetArrayFromImage(expected)
+    labels = program.label_map(program.read([image], description), description, sessions)
+    assert labels.GetDirection() == pytest.approx(expected.GetDirection(), abs=1e-6)
+    labels, expected = map(sitk.GetArrayFromImage, (labels, expected))
     assert len(np.unique(expected)) > 1
     assert (labels == expected).mean() > 0.999  # nnU-Net adds logits up in half precision
 
@@ -228,7 +237,7 @@ def test_export_and_predict_without_torch(model, tmp_path, capsys):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    predict_by_nnunet(folder, image, tmp_path / "nnunet.nii.gz", (0,))
+    predict_by_nnunet(folder, image, tmp_path / "nnunet", (0,))
     result, expected = (sitk.ReadImage(str(tmp_path / f"{name}.nii.gz")) for name in ("onnx", "nnunet"))
     assert result.GetSpacing() == expected.GetSpacing() and result.GetOrigin() == expected.GetOrigin()
     result, expected = map(sitk.GetArrayFromImage, (result, expected))
@@ -307,6 +316,6 @@ def test_images_that_do_not_fit_are_refused(program, model, tmp_path, monkeypatc
     with pytest.raises(SystemExit, match="The model takes 1 channel"):
         run(image, image)
     description = json.loads((out / "model.json").read_text())
-    (out / "model.json").write_text(json.dumps({**description, "format": 2}))
-    with pytest.raises(SystemExit, match="format 2"):
+    (out / "model.json").write_text(json.dumps({**description, "format": 3}))
+    with pytest.raises(SystemExit, match="format 3"):
         run(image)

@@ -208,7 +208,7 @@ def test_errors_name_the_cause(folders, capsys):
     write(truth_volume((4, 32, 41)), folders / "b" / "case2.nii.gz")
     assert "(4, 32, 41)" in error(*arguments(folders, "--cases", "case2"))
     (folders / "b" / "case2.nii.gz").write_text("no image")
-    assert "case2.nii.gz is damaged" in error(*arguments(folders, "--cases", "case2"))
+    assert "case2.nii.gz is no NIfTI file" in error(*arguments(folders, "--cases", "case2"))
     (folders / "gt" / "case0.nii.gz").unlink()
     assert "The case case0 has no ground truth" in error(*arguments(folders, models=("a",)))
 
@@ -296,6 +296,6 @@ def test_errors_about_trained_models_name_the_cause(results, capsys):
     assert "No case was predicted by all of D, U" in error("--models", f"D={DIN}", f"U={UNET}", "-f", "1")
     assert "same name" in error("--models", f"D={DIN}", f"D={UNET}")
     assert "leave out --images" in error("--images", "x")
-    assert "--channel 1: the case case0 has 1 image files" in error("--models", DIN, "--channel", "1")
+    assert "--channel 1: the case case0 has 1 channels" in error("--models", DIN, "--channel", "1")
     shutil.rmtree(results / "results" / "Dataset027_Test")
     assert "has trained no model on Dataset027_Test" in error()

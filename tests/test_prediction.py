@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from PIL import Image
 
 from nnunet_dataset import save_image
+from nnunet_din.commands import predict
 from nnunet_din.commands.main import main
+from nnunet_din.data.images import Image as Volume
 from nnunet_din.evaluation.comparison import rows_of_prediction
 from nnunet_din.nnunet.prediction import find_cases
+from nnunet_din.nnunet.predictor import read_model_folder
 
 ONE = {"channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}
 TWO = {"channel_names": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz"}
@@ -70,7 +75,7 @@ def test_good_cases_are_predicted_and_bad_ones_named(model, tmp_path, capsys):
     assert main(["predict", str(folder), str(images), "-o", str(out), "-device", "cpu", "--png"]) == 1
     captured = capsys.readouterr()
     assert "broken was not predicted" in captured.err and "broken_0000.nii.gz" in captured.err
-    assert captured.err.splitlines()[-1] == "nnunet-din predict: 1 of 3 cases were not predicted."
+    assert captured.err.splitlines()[-1] == "nnunet-din predict: 1 of 3 cases failed."
     assert "I am process" not in captured.out
     assert {"first.nii.gz", "first_overlay.png", "last.nii.gz", "last_overlay.png"} <= {p.name for p in out.iterdir()}
     assert not (out / "broken.nii.gz").exists()
@@ -84,25 +89,104 @@ def test_good_cases_are_predicted_and_bad_ones_named(model, tmp_path, capsys):
     assert with_flips.shape == without.shape and 0.5 < (with_flips == without).mean() < 1
 
 
-def test_pictures_are_spread_over_what_was_predicted(plans, dataset, tmp_path):
-    image = save_image(tmp_path / "case_0000.nii.gz")  # 5 slices
+def test_pictures_are_spread_over_what_was_predicted():
+    volume = np.random.default_rng(0).normal(size=(1, 5, 50, 61))
     label = np.zeros((5, 50, 61), np.uint8)
     label[1:4, 20:30, 20:30] = 2
     label[2, 5:10, 5:10] = 1
-    sitk.WriteImage(sitk.GetImageFromArray(label), str(tmp_path / "case.nii.gz"))
-    rows = rows_of_prediction([image], tmp_path / "case.nii.gz", plans, "2d", dataset.dataset_json)
+    image = Volume(volume, (6.0, 1.0, 1.0), color=False)
+    rows = rows_of_prediction(image, label, -volume)
     assert [row["name"] for row in rows] == ["slice 1", "slice 2", "slice 3"]
     shapes = {row[key].shape for row in rows for key in ("image", "enhanced")}
     assert len(shapes) == 1, "the same part of every slice"
     assert rows[1]["predictions"]["Prediction"].sum() == label[2].sum(), "all structures are in it"
-    assert all(-1 <= row["enhanced"].min() < row["enhanced"].max() <= 1 for row in rows)
+    assert all((row["enhanced"] == -row["image"]).all() for row in rows)
 
-    stock = json.loads(json.dumps(plans))
-    del stock["configurations"]["2d"]["enhancement"]
-    rows = rows_of_prediction([image], tmp_path / "case.nii.gz", stock, "2d", dataset.dataset_json, slices=1)
+    rows = rows_of_prediction(image, label, slices=1)
     assert [row["name"] for row in rows] == ["slice 2"] and "enhanced" not in rows[0]
 
-    sitk.WriteImage(sitk.GetImageFromArray(np.zeros_like(label)), str(tmp_path / "case.nii.gz"))
-    rows = rows_of_prediction([image], tmp_path / "case.nii.gz", plans, "2d", dataset.dataset_json)
+    rows = rows_of_prediction(image, np.zeros_like(label))
     assert [row["name"] for row in rows] == ["slice 2"], "the middle, where nothing was found"
     assert rows[0]["image"].shape == (50, 61)
+
+
+# ---- what is refused, and what is not lost ----
+
+
+@pytest.fixture
+def quick_network(monkeypatch):
+    """nnU-Net's predictor with a network that calls bright voxels 1, at once."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    def logits(self, data):
+        logits = torch.zeros(4, *data.shape[1:])
+        logits[1] = data[0]
+        return logits
+
+    monkeypatch.setattr(nnUNetPredictor, "predict_logits_from_preprocessed_data", logits)
+    return logits
+
+
+def test_a_label_map_is_never_written_onto_an_image(model, tmp_path, monkeypatch, capsys):
+    """Fails if `predict MODEL scan.nii.gz`, which writes scan.nii.gz into this folder by default, replaces the scan."""
+    (tmp_path / "here").mkdir()
+    image = save_image(tmp_path / "here" / "scan.nii.gz")
+    before = image.read_bytes()
+    monkeypatch.chdir(image.parent)
+    assert main(["predict", str(model()), image.name]) == 1
+    assert "scan.nii.gz would be overwritten, and it is one of the inputs" in capsys.readouterr().err
+    assert image.read_bytes() == before and os.listdir() == [image.name]
+
+
+def test_the_files_of_a_model_or_a_data_set_are_not_replaced(model, dataset, capsys):
+    """Fails if dataset.json, which is written beside label maps, replaces that of the folder given by -o."""
+    folder, image = model(), next((dataset.raw / "imagesTs").iterdir())
+    for out, what in ((folder, "plans.json would be overwritten"), (dataset.raw, "is the folder of a data set")):
+        before = (out / "dataset.json").read_bytes()
+        assert main(["predict", str(folder), str(image), "-o", str(out)]) == 1
+        assert what in capsys.readouterr().err
+        assert (out / "dataset.json").read_bytes() == before
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_label_map(model, tmp_path, quick_network, monkeypatch, capsys):
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b"):
+        save_image(tmp_path / "images" / f"{name}_0000.nii.gz")
+    monkeypatch.setattr(predict, "_draw", lambda *_: 1 / 0)
+    arguments = [str(model()), str(tmp_path / "images"), "-o", str(tmp_path / "out"), "-device", "cpu", "--png"]
+    assert main(["predict", *arguments]) == 1
+    assert {"a.nii.gz", "b.nii.gz"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert "a has no picture: division by zero" in capsys.readouterr().err
+
+
+def test_outputs_that_are_not_finite_are_no_label_map(model, tmp_path, quick_network, monkeypatch, capsys):
+    """Fails if a network that overflows in half precision predicts a label map in silence."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    broken = lambda self, data: quick_network(self, data) * float("nan")  # noqa: E731
+    monkeypatch.setattr(nnUNetPredictor, "predict_logits_from_preprocessed_data", broken)
+    image = save_image(tmp_path / "a_0000.nii.gz")
+    assert main(["predict", str(model()), str(image), "-o", str(tmp_path / "out"), "-device", "cpu"]) == 1
+    assert "output is NaN or infinite" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "a.nii.gz").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(model):
+    folder = model()
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    next(iter(checkpoint["network_weights"].values())).view(-1)[0] = float("inf")
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="checkpoint_final.pth"):
+        read_model_folder(folder)
+
+
+def test_plans_of_a_stranger_run_nothing(model):
+    """Fails if a function that plans.json names as the network is called: torch.hub.load runs a file of its choice."""
+    folder = model()
+    plans = json.loads((folder / "plans.json").read_text())
+    architecture = {"network_class_name": "torch.hub.load", "arch_kwargs": {}, "_kw_requires_import": []}
+    plans["configurations"]["2d"]["architecture"] = architecture
+    (folder / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match=r"plans.json: The plans name as network 'torch.hub.load'"):
+        read_model_folder(folder)

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_din.data.images import read_image, write_image
+from nnunet_din.data.files import refuse_overwriting
+from nnunet_din.data.images import read_case, read_image, write_image
 from nnunet_din.enhancement import ENHANCEMENTS, VOLUMETRIC, enhance
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
+from nnunet_din.nnunet.images import channel_files
 from nnunet_din.nnunet.labels import read_dataset_json
-from nnunet_din.nnunet.network_input import channel_files, enhanced_on_image_grid
+from nnunet_din.nnunet.planned import PlannedModel
 from nnunet_din.nnunet.plans import read_plans, resolve
 
 
@@ -115,25 +117,26 @@ def enhance_as_planned(
     folder = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset)
     plans, description = read_plans(folder / f"{plans_name}.json"), read_dataset_json(folder / "dataset.json")
     resolve(plans, configuration)
-    names = description.get("channel_names", description.get("modality", ("",)))
-    files = channel_files(source, len(names), description["file_ending"])
-    image = read_image(source)
-    enhanced = enhanced_on_image_grid(files, plans, configuration, description)
-    written, pictures = [], []
+    model = PlannedModel(plans, description, configuration)
+    files = channel_files(source, model.channels, description["file_ending"])
+    image = read_case(files, model.reader)
+    enhanced = model.enhanced_on_image_grid(*model.preprocess(files))
+    axis = image.slice_axis + 1
+    stem, ending = _split(target)
     several = enhanced.shape[0] * (1 if image.color else enhanced.shape[1]) > 1
+    outputs: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
     for e, version in enumerate(enhanced):
-        for c, channel in enumerate([version] if image.color else version[:, None]):
-            path = target
-            if several:
-                stem, ending = _split(target)
-                path = target.with_name(f"{stem}_{e}_{c:04d}{ending}")
-            write_image(path, np.moveaxis(channel, 0, -1) if image.color else channel[0], like=image)
-            written.append(path)
-            if png:
-                original = image if image.color else read_image(files[c])
-                axis = image.slice_axis
-                pictures.append(_picture(path, *(np.moveaxis(a, axis + 1, 1) for a in (original.channels(), channel))))
-    return written, pictures
+        # Colours stay in one file.
+        pairs = [(image.array, version)] if image.color else zip(image.array[:, None], version[:, None], strict=True)
+        for c, pair in enumerate(pairs):
+            outputs[target.with_name(f"{stem}_{e}_{c:04d}{ending}") if several else target] = pair
+    refuse_overwriting([*outputs, *(map(_picture_of, outputs) if png else ())], files)
+    pictures = []
+    for path, (original, channels) in outputs.items():
+        write_image(path, channels, source, model.orientation)
+        if png:
+            pictures.append(_picture(path, *(np.moveaxis(a, axis, 1) for a in (original, channels))))
+    return list(outputs), pictures
 
 
 def enhance_file(
@@ -177,18 +180,18 @@ def enhance_file(
         If it cannot be read as an image, is not 2-D or 3-D, or has values that are not finite; or the method does not
         fit the weights or the number of axes.
     """
+    refuse_overwriting([target, *([_picture_of(target)] if png else ())], [source, *([weights] if weights else ())])
     parameters = _weights_of(method, weights)
     image = read_image(source)
     if volumetric and image.flat:
         raise ValueError(f"{source} is a 2-D image: leave --volumetric out.")
     axis = image.slice_axis if image.flat or axis is None else axis
-    slices = np.moveaxis(image.channels().astype(np.float32), axis + 1, 1)  # (C, Z, H, W)
+    slices = np.moveaxis(image.array.astype(np.float32), axis + 1, 1)  # (C, Z, H, W)
     try:
         enhanced = enhance(slices, color=image.color, method=method, volumetric=volumetric, **parameters)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    out = np.moveaxis(enhanced, 1, axis + 1)
-    write_image(target, np.moveaxis(out, 0, -1) if image.color else out[0], like=image)
+    write_image(target, np.moveaxis(enhanced, 1, axis + 1), source)
     return _picture(target, slices, enhanced) if png else None
 
 
@@ -198,8 +201,13 @@ def _picture(target: Path, slices: np.ndarray, enhanced: np.ndarray) -> Path:
     from nnunet_din.plotting.style import save_figure
 
     middle = slices.shape[1] // 2
-    picture = target.with_name(f"{_split(target)[0]}.png")
-    return save_figure(side_by_side(_displayed(slices[:, middle]), _displayed(enhanced[:, middle])), picture)
+    pair = side_by_side(_displayed(slices[:, middle]), _displayed(enhanced[:, middle]))
+    return save_figure(pair, _picture_of(target))
+
+
+def _picture_of(target: Path) -> Path:
+    """The picture beside an enhanced image."""
+    return target.with_name(f"{_split(target)[0]}.png")
 
 
 def _split(path: Path) -> tuple[str, str]:

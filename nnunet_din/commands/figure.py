@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from nnunet_din.commands.arguments import add_picture, add_trained_models, check_output, named_folders
+from nnunet_din.data.files import refuse_overwriting
 from nnunet_din.evaluation.comparison import Comparison, choose_cases, compare_folders, compare_models, read_row
 from nnunet_din.plotting.panel import panel
 from nnunet_din.plotting.style import save_figure
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     if (args.dataset is None) == (not args.pred):
         raise ValueError("Give either -d with the number of a data set, or --images and --pred NAME=FOLDER.")
     comparison = _from_folders(args) if args.pred else _from_results(args)
+    files = [[*case.images, *case.predictions.values(), case.truth] for case in comparison.cases]
+    refuse_overwriting([args.output], [file for of_case in files for file in of_case if file])
     rows = []
     for case, remark in choose_cases(comparison, bool(args.cases)):
         rows.append(read_row(case, comparison, remark, args.axis, args.slice, args.boxes, not args.no_crop))

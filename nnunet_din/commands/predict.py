@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_din.commands.arguments import add_model_folder
+from nnunet_din.data.files import refuse_overwriting
 
 if TYPE_CHECKING:
+    from nnunet_din.nnunet.prediction import Outcome, Prediction
     from nnunet_din.nnunet.predictor import TrainedModel
 
 
@@ -47,7 +49,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--png", action="store_true", help="also draw CASE_overlay.png: image, enhanced image, prediction"
     )
-    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: %(default)s")
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one, or cpu")
     parser.add_argument("--no-mirroring", action="store_true", help="faster, a little less accurate")
     parser.set_defaults(run=run)
 
@@ -59,18 +61,23 @@ def run(args: argparse.Namespace) -> int:
 
     model = _read(folder, args.folds, args.checkpoint)
     cases = find_cases(images, model.dataset_json)
+    names = ("plans.json", "dataset.json")
+    refuse_overwriting([args.out / name for name in names], [folder / name for name in names])
     failed = {}
     for case in predict_cases(model, cases, args.out, args.device, not args.no_mirroring):
-        if case.error is not None:
-            failed[case.name] = case.error
+        if isinstance(case.result, Exception):
+            failed[case.name] = f"was not predicted: {case.result}"
             continue
         print(f"Wrote {case.label_map}", flush=True)
         if args.png:
-            print(f"Wrote {_draw(case, model.plans, model.configuration, model.dataset_json)}", flush=True)
-    for name, error in failed.items():
-        print(f"{name} was not predicted: {error}", file=sys.stderr)
+            try:
+                print(f"Wrote {_draw(model, case, case.result)}", flush=True)
+            except Exception as error:  # a picture is not worth the label maps that are left
+                failed[case.name] = f"has no picture: {error}"
+    for name, what in failed.items():
+        print(f"{name} {what}", file=sys.stderr)
     if failed:
-        print(f"nnunet-din predict: {len(failed)} of {len(cases)} cases were not predicted.", file=sys.stderr)
+        print(f"nnunet-din predict: {len(failed)} of {len(cases)} cases failed.", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -108,12 +115,17 @@ def _read(folder: Path, folds: list[str] | None, checkpoint: str) -> TrainedMode
     return read_shared(folder, folds)
 
 
-def _draw(case, plans: dict, configuration: str, dataset_json: dict) -> Path:
+def _draw(model: TrainedModel, case: Outcome, predicted: Prediction) -> Path:
+    from nnunet_din.data.images import read_case
     from nnunet_din.evaluation.comparison import rows_of_prediction
     from nnunet_din.nnunet.labels import label_names
     from nnunet_din.plotting.panel import panel
     from nnunet_din.plotting.style import save_figure
 
-    rows = rows_of_prediction(case.images, case.label_map, plans, configuration, dataset_json)
     picture = case.label_map.with_name(f"{case.name}_overlay.png")
-    return save_figure(panel(rows, label_names(dataset_json)), picture, dpi=150)
+    refuse_overwriting([picture], case.images)
+    enhanced = None
+    if model.enhancements:
+        enhanced = model.enhanced_on_image_grid(predicted.data, predicted.properties)[0]
+    rows = rows_of_prediction(read_case(case.images, model.reader), predicted.labels, enhanced)
+    return save_figure(panel(rows, label_names(model.dataset_json)), picture, dpi=150)

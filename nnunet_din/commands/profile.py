@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunet_din.devices import usable_device
 from nnunet_din.nnunet.configurations import PAPER_TABLES, network_arguments
-from nnunet_din.nnunet.labels import number_of_classes, read_dataset_json
+from nnunet_din.nnunet.labels import number_of_channels, number_of_classes, read_dataset_json
 from nnunet_din.nnunet.plans import read_plans, resolve
 from nnunet_din.presets import PRESETS
 
@@ -136,8 +136,7 @@ def _describe_data(args: argparse.Namespace) -> None:
     description = args.plans.parent / "dataset.json"
     if description.is_file():
         content = read_dataset_json(description)
-        channels = content.get("channel_names", content.get("modality", ()))
-        args.channels = args.channels or len(channels)
+        args.channels = args.channels or number_of_channels(content)
         args.classes = args.classes or number_of_classes(content)
     args.channels = args.channels or len(plans.get("foreground_intensity_properties_per_channel", ()))
 

@@ -1,11 +1,12 @@
-"""Images and label maps from files, by SimpleITK."""
+"""Images: in memory, and in files as SimpleITK reads and writes them."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from nnunet_din.data.integrity import check_file
 if TYPE_CHECKING:
     import SimpleITK
 
+#: Spacing that nnU-Net's readers give a two-dimensional image across its plane, in sizes of a pixel.
+_THICKNESS_OF_2D_IMAGES = 999
+
 
 @dataclass(frozen=True)
 class Image:
@@ -23,37 +27,30 @@ class Image:
     Attributes
     ----------
     array : numpy.ndarray
-        ``(Z, Y, X)``, or ``(Z, Y, X, 3)`` in colour. A two-dimensional image has one slice.
+        Shape ``(C, Z, Y, X)``. A two-dimensional image has one slice.
     spacing : tuple of float
         Distance of voxels along z, y and x in mm; the slice of a two-dimensional image is infinitely thick.
     color : bool
-        Whether it is a two-dimensional image in three colours.
-    source : SimpleITK.Image
-        The image as SimpleITK read it.
+        Whether the channels are the red, green and blue of one picture.
     """
 
     array: np.ndarray
     spacing: tuple[float, ...]
     color: bool
-    source: SimpleITK.Image
 
     @property
     def flat(self) -> bool:
         """Whether the image is two-dimensional."""
-        return self.source.GetDimension() == 2
+        return bool(np.isinf(self.spacing[0]))
 
     @property
     def slice_axis(self) -> int:
-        """Axis of ``array`` across the slices: that of the largest spacing, as nnU-Net's 2-D configuration slices."""
+        """Axis of ``(Z, Y, X)`` across the slices: that of the largest spacing, as nnU-Net slices in 2-D."""
         return int(np.argmax(self.spacing))
-
-    def channels(self) -> np.ndarray:
-        """The array with its channels first, ``(C, Z, Y, X)``."""
-        return np.moveaxis(self.array, -1, 0) if self.color else self.array[None]
 
 
 def read_image(path: Path) -> Image:
-    """Read a volume, a 2-D image, or a 2-D image in three colours.
+    """Read a volume, or a 2-D image of any number of channels.
 
     Raises
     ------
@@ -72,34 +69,84 @@ def read_image(path: Path) -> Image:
     except RuntimeError as error:
         raise ValueError(f"{path}: SimpleITK cannot read this as an image.") from error
     array, spacing = SimpleITK.GetArrayFromImage(image), image.GetSpacing()[::-1]
-    components = image.GetNumberOfComponentsPerPixel()
-    color = components == 3 and image.GetDimension() == 2
-    if image.GetDimension() not in (2, 3) or (components != 1 and not color):
-        raise ValueError(f"{path}: expected a volume, a 2-D image or a 2-D image in three colours, got {array.shape}.")
+    channels = image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() == 2:
-        array, spacing = array[None], (np.inf, *spacing)
-    return Image(array, spacing, color, image)
+        array = np.moveaxis(array.reshape(*array.shape[:2], channels), -1, 0)
+        return Image(array[:, None], (np.inf, *spacing), color=channels == 3)
+    if image.GetDimension() != 3 or channels != 1:
+        raise ValueError(f"{path}: expected a volume of one channel or a 2-D image, got {array.shape}.")
+    return Image(array[None], spacing, color=False)
 
 
-def read_label_map(path: Path) -> np.ndarray:
-    """Read a label map as integers, ``(Z, Y, X)``.
+def read_case(files: Sequence[Path], reader: Any) -> Image:
+    """Read the channels of a case.
+
+    Parameters
+    ----------
+    files
+        One file for each channel, or one that holds all of them.
+    reader
+        An object with the methods of nnU-Net's readers, which may turn images.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file does not exist.
+    ValueError
+        If a file is not whole, or cannot be read.
+    """
+    array, spacing = _read(files, reader.read_images)
+    color = len(files) == 1 and len(array) == 3 and np.isinf(spacing[0])
+    return Image(array, spacing, bool(color))
+
+
+def read_label_map(file: Path, reader: Any = None) -> np.ndarray:
+    """Read a label map as integers, ``(Z, Y, X)``, by :func:`read_case`'s readers or, without one, as it is stored.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        See :func:`read_image`; or if it is in colours or has values that are no whole numbers.
+        As in :func:`read_case`, or if the file has several channels, or values that are no whole numbers.
     """
-    image = read_image(path)
-    if image.color:
-        raise ValueError(f"{path}: a label map has one number a pixel, and this is a picture in colours.")
-    labels = image.array.astype(np.int32)
-    if (wrong := labels != image.array).any():
-        raise ValueError(f"{path}: a label map has whole numbers, and this has {image.array[wrong][0]:g}.")
+    array = _read([file], lambda names: reader.read_seg(names[0]))[0] if reader else read_image(file).array
+    if len(array) != 1:
+        raise ValueError(f"{file}: a label map has one number a voxel, and this has {len(array)}.")
+    labels = array[0].astype(np.int32)
+    if (wrong := labels != array[0]).any():
+        raise ValueError(f"{file}: a label map has whole numbers, and this has {array[0][wrong][0]:g}.")
     return labels
 
 
-def write_image(path: Path, array: np.ndarray, like: Image) -> None:
-    """Write an array of the shape of ``like.array``, with its geometry.
+def _read(files: Sequence[Path], read: Callable) -> tuple[np.ndarray, tuple[float, ...]]:
+    """What a reader makes of files: array ``(C, Z, Y, X)`` and spacing in mm."""
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file.")
+        check_file(file)
+    try:
+        array, properties = read([str(file) for file in files])
+    except Exception as error:  # readers raise what they please
+        raise ValueError(f"{files[0]} cannot be read as an image: {str(error) or type(error).__name__}.") from error
+    spacing = tuple(float(s) for s in properties["spacing"])
+    if array.shape[1] == 1 and spacing[0] >= _THICKNESS_OF_2D_IMAGES * max(spacing[1:]):
+        spacing = (np.inf, *spacing[1:])
+    return array, spacing
+
+
+def write_image(path: Path, channels: np.ndarray, like: Path, orientation: str | None = None) -> None:
+    """Write an image with the geometry of another one.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    channels
+        Shape ``(C, Z, Y, X)``: one channel, or those of a 2-D image.
+    like
+        Image file that lies on the same grid.
+    orientation
+        Directions in which the axes x, y, z of ``channels`` run, such as RAS; the file's axes run as those of ``like``.
+        None: they do so already.
 
     Raises
     ------
@@ -110,10 +157,17 @@ def write_image(path: Path, array: np.ndarray, like: Image) -> None:
     """
     import SimpleITK
 
-    image = SimpleITK.GetImageFromArray(array[0] if like.flat else array, isVector=like.color)
-    image.CopyInformation(like.source)
+    source = SimpleITK.ReadImage(str(like))
+    stored = ""
+    if orientation:
+        stored = SimpleITK.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(source.GetDirection())
+        source = SimpleITK.DICOMOrient(source, orientation)
+    array = channels[:, 0] if source.GetDimension() == 2 else channels
+    several = len(array) > 1
+    image = SimpleITK.GetImageFromArray(np.moveaxis(array, 0, -1) if several else array[0], isVector=several)
+    image.CopyInformation(source)
     try:
-        save(image, path)
+        save(SimpleITK.DICOMOrient(image, stored) if orientation else image, path)
     except RuntimeError as error:
         raise ValueError(
             f"{path}: SimpleITK cannot write floating-point images in this format. Use a name that ends in "

@@ -8,7 +8,17 @@ from nnunet_din import __version__
 from nnunet_din.enhancement.entry import enhancements_of
 
 #: Changes when a program that reads older descriptions would go wrong.
-FORMAT = 1
+FORMAT = 2
+#: nnU-Net's readers, which programs can do without -> directions in which the axes x, y, z of what they read run; None:
+#: as they are stored.
+READERS = {
+    "SimpleITKIO": None,
+    "NibabelIO": None,
+    "NaturalImage2DIO": None,
+    "Tiff3DIO": None,
+    "SimpleITKIOWithReorient": "RAS",
+    "NibabelIOWithReorient": "RAS",
+}
 
 
 def describe(
@@ -42,8 +52,11 @@ def describe(
     Raises
     ------
     ValueError
-        If the plans resample in another way than nnU-Net's planners plan.
+        If the plans resample in another way than nnU-Net's planners plan, or images are read by another reader than
+        nnU-Net's own.
     """
+    if (reader := plans["image_reader_writer"]) not in READERS:
+        raise ValueError(f"The plans read images by {reader}, which programs without nnU-Net do not have.")
     # nnU-Net takes "modality", which was the first version's name, too.
     channels = dataset.get("channel_names") or dataset["modality"]
     properties = plans["foreground_intensity_properties_per_channel"]
@@ -52,6 +65,8 @@ def describe(
         "made_by": f"nnunet_din {__version__}",
         "model": f"{plans['dataset_name']}, {plans['plans_name']}",
         "networks": list(networks),
+        "reader": reader,
+        "orientation": READERS[reader],
         "channels": list(channels.values()),
         "labels": dict(dataset["labels"]),
         "regions_class_order": dataset.get("regions_class_order"),

@@ -62,14 +62,12 @@ def export_model(
     network = build_network(model)
     if not isinstance(network, DualInteractionNetwork):
         raise ValueError(f"{folder} holds a {type(network).__name__}, and only DIN's networks can be exported.")
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     if network.dimensions != 2:
         raise ValueError(f"{folder} is a model for volumes: export it as safetensors, or a 2-D model as {form}.")
     files = [out / f"fold_{fold}{ending}" for fold in model.weights]
     description = describe(
         model.plans,
-        PlansManager(model.plans).get_configuration(model.configuration).configuration,
+        model.configuration_manager.configuration,
         model.dataset_json,
         [path.name for path in files],
         network.encoders[0].stride,

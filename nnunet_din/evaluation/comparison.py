@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from nnunet_din.data.images import read_image, read_label_map
+from nnunet_din.data.images import Image, read_case, read_label_map
 from nnunet_din.evaluation.metrics import mean_dice
 from nnunet_din.nnunet.configurations import has_enhancement
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
+from nnunet_din.nnunet.images import channel_files, channels_in, find_reader
 from nnunet_din.nnunet.labels import label_names, read_dataset_json, read_labels
 from nnunet_din.nnunet.models import fold_folders, named_models
-from nnunet_din.nnunet.network_input import channel_files, enhanced_on_image_grid
+from nnunet_din.nnunet.planned import PlannedModel
 from nnunet_din.nnunet.plans import read_plans
 from nnunet_din.plotting.selection import crop_window, make_row
 
 __all__ = [
     "Case",
     "Comparison",
-    "Planned",
     "choose_cases",
     "compare_folders",
     "compare_models",
@@ -38,8 +39,10 @@ class Case:
     ----------
     name : str
         Name that nnU-Net gives the case.
-    image : pathlib.Path
-        The channel to show.
+    images : sequence of pathlib.Path
+        Files of the channels, or one file that holds them.
+    channel : int
+        The channel to show, unless the image is in colour.
     truth : pathlib.Path or None
         Label map of the truth, if there is one.
     predictions : dict of str to pathlib.Path
@@ -47,28 +50,10 @@ class Case:
     """
 
     name: str
-    image: Path
+    images: Sequence[Path]
+    channel: int
     truth: Path | None
     predictions: Mapping[str, Path]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What the network of a DIN model gets.
-
-    Attributes
-    ----------
-    plans : dict
-        Plans of a DIN planner.
-    configuration : str
-        One of their configurations, with an enhancement.
-    dataset_json : dict
-        Content of the data set's file.
-    """
-
-    plans: Mapping
-    configuration: str
-    dataset_json: Mapping
 
 
 @dataclass
@@ -79,21 +64,24 @@ class Comparison:
     ----------
     cases : list of Case
         Those to choose from, in alphabetical order.
+    reader
+        nnU-Net's reader of all files.
     structures : dict of str to tuple of int
         Values in the label maps that make up each structure; empty: every value of the truth is one.
     ignore : int or None
         Value of voxels of the truth that do not count.
     names : dict of int to str
         Names of the values for the legend.
-    planned : Planned or None
-        Whose network's input is shown; None: images are enhanced as they are stored.
+    planned : PlannedModel or None
+        The DIN model whose network's input is shown; None: images are enhanced as they are stored.
     """
 
     cases: list[Case]
+    reader: Any
     structures: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ignore: int | None = None
     names: Mapping[int, str] = field(default_factory=dict)
-    planned: Planned | None = None
+    planned: PlannedModel | None = None
 
 
 def compare_folders(
@@ -137,22 +125,6 @@ def compare_folders(
     names = chosen or sorted(path.name[: -len(ending)] for path in first.glob(f"*{ending}"))
     if not names:
         raise FileNotFoundError(f"{first} holds no predictions called *{ending}.")
-    cases = [
-        Case(
-            name,
-            images / f"{name}_{channel:04d}{ending}",
-            truth / f"{name}{ending}" if truth else None,
-            {model: folder / f"{name}{ending}" for model, folder in predictions.items()},
-        )
-        for name in names
-    ]
-    for case in cases:
-        for model, path in case.predictions.items():
-            if not path.is_file():
-                raise FileNotFoundError(f"{model} has no prediction of the case {case.name}: {path} does not exist.")
-        for what, file in (("image", case.image), ("ground truth", case.truth)):
-            if file is not None and not file.is_file():
-                raise FileNotFoundError(f"The case {case.name} has no {what}: {file} does not exist.")
     places = [*predictions.values(), *([truth.parent] if truth else []), images.parent]
     description = description or next((p for p in (f / "dataset.json" for f in places) if p.is_file()), None)
     planned = None
@@ -160,7 +132,23 @@ def compare_folders(
         planned = _planned(plans, "2d", description)
         if planned is None:
             raise ValueError(f"{plans} has no `enhancement`: these plans were not made by a DIN planner.")
-    return _described(cases, description, planned)
+    cases = []
+    for name in names:
+        of_models = {model: folder / f"{name}{ending}" for model, folder in predictions.items()}
+        for model, path in of_models.items():
+            if not path.is_file():
+                raise FileNotFoundError(f"{model} has no prediction of the case {name}: {path} does not exist.")
+        shown, true = images / f"{name}_{channel:04d}{ending}", truth / f"{name}{ending}" if truth else None
+        for what, file in (("image", shown), ("ground truth", true)):
+            if file is not None and not file.is_file():
+                raise FileNotFoundError(f"The case {name} has no {what}: {file} does not exist.")
+        files, number = [shown], 0
+        if planned:
+            files, number = channel_files(images / f"{name}_0000{ending}", planned.channels, ending), channel
+        cases.append(Case(name, files, number, true, of_models))
+    content = read_dataset_json(description) if description else None
+    reader = planned.reader if planned else find_reader(content, cases[0].images[0])
+    return _described(cases, reader, description, planned)
 
 
 def compare_models(
@@ -197,7 +185,8 @@ def compare_models(
     content = read_dataset_json(description)
     ending = content["file_ending"]
     predictions: dict[str, dict[str, Path]] = {}
-    planned: Planned | None = None
+    planned: PlannedModel | None = None
+    plans: dict | None = None
     for name, model in named_models(dataset, models).items():
         folders = [folder / "validation" for folder in fold_folders(model, folds).values()]
         found = {path.name[: -len(ending)]: path for folder in folders for path in sorted(folder.glob(f"*{ending}"))}
@@ -210,6 +199,7 @@ def compare_models(
             print(f"Left out: {model.name}, which has no validation predictions.")
             continue
         predictions[name] = found
+        plans = plans or read_plans(model.folder / "plans.json")
         planned = planned or _planned(model.folder / "plans.json", model.name.split("__")[-1], description)
     if not predictions:
         raise FileNotFoundError("No model has validation predictions: nnUNetv2_train writes them at its end.")
@@ -225,29 +215,32 @@ def compare_models(
     for name in chosen or common:
         if name not in files:
             raise FileNotFoundError(f"The case {name} was predicted and is not in {raw} any more.")
-        images = files[name]["images"]
-        if not 0 <= channel < len(images):
-            raise ValueError(f"--channel {channel}: the case {name} has {len(images)} image files, counted from 0.")
+        images = [Path(image) for image in files[name]["images"]]
+        channels = len(images) if len(images) > 1 else channels_in(images[0])
+        if not 0 <= channel < channels:
+            raise ValueError(f"--channel {channel}: the case {name} has {channels} channels, counted from 0.")
         of_models = {model: found[name] for model, found in predictions.items()}
-        cases.append(Case(name, Path(images[channel]), Path(files[name]["label"]), of_models))
-    return _described(cases, description, planned)
+        cases.append(Case(name, images, channel, Path(files[name]["label"]), of_models))
+    assert plans is not None  # there are predictions
+    return _described(cases, PlannedModel(plans, content, "2d").reader, description, planned)
 
 
-def _described(cases: list[Case], description: Path | None, planned: Planned | None) -> Comparison:
+def _described(cases: list[Case], reader: Any, description: Path | None, planned: PlannedModel | None) -> Comparison:
     if description is None:
-        return Comparison(cases)
+        return Comparison(cases, reader)
     labels = read_labels(description)
-    return Comparison(cases, labels.structures, labels.ignore, label_names(read_dataset_json(description)), planned)
+    names = label_names(read_dataset_json(description))
+    return Comparison(cases, reader, labels.structures, labels.ignore, names, planned)
 
 
-def _planned(plans: Path, configuration: str, description: Path | None) -> Planned | None:
+def _planned(plans: Path, configuration: str, description: Path | None) -> PlannedModel | None:
     """What the plans say about the network's input; None if they are not a DIN planner's."""
     content = read_plans(plans)
     if not has_enhancement(content, configuration):
         return None
     if description is None:
         raise FileNotFoundError(f"{plans} belongs to a data set whose dataset.json is needed: --dataset-json FILE.")
-    return Planned(content, configuration, read_dataset_json(description))
+    return PlannedModel(content, read_dataset_json(description), configuration)
 
 
 def _file_ending(images: Path, channel: int) -> str:
@@ -282,10 +275,10 @@ def _dice_of_models(case: Case, comparison: Comparison, first_only: bool = False
     """Compute the mean Dice of each model, or of the first one only."""
     if case.truth is None:
         raise ValueError(f"The case {case.name} has no truth to compare with.")
-    truth = read_label_map(case.truth)
+    truth = read_label_map(case.truth, comparison.reader)
     dice = {}
     for model, path in list(case.predictions.items())[: 1 if first_only else None]:
-        prediction = read_label_map(path)
+        prediction = read_label_map(path, comparison.reader)
         _check_shape(path, prediction, case.truth, truth)
         dice[model] = mean_dice(prediction, truth, comparison.structures, comparison.ignore)
     return dice
@@ -320,35 +313,39 @@ def read_row(
     ValueError
         If there is no such slice, or shapes differ.
     """
-    image = read_image(case.image)
+    image = read_case(case.images, comparison.reader)
     axis = image.slice_axis if image.flat or axis is None else axis
-    height, width = (size for number, size in enumerate(image.spacing) if number != axis)
-    shape = image.array.shape[:3]
+    shown = slice(None) if image.color else slice(case.channel, case.channel + 1)
+    shape = image.array.shape[1:]
     if index is not None and not 0 <= index < shape[axis]:
         raise ValueError(f"--slice {index}: the case {case.name} has {shape[axis]} slices, counted from 0.")
 
     def slices_of(path: Path) -> np.ndarray:
-        label_map = read_label_map(path)
-        _check_shape(path, label_map, case.image, image.channels()[0])
+        label_map = read_label_map(path, comparison.reader)
+        _check_shape(path, label_map, case.images[0], image.array[0])
         return _slices(label_map, axis)
 
     maps = {model: slices_of(path) for model, path in case.predictions.items()}
     truth = None if case.truth is None else slices_of(case.truth)
+    enhanced = None
+    if comparison.planned is not None:  # the first enhancement that the network gets
+        data, properties = comparison.planned.preprocess(case.images)
+        enhanced = _channel_slices(comparison.planned.enhanced_on_image_grid(data, properties)[0][shown], axis)
     try:
         row = make_row(
-            np.stack([_slices(channel, axis) for channel in image.channels()]),
+            _channel_slices(image.array[shown], axis),
             maps,
             truth,
             color=image.color,
-            aspect=height / width,
+            aspect=_aspect(image, axis),
             index=index,
             ignore=comparison.ignore,
             boxes=boxes,
             crop=crop,
-            enhanced=_enhanced(case, comparison.planned, axis),
+            enhanced=enhanced,
         )
     except ValueError as error:
-        raise ValueError(f"{case.image}: {error}") from error
+        raise ValueError(f"{case.images[0]}: {error}") from error
     title = case.name if image.flat else f"{case.name}, slice {row['index']}"
     title += f" ({remark})" if remark else ""
     if truth is not None:
@@ -359,44 +356,28 @@ def read_row(
 
 
 def rows_of_prediction(
-    images: Sequence[Path],
-    label_map: Path,
-    plans: Mapping,
-    configuration: str,
-    dataset_json: Mapping,
-    slices: int = 3,
+    image: Image, label_map: np.ndarray, enhanced: np.ndarray | None = None, slices: int = 3
 ) -> list[dict]:
     """Make rows for :func:`nnunet_din.plotting.panel.panel` of slices spread over what was predicted.
 
     Parameters
     ----------
-    images
-        Channels of the case; the first is shown.
+    image
+        The case; its first channel or its colours are shown.
     label_map
-        Its prediction.
-    plans, configuration, dataset_json
-        Those of the model; an enhanced image is shown where they have an enhancement.
+        Its prediction, shape ``(Z, Y, X)``.
+    enhanced
+        Its enhanced version, shape ``(C, Z, Y, X)``, where there is one.
     slices
         Largest number of rows.
-
-    Raises
-    ------
-    ValueError
-        If image and prediction differ in shape, or cannot be read.
     """
-    image = read_image(images[0])
-    axis = image.slice_axis
-    height, width = (size for number, size in enumerate(image.spacing) if number != axis)
-    labels = read_label_map(label_map)
-    _check_shape(label_map, labels, images[0], image.channels()[0])
-    labels = _slices(labels, axis)
-    volume = np.stack([_slices(channel, axis) for channel in image.channels()])
-    enhanced = None
-    if has_enhancement(plans, configuration):
-        enhanced = enhanced_on_image_grid(images, plans, configuration, dataset_json)[0]
-        enhanced = np.stack([_slices(channel, axis) for channel in (enhanced if image.color else enhanced[:1])])
+    axis, aspect = image.slice_axis, _aspect(image, image.slice_axis)
+    shown = slice(None) if image.color else slice(1)
+    labels, volume = _slices(label_map, axis), _channel_slices(image.array[shown], axis)
+    if enhanced is not None:
+        enhanced = _channel_slices(enhanced[shown], axis)
     # One part of the image for all slices.
-    y, x = crop_window(np.any(labels > 0, axis=0), height / width)
+    y, x = crop_window(np.any(labels > 0, axis=0), aspect)
     labels, volume = labels[:, y, x], volume[:, :, y, x]
     enhanced = None if enhanced is None else enhanced[:, :, y, x]
     labelled = np.flatnonzero((labels > 0).any(axis=(1, 2)))
@@ -411,7 +392,7 @@ def rows_of_prediction(
             volume,
             {"Prediction": labels},
             color=image.color,
-            aspect=height / width,
+            aspect=aspect,
             index=index,
             boxes=0,
             crop=False,
@@ -423,19 +404,15 @@ def rows_of_prediction(
     return rows
 
 
-def _enhanced(case: Case, planned: Planned | None, axis: int) -> np.ndarray | None:
-    """The first enhancement that the network gets, of the channel shown or of all colours: slices ``(C, Z, H, W)``."""
-    if planned is None:
-        return None
-    names = planned.dataset_json.get("channel_names", planned.dataset_json.get("modality", ("",)))
-    ending = planned.dataset_json["file_ending"]
-    shown = int(case.image.name.removesuffix(ending)[-4:])
-    first = case.image.with_name(f"{case.image.name.removesuffix(ending)[:-4]}0000{ending}")
-    color = read_image(case.image).color
-    files = channel_files(first, 1 if color else len(names), ending)
-    enhanced = enhanced_on_image_grid(files, planned.plans, planned.configuration, planned.dataset_json)[0]
-    chosen = enhanced if color else enhanced[shown : shown + 1]
-    return np.stack([_slices(channel, axis) for channel in chosen])
+def _aspect(image: Image, axis: int) -> float:
+    """Height of a pixel of a slice, in its widths."""
+    height, width = (size for number, size in enumerate(image.spacing) if number != axis)
+    return height / width
+
+
+def _channel_slices(channels: np.ndarray, axis: int) -> np.ndarray:
+    """Slices ``(C, Z, H, W)`` of channels ``(C, Z, Y, X)``, see :func:`_slices`."""
+    return np.stack([_slices(channel, axis) for channel in channels])
 
 
 def _slices(volume: np.ndarray, axis: int) -> np.ndarray:

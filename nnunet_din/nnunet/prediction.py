@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -9,15 +10,38 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_din.data.images import read_image
-from nnunet_din.nnunet.network_input import channel_files
+import numpy as np
+
+from nnunet_din.data.files import refuse_overwriting, write_text
+from nnunet_din.data.integrity import check_file
+from nnunet_din.nnunet.images import channel_files, channels_in, write_label_map
+from nnunet_din.nnunet.labels import number_of_channels
 
 if TYPE_CHECKING:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
     from nnunet_din.nnunet.predictor import TrainedModel
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Prediction:
+    """What was predicted of a case.
+
+    Attributes
+    ----------
+    labels : numpy.ndarray
+        Label map, shape ``(Z, Y, X)`` as the data set's reader reads it.
+    data, properties
+        What the network got, see :meth:`nnunet_din.nnunet.planned.PlannedModel.preprocess`.
+    """
+
+    labels: np.ndarray
+    data: np.ndarray
+    properties: dict
+
+
+@dataclass(frozen=True)
+class Outcome:
     """What became of a case.
 
     Attributes
@@ -27,15 +51,15 @@ class Predicted:
     images : list of pathlib.Path
         Its channels.
     label_map : pathlib.Path
-        What was written.
-    error : Exception or None
-        What kept it from being written.
+        The file that was written.
+    result : Prediction or Exception
+        What was predicted, or what kept it from being written.
     """
 
     name: str
     images: list[Path]
     label_map: Path
-    error: Exception | None = None
+    result: Prediction | Exception
 
 
 def find_cases(sources: Sequence[Path], dataset_json: Mapping) -> dict[str, list[Path]]:
@@ -45,7 +69,7 @@ def find_cases(sources: Sequence[Path], dataset_json: Mapping) -> dict[str, list
     ----------
     sources
         First channels of cases, ``CASE_0000.nii.gz``, beside which the others lie; folders of them; or, for models
-        with one channel, files of any name.
+        whose images are one file, files of any name.
     dataset_json
         ``dataset.json`` of the training.
 
@@ -58,7 +82,7 @@ def find_cases(sources: Sequence[Path], dataset_json: Mapping) -> dict[str, list
     """
     ending = dataset_json["file_ending"]
     mark = f"_0000{ending}"
-    channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
+    channels = number_of_channels(dataset_json)
     firsts: list[Path] = []
     for source in sources:
         if source.is_dir():
@@ -72,34 +96,25 @@ def find_cases(sources: Sequence[Path], dataset_json: Mapping) -> dict[str, list
             raise FileNotFoundError(f"{source} does not exist.")
     cases: dict[str, list[Path]] = {}
     for first in firsts:
-        count = 1 if channels == 3 and _in_colour(first) else channels
         if first.name.endswith(mark):
-            name, files = first.name.removesuffix(mark), channel_files(first, count, ending)
-        elif count == 1 and first.name.endswith(ending):
+            name, files = first.name.removesuffix(mark), channel_files(first, channels, ending)
+        elif first.name.endswith(ending) and channels in (1, channels_in(first)):
             name, files = first.name.removesuffix(ending), [first]
         else:
-            raise ValueError(f"{first}: the model takes {count} channels in files called CASE{mark} and so on.")
+            raise ValueError(f"{first}: the model takes {channels} channels in files called CASE{mark} and so on.")
         if name in cases:
             raise ValueError(f"{first} and {cases[name][0]} are both of the case {name}.")
         cases[name] = files
     return cases
 
 
-def _in_colour(path: Path) -> bool:
-    """Whether a file holds all three channels; one that cannot be read is found when it is predicted."""
-    try:
-        return read_image(path).color
-    except ValueError:
-        return False
-
-
 def predict_cases(
     model: TrainedModel,
     cases: Mapping[str, Sequence[Path]],
     out: Path,
-    device: str = "cuda",
+    device: str | None = None,
     mirroring: bool = True,
-) -> Iterator[Predicted]:
+) -> Iterator[Outcome]:
     """Predict as ``nnUNetv2_predict`` does, and go on where a case cannot be.
 
     Parameters
@@ -109,25 +124,70 @@ def predict_cases(
     cases
         As :func:`find_cases` gives them.
     out
-        Folder for the label maps; made if it is not there.
+        Folder for the label maps, ``plans.json`` and ``dataset.json``; made if it is not there.
     device, mirroring
         See :func:`nnunet_din.nnunet.predictor.make_predictor`.
 
     Raises
     ------
     ValueError
-        If the device is not there, the weights do not fit the plans, or nnU-Net does not find the trainer.
+        If a label map would be written onto an image, the device is not there, the weights do not fit the plans, or
+        nnU-Net does not find the trainer.
     """
     from nnunet_din.nnunet.predictor import make_predictor
 
+    targets = {case: out / f"{case}{model.dataset_json['file_ending']}" for case in cases}
+    refuse_overwriting(targets.values(), [file for files in cases.values() for file in files])
+    if (out / "dataset.json").is_file() and not (out / "plans.json").is_file():
+        raise ValueError(f"{out} is the folder of a data set, with a dataset.json of its own: choose another by -o.")
     predictor = make_predictor(model, device, mirroring)
-    out.mkdir(parents=True, exist_ok=True)
-    ending = predictor.dataset_json["file_ending"]
+    # What nnU-Net's commands for ensembles and postprocessing look for beside predictions.
+    for name, content in (("dataset.json", model.dataset_json), ("plans.json", model.plans)):
+        write_text(out / name, json.dumps(content, indent=4) + "\n")
     for case, files in cases.items():
-        error = None
+        result: Prediction | Exception
         try:
-            with redirect_stdout(StringIO()):  # nnU-Net counts the processes and cases of each call
-                predictor.predict_from_files_sequential([[str(file) for file in files]], [str(out / case)])
-        except Exception as raised:  # readers and preprocessors raise what they please
-            error = raised
-        yield Predicted(case, list(files), out / f"{case}{ending}", error)
+            with redirect_stdout(StringIO()):  # nnU-Net says what it does at every step
+                result = predict_case(model, predictor, files, targets[case])
+        except Exception as error:  # readers and preprocessors raise what they please
+            result = error
+        yield Outcome(case, list(files), targets[case], result)
+
+
+def predict_case(model: TrainedModel, predictor: nnUNetPredictor, files: Sequence[Path], target: Path) -> Prediction:
+    """Predict a case and write its label map.
+
+    Parameters
+    ----------
+    model, predictor
+        A trained model, and what :func:`nnunet_din.nnunet.predictor.make_predictor` makes of it.
+    files
+        Channels of the case.
+    target
+        File to write.
+
+    Raises
+    ------
+    ValueError
+        If a file is not whole or cannot be read, or the network's output is not finite.
+    OSError
+        If the label map cannot be written.
+    """
+    import torch
+    from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+
+    for file in files:
+        check_file(file)
+    data, properties = model.preprocess(files)
+    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
+    if not torch.isfinite(torch.stack(torch.aminmax(logits))).all():
+        raise ValueError("The network's output is NaN or infinite, and no label map follows from it.")
+    labels = convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits,
+        model.manager,
+        model.configuration_manager,
+        model.manager.get_label_manager(model.dataset_json),
+        properties,
+    )
+    write_label_map(target, labels, properties, model.reader)
+    return Prediction(labels, data, properties)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from nnunet_din.data.weight_files import read_checkpoint
+from nnunet_din.data.weight_files import check_finite, read_checkpoint
 from nnunet_din.devices import usable_device
 from nnunet_din.nnunet.classes import find_trainer
+from nnunet_din.nnunet.known_classes import check_plans
 from nnunet_din.nnunet.labels import read_dataset_json
 from nnunet_din.nnunet.models import trained_folds
+from nnunet_din.nnunet.planned import PlannedModel
 from nnunet_din.nnunet.plans import read_plans
 
 if TYPE_CHECKING:
@@ -22,24 +24,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """What nnU-Net needs to know of a trained model to predict with it.
+class TrainedModel(PlannedModel):
+    """A trained model, parsed, whose plans name no class that is not nnU-Net's or ours.
 
     Attributes
     ----------
-    plans, dataset_json : dict
-        Contents of the files of the model.
-    configuration, trainer : str
-        Configuration of the plans, and name of the trainer's class.
+    trainer : str
+        Name of the trainer's class.
     mirroring_axes : tuple of int or None
         Axes along which the image may be flipped; None: none.
     weights : dict of str to dict of str to torch.Tensor
         Fold -> weights of its network. The logits of the folds are averaged in this order.
     """
 
-    plans: dict
-    dataset_json: dict
-    configuration: str
     trainer: str
     mirroring_axes: tuple[int, ...] | None
     weights: dict[str, dict[str, Tensor]]
@@ -60,8 +57,9 @@ def read_model_folder(folder: Path, folds: Sequence[str] | None = None, checkpoi
     FileNotFoundError
         If the folder is not a model's, or a fold has no such checkpoint.
     ValueError
-        If a checkpoint is not one of nnU-Net, or would have to be unpickled, or those of the folds are of different
-        trainings.
+        If a checkpoint is not one of nnU-Net, or would have to be unpickled, or has weights that are not finite; if
+        those of the folds are of different trainings, or the plans name a class that is not nnU-Net's or ours, which
+        prediction would run.
     """
     name = f"checkpoint_{checkpoint}.pth"
     weights: dict[str, dict[str, Tensor]] = {}
@@ -75,6 +73,7 @@ def read_model_folder(folder: Path, folds: Sequence[str] | None = None, checkpoi
             weights[fold] = content["network_weights"]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no checkpoint of nnU-Net ({type(error).__name__}: {error}).") from error
+        check_finite(weights[fold], path)
         trainings.setdefault(of_fold, fold)
     if len(trainings) > 1:
         raise ValueError(
@@ -83,6 +82,10 @@ def read_model_folder(folder: Path, folds: Sequence[str] | None = None, checkpoi
         )
     ((configuration, trainer, mirroring_axes),) = trainings
     plans, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
+    try:
+        check_plans(plans, configuration, dataset_json)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'plans.json'}: {error}") from error
     return TrainedModel(plans, dataset_json, configuration, trainer, mirroring_axes, weights)
 
 
@@ -95,10 +98,8 @@ def build_network(model: TrainedModel) -> nn.Module:
         If nnU-Net does not find the trainer.
     """
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager = PlansManager(model.plans)
-    configuration = manager.get_configuration(model.configuration)
+    manager, configuration = model.manager, model.configuration_manager
     build = find_trainer(model.trainer).build_network_architecture
     numbers = (
         determine_num_input_channels(manager, configuration, model.dataset_json),
@@ -115,7 +116,7 @@ def build_network(model: TrainedModel) -> nn.Module:
     )
 
 
-def make_predictor(model: TrainedModel, device: str = "cpu", mirroring: bool = True) -> nnUNetPredictor:
+def make_predictor(model: TrainedModel, device: str | None = None, mirroring: bool = True) -> nnUNetPredictor:
     """nnU-Net's predictor, as its ``initialize_from_trained_model_folder`` would leave it.
 
     Parameters
@@ -123,7 +124,7 @@ def make_predictor(model: TrainedModel, device: str = "cpu", mirroring: bool = T
     model
         What :func:`read_model_folder` gives.
     device
-        ``cuda``, ``cpu`` or ``mps``.
+        See :func:`nnunet_din.devices.usable_device`.
     mirroring
         Whether flipped images are averaged, if the model was trained with flips.
 
@@ -133,7 +134,6 @@ def make_predictor(model: TrainedModel, device: str = "cpu", mirroring: bool = T
         If the device is not there, nnU-Net does not find the trainer, or weights do not fit its network.
     """
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     where = usable_device(device)
     network = build_network(model)
@@ -148,11 +148,10 @@ def make_predictor(model: TrainedModel, device: str = "cpu", mirroring: bool = T
         device=where,
         allow_tqdm=False,
     )
-    manager = PlansManager(model.plans)
     predictor.manual_initialization(
         network,
-        manager,
-        manager.get_configuration(model.configuration),
+        model.manager,
+        model.configuration_manager,
         list(model.weights.values()),
         model.dataset_json,
         model.trainer,

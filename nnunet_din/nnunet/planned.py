@@ -1,0 +1,120 @@
+"""A configuration of plans, parsed: what happens to an image before the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_din.enhancement.entry import enhancements_of
+from nnunet_din.nnunet.labels import number_of_channels
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A configuration of plans, of DIN or not, for a data set.
+
+    Attributes
+    ----------
+    plans, dataset_json : dict
+        Contents of the files.
+    configuration : str
+        Name of the configuration.
+    """
+
+    plans: dict
+    dataset_json: dict
+    configuration: str
+
+    @cached_property
+    def manager(self) -> Any:
+        """nnU-Net's view of the plans."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        return PlansManager(self.plans)
+
+    @cached_property
+    def configuration_manager(self) -> Any:
+        """nnU-Net's view of the configuration."""
+        return self.manager.get_configuration(self.configuration)
+
+    @cached_property
+    def reader(self) -> Any:
+        """nnU-Net's reader and writer of the data set's files, which may turn images."""
+        return self.manager.image_reader_writer_class()
+
+    @property
+    def orientation(self) -> str | None:
+        """Directions in which the axes x, y, z of :attr:`reader`'s images run, where it turns them; None: as stored."""
+        return "RAS" if type(self.reader).__name__.endswith("WithReorient") else None
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of an image."""
+        return number_of_channels(self.dataset_json)
+
+    @property
+    def enhancements(self) -> list[dict]:
+        """See :func:`nnunet_din.enhancement.entry.enhancements_of`."""
+        return enhancements_of(self.configuration_manager.configuration)
+
+    def preprocess(self, files: Sequence[Path]) -> tuple[np.ndarray, dict]:
+        """What the network gets of a case, and what nnU-Net notes on the way there.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape ``(channels of the network, Z, Y, X)``, with the plans' spacing and order of axes.
+        dict
+            nnU-Net's properties of the case: spacing, shapes, the part that is left after cropping.
+
+        Raises
+        ------
+        ValueError
+            If a file cannot be read.
+        """
+        preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
+        names = [str(file) for file in files]
+        data, _, properties = preprocessor.run_case(
+            names, None, self.manager, self.configuration_manager, self.dataset_json
+        )
+        return data, properties
+
+    def enhanced_on_image_grid(self, data: np.ndarray, properties: dict) -> np.ndarray:
+        """The enhanced versions of a preprocessed case, brought back to the image's own grid for pictures.
+
+        Parameters
+        ----------
+        data, properties
+            What :meth:`preprocess` returns.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape ``(enhancements, C, Z, Y, X)`` on the grid of the image as :attr:`reader` reads it (resampled linearly
+            from the network's), values in (-1, 1). What nnU-Net crops away is -1.
+
+        Raises
+        ------
+        ValueError
+            If the configuration has no enhancement.
+        """
+        from skimage.transform import resize
+
+        count = len(self.enhancements)
+        if not count:
+            raise ValueError(
+                f"Configuration '{self.configuration}' has no `enhancement`: it was not made by a DIN planner."
+            )
+        enhanced = data.reshape(1 + count, -1, *data.shape[1:])[1:]
+        on_grid = np.full((*enhanced.shape[:2], *properties["shape_before_cropping"]), -1, np.float32)
+        box = tuple(slice(*bounds) for bounds in properties["bbox_used_for_cropping"])
+        shape = tuple(properties["shape_after_cropping_and_before_resampling"])
+        for version, target in zip(enhanced, on_grid, strict=True):
+            for channel, image in zip(version, target, strict=True):
+                image[box] = resize(channel, shape, order=1, mode="edge", anti_aliasing=False)
+        return on_grid.transpose([0, 1, *(2 + axis for axis in self.manager.transpose_backward)])
