@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import distributed, nn
 
+from nnunet_din.losses import AuxiliaryLoss, DINLoss
 from nnunet_din.network import PRESETS, DualInteractionNetwork
 
 
 def network_and_batch() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     options = {**PRESETS["atto"], "decoder_channels": 16, "layer_scale": 0.5}
-    return DualInteractionNetwork(1, 3, **options), torch.randn(4, 2, 16, 24), torch.randn(4, 3, 16, 24)
+    network = DualInteractionNetwork(1, 3, **options)
+    network.add_auxiliary_heads()
+    return network, torch.randn(4, 2, 16, 24), torch.randint(0, 3, (4, 1, 16, 24))
 
 
 def train_one_step(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -20,7 +23,7 @@ def train_one_step(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    (network(x) - y).square().mean().backward()
+    AuxiliaryLoss(DINLoss())(network(x), y).backward()
     optimizer.step()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import literal
-from nnunet_din.losses import AuxiliaryLoss, DINLoss, MultiScaleBoundaryLoss, SoftDiceLoss, boundary
-from nnunet_din.losses.boundary import SobelSum, sobel
+from nnunet_din.cost.accounting import _LiveBytes
+from nnunet_din.losses import AuxiliaryLoss, DINLoss, MultiScaleBoundaryLoss, SoftDiceLoss
+from nnunet_din.losses.boundary import sobel
 
 
 def batch(n=2, k=3, h=12, w=9, seed=0, dtype=torch.float64):
@@ -62,7 +64,7 @@ def test_all_ignored_is_zero():
 def test_sobel_of_a_step_edge():
     x = torch.zeros(1, 1, 6, 6)
     x[..., 3:] = 1
-    horizontal, vertical = sobel(x)[0, 0]
+    horizontal, vertical = sobel(x)[0]
     assert not horizontal.any(), "a vertical edge has no response of G_H, at the image border neither"
     assert vertical[:, 2:4].eq(4).all() and not vertical[:, :2].any() and not vertical[:, 4:].any()
 
@@ -73,26 +75,22 @@ def test_sobel_is_a_convolution_with_the_printed_kernels():
     kernels = torch.stack((g_h, g_h.T))[:, None]
     padded = torch.nn.functional.pad(x.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
     literal = torch.nn.functional.conv2d(padded, kernels).unflatten(0, (2, 3))
-    torch.testing.assert_close(sobel(x), literal)
+    torch.testing.assert_close(sobel(x).unflatten(1, (3, 2)), literal)
 
 
-@pytest.mark.parametrize("elements", [1, 100, 1 << 17], ids=["channel by channel", "in chunks", "an image at once"])
-@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("ignoring", [True, False])
 @pytest.mark.parametrize("size", [(7, 5), (1, 4), (1, 1), (4, 3, 5), (1, 6, 2)])
-def test_sum_of_sobel_responses_and_its_gradient(size, weighted, elements, monkeypatch):
-    """Against autograd's, however many channels are filtered at once."""
-    monkeypatch.setattr(boundary, "CHUNK_ELEMENTS", elements)
+def test_gradient_of_the_boundary_loss(size, ignoring):
+    """Against autograd's, of the mean absolute response."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *size, 3, generator=generator, dtype=torch.float64).movedim(-1, 1).requires_grad_()
-    weight = torch.rand(2, 1, *size, generator=generator, dtype=torch.float64) if weighted else None
-    responses = sobel(x).abs() if weight is None else sobel(x).abs() * weight[:, :, None]
-    total = SobelSum.apply(x, weight)
-    torch.testing.assert_close(total, responses.sum())
-    at_once = torch.empty_like(x)
-    torch.testing.assert_close(boundary._sobel_sum(x.detach(), weight, at_once), total)  # as on a GPU
-    (gradient,), (expected,) = (torch.autograd.grad(3 * value, x) for value in (total, responses.sum()))
-    torch.testing.assert_close(gradient, expected)
-    torch.testing.assert_close(3 * at_once, expected)
+    valid = torch.rand(2, 1, *size, generator=generator) > 0.2 if ignoring else None
+    loss = MultiScaleBoundaryLoss(scales=(1,), normalized=False)
+    counts = torch.ones(2, 1, *size) if valid is None else loss._untouched(valid, [1] * len(size))
+    expected = (sobel(x).abs() * counts).sum() / (counts.sum() * 3 * len(size)).clamp_min(1)
+    value = loss(x, torch.zeros_like(x), valid)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(3 * v, x)[0] for v in (value, expected)))
 
 
 def test_auxiliary_outputs_are_resized_and_count_by_their_weight():
@@ -238,7 +236,7 @@ def test_a_step_between_slices_is_an_edge_of_volumes_only():
     """Half of a unit step, as in slices; none across."""
     x = torch.zeros(1, 1, 6, 5, 5)
     x[:, :, 3:] = 1
-    across_slices, *in_plane = sobel(x)[0, 0] / 32
+    across_slices, *in_plane = sobel(x)[0] / 32
     assert across_slices[2:4].eq(0.5).all() and not across_slices[:2].any() and not across_slices[4:].any()
     assert not any(response.any() for response in in_plane)
 
@@ -277,3 +275,34 @@ def test_auxiliary_outputs_of_volumes_are_resized():
 def test_pooled_axes_are_those_of_an_image(pooled_axes):
     with pytest.raises(ValueError, match="pooled_axes must name axes"):
         MultiScaleBoundaryLoss(pooled_axes=pooled_axes)
+
+
+# ---- memory and launches ----
+
+
+class CountedKernels(TorchDispatchMode):
+    """Counts the operations that compute something."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)
+        self.count += not (is_view or func._schema.name in ("aten::detach", "aten::promote_types"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes", [2, 16, 118])
+@pytest.mark.parametrize("size", [(256, 256), (64, 64, 64)])
+def test_memory_and_launches_of_the_whole_loss(size, classes, dtype):
+    """At most 8 maps of all classes in fp32 beside the network's outputs, and 300 kernels, whatever the classes."""
+    sizes = [[edge // stride for edge in size] for stride in (1, 2, 4, 8, 16)]
+    with torch.device("meta"):
+        outputs = [torch.empty(2, classes, *s, dtype=dtype, requires_grad=True) for s in sizes]
+        target = torch.empty(2, 1, *size, dtype=torch.int16)
+        loss = AuxiliaryLoss(DINLoss())
+    with CountedKernels() as kernels, _LiveBytes([*outputs, target]) as live:
+        before = live.now
+        loss(outputs, [target]).backward()
+    assert live.peak - before < 8 * 4 * outputs[0].numel()
+    assert kernels.count <= 300

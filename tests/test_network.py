@@ -439,9 +439,11 @@ def test_multiply_adds_by_part_add_up():
     assert sum(parts.values()) == total
 
 
-def test_deep_supervision_is_refused():
-    with pytest.raises(ValueError, match="-tr nnUNetTrainerDIN"):
-        small(deep_supervision=True)
+def test_deep_supervision_is_that_of_the_fused_levels():
+    """nnU-Net and other programs ask for it by this argument."""
+    with pytest.warns(UserWarning, match="-tr nnUNetTrainerDIN"):
+        network = small(deep_supervision=True)
+    assert network.auxiliary_heads is not None and len(network(torch.randn(2, 2, 24, 16))) == 5
 
 
 def test_auxiliary_heads_change_nothing_else():

@@ -21,6 +21,7 @@ from nnunet_din.planners.din_planners import (
     nnUNetPlannerDINAtto,
     nnUNetPlannerDINFast,
     nnUNetPlannerDINTiny,
+    step_memory,
 )
 
 PLANNERS = [nnUNetPlannerDIN, nnUNetPlannerDINTiny, nnUNetPlannerDINAtto, nnUNetPlannerDINFast]
@@ -137,6 +138,20 @@ def test_volumes_fit_the_memory(gigabytes, batch, checkpointing, whole, dataset,
     assert planner._volumes(np.ones(3), patch)[0].arguments() == arguments
     fits = bytes_of(None, found, patch, checkpoints) <= gigabytes * 1e9
     assert fits == ("WARNING" not in capsys.readouterr().out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", [nnUNetPlannerDINTiny, nnUNetPlannerDINFast])
+def test_the_classes_of_totalsegmentator_fit_the_memory(cls, dataset):
+    """118 classes at 1.5 mm and 24 GB: the maps of the loss, each of all classes, are counted."""
+    planner = cls(dataset.name, gpu_memory_target_in_gb=24)
+    planner.dataset_json = {**planner.dataset_json, "labels": {f"label {i}": i for i in range(118)}}
+    plan = {"patch_size": [128, 128, 128], "batch_size": 2}
+    arguments, patch, batch, checkpointing = planner._plan_volumes(plan, np.full(3, 1.5), (231, 231, 231))
+    used = step_memory({**arguments, "checkpointing": checkpointing}, 1, 118, (batch, *patch))
+    map_of_all_classes = 4 * 118 * batch * math.prod(patch)
+    assert 6 * map_of_all_classes < used <= 24e9 / planner.memory_overhead
+    assert cls is not nnUNetPlannerDINFast or (patch, batch) == ([128, 128, 128], 2)
 
 
 def test_patch_covers_the_median_slice(dataset, plans):

@@ -171,10 +171,20 @@ def test_counted_memory_is_the_measured_one(size, batch, checkpointing):
     assert_counted_memory_is_measured({**PRESETS["atto"], "checkpointing": checkpointing}, (batch, 2, *size))
 
 
-def assert_counted_memory_is_measured(options, shape):
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [3, 16, 118])
+@pytest.mark.parametrize("size", [(96, 128), (32, 48, 32)])
+def test_counted_memory_of_many_classes_is_the_measured_one(size, classes):
+    """Loss and auxiliary heads hold most of it; fails if the count leaves them out."""
+    options = PRESETS["fast"] if len(size) == 2 else {**VOLUMES["isotropic"], "fused_stages": 2}
+    assert_counted_memory_is_measured({**options, "decoder_channels": 64}, (2, 2, *size), classes)
+
+
+def assert_counted_memory_is_measured(options, shape, classes=4):
     torch.manual_seed(0)
-    network = DualInteractionNetwork(1, 4, **options)
-    x, target = torch.randn(*shape), torch.randint(0, 4, (shape[0], 1, *shape[2:]))
+    network = DualInteractionNetwork(1, classes, **options)
+    network.add_auxiliary_heads()
+    x, target = torch.randn(*shape), torch.randint(0, classes, (shape[0], 1, *shape[2:]))
     step = TrainingStep(network, x, target)
     step()
     measured = peak_memory(step, network, torch.device("cpu"))

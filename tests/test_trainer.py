@@ -22,6 +22,7 @@ from torch import nn
 
 from nnunet_dataset import SMALL_NETWORK, preprocess
 from nnunet_din.cost.measurement import TrainingStep
+from nnunet_din.network import PRESETS
 from nnunet_din.nnunet.training_settings import SETTINGS
 from nnunet_din.plugin import CLASSES
 from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN, rotated_extent
@@ -160,6 +161,35 @@ def test_auxiliary_outputs_are_of_training_only(make, tmp_path):
         torch.testing.assert_close(network(x), outputs[0], rtol=0, atol=0)
     trainer.set_deep_supervision_enabled(False)
     assert torch.is_tensor(trainer.network(x))
+
+
+@pytest.mark.filterwarnings("ignore:DIN's auxiliary outputs")
+@pytest.mark.parametrize("supervised", [False, True])
+def test_network_by_the_arguments_of_other_programs(supervised):
+    """MONAI's, and of programs that copied an older predictor of nnU-Net, by position and by name."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    name, kwargs = "nnunet_din.network.DualInteractionNetwork", {**PRESETS["fast"], "decoder_channels": 8}
+    with torch.device("meta"):
+        networks = [
+            nnUNetTrainerDIN.build_network_architecture(name, kwargs, [], 1, 3, enable_deep_supervision=supervised),
+            nnUNetTrainerDIN.build_network_architecture(
+                architecture_class_name=name,
+                arch_init_kwargs=kwargs,
+                arch_init_kwargs_req_import=[],
+                num_input_channels=1,
+                num_output_channels=3,
+                enable_deep_supervision=supervised,
+            ),
+            get_network_from_plans(name, kwargs, [], 1, 3, deep_supervision=supervised),
+        ]
+    for network in networks:
+        assert (network.auxiliary_heads is not None) == network.deep_supervision == supervised
+
+
+def test_validation_computes_as_prediction_does():
+    """Both are nnU-Net's: in its autocast, whatever training computes in."""
+    assert nnUNetTrainerDIN.perform_actual_validation is nnUNetTrainer.perform_actual_validation
 
 
 @pytest.mark.slow
@@ -606,8 +636,8 @@ def test_checkpoint_of_another_preset_is_refused(make, tmp_path):
 
 
 def test_stock_trainers(make, plans, dataset):
-    """Plans of DIN train with nnU-Net's trainers without deep supervision; with it, the error says what to use."""
-    with pytest.raises(ValueError, match="no outputs at lower resolutions.*nnUNetTrainerDIN"):
+    """Plans of DIN train with nnU-Net's trainers without deep supervision; with it, a warning says what to use."""
+    with pytest.warns(UserWarning, match="-tr nnUNetTrainerDIN"), pytest.raises(KeyError, match="strides"):
         nnUNetTrainer(copy.deepcopy(plans), "2d", 0, dataset.dataset_json, CPU).initialize()
     cls = find_trainer("nnUNetTrainerNoDeepSupervision")
     trainer = cls(copy.deepcopy(plans), "2d", 0, dataset.dataset_json, CPU)

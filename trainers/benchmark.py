@@ -52,7 +52,7 @@ class nnUNetTrainerDIN_benchmark(nnUNetTrainerDIN):
     def on_train_end(self) -> None:
         """Write the times of the last epoch into ``benchmark.json``."""
         super().on_train_end()
-        if self.local_rank == 0:
+        if self.rank == 0:
             write_text(Path(self.output_folder, "benchmark.json"), json.dumps(self.timing, indent=2) + "\n")
 
     def save_checkpoint(self, filename: str) -> None:

@@ -51,7 +51,7 @@ class nnUNetTrainerBoundaryLoss(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             normalized_sobel=self.normalized_sobel,
             pooled_axes=first_pooled_axes(self.configuration_manager.network_arch_init_kwargs.get("strides")),
         )
-        return LossWithBoundary(super()._build_loss(), boundary)
+        return LossWithBoundary(super()._build_loss(), boundary.to(self.device))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """As in nnU-Net; with ``--c``, one that cannot be read is replaced by the newest beside it that can be."""

@@ -58,7 +58,9 @@ class KeepsCheckpoints:
         RuntimeError
             If it cannot be written; the one from before is as it was.
         """
-        if self.local_rank or self.disable_checkpointing:  # type: ignore[attr-defined]
+        # Of several machines, each has a process with local_rank 0.
+        rank = getattr(self, "global_rank", self.local_rank)  # type: ignore[attr-defined]
+        if rank or self.disable_checkpointing:  # type: ignore[attr-defined]
             super().save_checkpoint(filename)  # type: ignore[misc]
             return
         path = Path(filename)

@@ -19,6 +19,7 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 from torch._dynamo import OptimizedModule
@@ -132,7 +133,7 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             p_rotation=self.p_rotation,
         )
         self._iteration = 0  # within the epoch
-        if self.tensorboard and self.local_rank == 0:
+        if self.tensorboard and self.rank == 0:
             logger = TensorBoardLogger(Path(self.output_folder) / "tensorboard")
             logger.update_config({"plans": plans["plans_name"], "configuration": configuration, "fold": fold})
             self.logger.loggers.append(logger)
@@ -140,16 +141,23 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
         if self.amp_dtype == torch.bfloat16:
             self.grad_scaler = None  # bf16 has the range of fp32: nothing to scale
 
+    @property
+    def rank(self) -> int:
+        """Number of this process among all, which on several machines is not that on its own."""
+        return getattr(self, "global_rank", self.local_rank)  # type: ignore[return-value]
+
     def initialize(self) -> None:
         """As in nnU-Net, with weights that the seed sets, if there is one."""
         self._set_seed()
+        if self.is_ddp:  # old torch cannot split a compiled network that computes activations again
+            torch._dynamo.config.optimize_ddp = False
         super().initialize()
 
     def _set_seed(self) -> None:
         """Begin the random numbers of this epoch, which then do not depend on whether the training was interrupted."""
         if self.seed is None:
             return
-        number = int(np.random.SeedSequence([self.seed, self.local_rank, self.current_epoch]).generate_state(1)[0])
+        number = int(np.random.SeedSequence([self.seed, self.rank, self.current_epoch]).generate_state(1)[0])
         random.seed(number)
         np.random.seed(number)  # noqa: NPY002 - the generator that the augmentation draws from
         torch.manual_seed(number)
@@ -168,19 +176,20 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
 
     @staticmethod
     def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
+        plans_manager: PlansManager | str | None = None,
+        *args,
+        architecture_class_name: str | None = None,
+        **kwargs,
     ) -> nn.Module:
-        """As in nnU-Net; deep supervision is that of the fused levels. Prediction asks for none."""
-        network = nnUNetTrainer.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, False
-        )
-        if enable_deep_supervision:
-            network.add_auxiliary_heads()
-        return network
+        """Build the network as nnU-Net does; deep supervision is that of the fused levels.
+
+        Arguments are those of nnU-Net >= 2.7 (plans manager, configuration manager, channels, classes,
+        ``enable_deep_supervision``), or of older ones, as other programs still pass them: ``architecture_class_name``,
+        ``arch_init_kwargs``, ``arch_init_kwargs_req_import``, ``num_input_channels``, ``num_output_channels``,
+        ``enable_deep_supervision``.
+        """
+        name = plans_manager if isinstance(plans_manager, str) else architecture_class_name
+        return _build_from_plans(*args, **kwargs) if name is None else _build(name, *args, **kwargs)
 
     def _build_loss(self) -> nn.Module:
         self._loss_of_output = DINLoss(
@@ -193,9 +202,8 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             normalized_sobel=self.normalized_sobel,
             pooled_axes=first_pooled_axes(self.configuration_manager.network_arch_init_kwargs.get("strides")),
         )
-        if not self.enable_deep_supervision:
-            return self._loss_of_output
-        return AuxiliaryLoss(self._loss_of_output, self.auxiliary_weight)
+        loss = AuxiliaryLoss(self._loss_of_output, self.auxiliary_weight)
+        return (loss if self.enable_deep_supervision else self._loss_of_output).to(self.device)
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         """All outputs have the resolution of the target."""
@@ -305,11 +313,6 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
         with self._autocast_dtype():
             return super().validation_step(batch)
 
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """As in nnU-Net, in bf16 where the device has it."""
-        with self._autocast_dtype():
-            super().perform_actual_validation(save_probabilities)
-
     def on_epoch_end(self) -> None:
         """As in nnU-Net; on a GPU, the log says how much memory training takes."""
         super().on_epoch_end()
@@ -337,6 +340,43 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             if isinstance(source, str):
                 raise RuntimeError(f"{source}: {error}") from error
             raise
+
+
+def _build_from_plans(
+    configuration_manager: ConfigurationManager,
+    num_input_channels: int,
+    num_output_channels: int,
+    enable_deep_supervision: bool = True,
+) -> nn.Module:
+    return _build(
+        configuration_manager.network_arch_class_name,
+        configuration_manager.network_arch_init_kwargs,
+        configuration_manager.network_arch_init_kwargs_req_import,
+        num_input_channels,
+        num_output_channels,
+        enable_deep_supervision,
+    )
+
+
+def _build(
+    architecture_class_name: str,
+    arch_init_kwargs: dict,
+    arch_init_kwargs_req_import: Sequence[str],
+    num_input_channels: int,
+    num_output_channels: int,
+    enable_deep_supervision: bool = True,
+) -> nn.Module:
+    network = get_network_from_plans(
+        architecture_class_name,
+        arch_init_kwargs,
+        arch_init_kwargs_req_import,
+        num_input_channels,
+        num_output_channels,
+        deep_supervision=False,
+    )
+    if enable_deep_supervision:
+        network.add_auxiliary_heads()
+    return network
 
 
 def bare(network: nn.Module) -> DualInteractionNetwork:

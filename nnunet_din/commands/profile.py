@@ -185,8 +185,9 @@ def _table(report: dict) -> str:
         lines.append(f"\n{'batch of ' + str(n):<24} {'seconds':>9} {'spread':>16} {'images/s':>9} {'peak memory':>12}")
         for name, row in report["measured"].items():
             low, high = row["seconds_spread"]
+            reserved = row["reserved_memory_bytes"]
             lines.append(
                 f"{name:<24} {row['seconds']:>9.3f} {low:>7.3f} to {high:<5.3f} {row['images_per_second']:>9.2f} "
-                f"{row['peak_memory_bytes'] / 1e9:>9.2f} GB"
+                f"{row['peak_memory_bytes'] / 1e9:>9.2f} GB" + (f" ({reserved / 1e9:.2f} reserved)" if reserved else "")
             )
     return "\n".join(lines)

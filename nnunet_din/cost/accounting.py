@@ -14,6 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from nnunet_din.losses import AuxiliaryLoss, DINLoss
+from nnunet_din.network.din import DualInteractionNetwork
+
 #: Bytes per parameter of AdamW's two moments in fp32.
 OPTIMIZER_BYTES = 8
 #: What training may take of a device, in counted bytes: room for what the count does not see, workspaces, fragments and
@@ -56,29 +59,43 @@ def training_memory(network: nn.Module, input_shape: Sequence[int], half_precisi
     """Bytes that the tensors of a training step hold at its peak: forward and backward pass, AdamW.
 
     Every tensor is followed from its making to its end, on the meta device, so that the number is exact up to what
-    single operations need for themselves and to the loss, which is small beside a network.
+    single operations need for themselves.
 
     Parameters
     ----------
     network
-        Any network; it is neither run nor changed.
+        Any network; it is neither run nor changed. A :class:`nnunet_din.network.DualInteractionNetwork` is counted as
+        it is trained, with auxiliary heads and the loss of all outputs; of others, the loss is left out.
     input_shape
         Shape of the batch.
     half_precision
         Follow the casts of autocast on a GPU instead of fp32 throughout.
     """
-    network = _on_meta(network).train()
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    network = copy.deepcopy(network).to("meta").train()
     x = torch.empty(*input_shape, device="meta")
-    with _LiveBytes([*parameters, x]) as live, _AsOnDevices(half_precision):
-        loss = network(x).sum()
-        # What Tensor.backward calls; itself, it suspends the casts while it runs, and recomputation needs them.
-        torch.autograd.Variable._execution_engine.run_backward(
-            (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
-        )
-    for p in parameters:
-        p.grad = None
+    target = torch.empty(0, device="meta")
+    loss = None
+    if isinstance(network, DualInteractionNetwork):
+        with torch.device("meta"):
+            network.add_auxiliary_heads()
+            loss = AuxiliaryLoss(DINLoss())
+            target = torch.empty(input_shape[0], 1, *input_shape[2:], dtype=torch.int16)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    with _LiveBytes([*parameters, x, target]) as live:
+        with _AsOnDevices(half_precision):
+            output = network(x)
+        value = output.sum() if loss is None else loss(output, target)
+        del output
+        with _AsOnDevices(half_precision):
+            _backward(value)
     return live.peak + OPTIMIZER_BYTES * sum(p.numel() for p in parameters)
+
+
+def _backward(value: Tensor) -> None:
+    """What ``value.backward()`` calls; itself, it suspends :class:`_AsOnDevices`, which recomputation needs."""
+    torch.autograd.Variable._execution_engine.run_backward(
+        (value,), (torch.ones_like(value),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 def _on_meta(network: nn.Module) -> nn.Module:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypedDict
 
 import torch
@@ -25,12 +25,15 @@ CLIP = 12.0
 
 
 class Measured(TypedDict):
-    """What a forward pass or a training step costs on a device; the spread is from the shortest to the longest."""
+    """What a forward pass or a training step costs on a device; the spread is from the shortest to the longest, and
+    only a GPU's allocator reserves more than it hands out.
+    """
 
     seconds: float
     seconds_spread: list[float]
     images_per_second: float
     peak_memory_bytes: int
+    reserved_memory_bytes: int | None
 
 
 def count(kwargs: dict, channels: int, classes: int, size: Sequence[int]) -> dict[str, dict[str, int]]:
@@ -52,6 +55,18 @@ def count(kwargs: dict, channels: int, classes: int, size: Sequence[int]) -> dic
     return parts
 
 
+@contextmanager
+def cudnn_as_in_training() -> Iterator[None]:
+    """Let cuDNN choose its algorithms by trying them, as ``nnUNetv2_train`` does."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@cudnn_as_in_training()
 def measure(
     kwargs: dict, classes: int, shape: Sequence[int], device: torch.device, repeats: int
 ) -> dict[str, Measured]:
@@ -86,6 +101,7 @@ def measure(
                     "seconds_spread": [min(seconds), max(seconds)],
                     "images_per_second": shape[0] / median,
                     "peak_memory_bytes": peak_memory(step, network, device),
+                    "reserved_memory_bytes": reserved_memory(device),
                 }
                 bar.update()
     return report
@@ -128,7 +144,7 @@ class TrainingStep:
         self.network, self.x, self.target, self.dtype = network, x, target, dtype
         device = x.device.type
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device in ("cuda", "cpu"))
-        self.loss = DINLoss()
+        self.loss = DINLoss().to(x.device)
         self.auxiliary_loss = AuxiliaryLoss(self.loss)
         self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
         self.gradient_norm = torch.tensor(0.0)
@@ -202,6 +218,11 @@ def peak_memory(step: Callable[[], object], network: nn.Module, device: torch.de
         now += event.nbytes()
         peak = max(peak, now)
     return held + peak
+
+
+def reserved_memory(device: torch.device) -> int | None:
+    """Bytes that a GPU's allocator held at the peak since :func:`peak_memory`, fragments and caches included."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
 def expected_memory(kwargs: dict, channels: int, classes: int, shape: Sequence[int]) -> dict[str, int]:

@@ -11,7 +11,14 @@ import torch
 from torch import nn
 
 from nnunet_din.cost.accounting import MEMORY_MARGIN, training_memory
-from nnunet_din.cost.measurement import TrainingStep, autocast, peak_memory, seconds_of
+from nnunet_din.cost.measurement import (
+    TrainingStep,
+    autocast,
+    cudnn_as_in_training,
+    peak_memory,
+    reserved_memory,
+    seconds_of,
+)
 from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.nnunet.training_device import autocast_dtype
 
@@ -73,6 +80,11 @@ class Outcome:
         By which gradients were scaled in the end; 1 where nothing is.
     peak_memory_bytes : int
         What torch's allocator held.
+    reserved_memory_bytes : int or None
+        What a GPU's allocator reserved for that.
+    prediction_rounding : float or None
+        Difference of the segmentation between fp16, which nnU-Net's prediction and validation compute in on a GPU, and
+        fp32, as a share of the largest output; infinite if an output is not finite. None on a CPU.
     difference : float or None
         Largest difference between outputs of the compiled and of the eager network, as a share of the largest output;
         None where nothing was compiled.
@@ -88,6 +100,8 @@ class Outcome:
     peak_memory_bytes: int
     difference: float | None = None
     rounding: float | None = None
+    reserved_memory_bytes: int | None = None
+    prediction_rounding: float | None = None
 
 
 def plan_trial(
@@ -124,6 +138,7 @@ def plan_trial(
     return replace(trial, batch=batch, counted_bytes=count(batch))
 
 
+@cudnn_as_in_training()
 def try_training(trial: Trial, compiled: bool, steps: int = STEPS) -> Outcome:
     """Train a network with random weights for a few steps; all of them after the first are timed.
 
@@ -141,15 +156,18 @@ def try_training(trial: Trial, compiled: bool, steps: int = STEPS) -> Outcome:
     network.to(device)
     x = torch.randn(trial.batch, network.versions * CHANNELS, *trial.size, device=device)
     target = torch.randint(0, CLASSES, (trial.batch, 1, *trial.size), device=device)
+    prediction = prediction_rounding(network, x) if device.type == "cuda" else None
     if not compiled:
-        return _train(TrainingStep(network, x, target, dtype), device, steps)
+        return replace(_train(TrainingStep(network, x, target, dtype), device, steps), prediction_rounding=prediction)
     fast = cast(nn.Module, torch.compile(network))
     with torch.no_grad():  # whose memory is not the trial's
         eager = _outputs(network, x, dtype)
         rounding = _difference(eager, _outputs(network, x, None))
     try:
+        # With gradients, as in the steps: without, the network would be compiled twice.
         difference = _difference(_outputs(fast, x, dtype), eager)
-        return _train(TrainingStep(fast, x, target, dtype), device, steps, difference, rounding)
+        outcome = _train(TrainingStep(fast, x, target, dtype), device, steps, difference, rounding)
+        return replace(outcome, prediction_rounding=prediction)
     except Exception as error:  # a compiler raises anything, and what it is given computes without it
         if is_out_of_memory(error):
             raise
@@ -186,6 +204,7 @@ def _train(
         peak_memory_bytes=peak_memory(step, step.network, device),
         difference=difference,
         rounding=rounding,
+        reserved_memory_bytes=reserved_memory(device),
     )
 
 
@@ -194,6 +213,16 @@ def _outputs(network: nn.Module, x: torch.Tensor, dtype: torch.dtype | None) -> 
     network.train()
     with autocast(x.device, dtype):
         return [output.detach().float() for output in network(x)]
+
+
+@torch.no_grad()
+def prediction_rounding(network: nn.Module, x: torch.Tensor) -> float:
+    """Largest difference between outputs in fp16 and in fp32 in prediction, see :class:`Outcome`."""
+    network.eval()
+    with autocast(x.device, torch.float16):
+        half = network(x)
+    half, full = ([y] if isinstance(y, torch.Tensor) else y for y in (half, network(x)))
+    return _difference([y.float() for y in half], full)
 
 
 def _difference(outputs: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

@@ -99,6 +99,13 @@ def training_checks(
         return
     yield _speed(trial, outcome)
     yield _memory(trial, outcome)
+    if (rounding := outcome.prediction_rounding) is not None:
+        yield Check(
+            "prediction",
+            math.isfinite(rounding),
+            f"outputs in fp16, in which nnU-Net predicts, differ from fp32 by {100 * rounding:.2g} % of the largest",
+            "report it: outputs beyond the range of fp16 are lost in every prediction.",
+        )
     yield _finite("loss", outcome.losses)
     scaled = f", scaled by {outcome.scale:g}" if outcome.scale != 1 else ""
     yield _finite("norm of the gradients", outcome.gradient_norms, scaled)
@@ -130,11 +137,12 @@ def _speed(trial: Trial, outcome: Outcome) -> Check:
 
 def _memory(trial: Trial, outcome: Outcome) -> Check:
     peak, counted = outcome.peak_memory_bytes / 1e9, trial.counted_bytes / 1e9
+    reserved = "" if outcome.reserved_memory_bytes is None else f" ({outcome.reserved_memory_bytes / 1e9:.2f} reserved)"
     allowed = MEMORY_MARGIN * counted
     return Check(
         "memory of the step",
         peak <= allowed,
-        f"{peak:.2f} GB at the peak, {counted:.2f} GB counted, {allowed:.2f} GB with the planners' margin",
+        f"{peak:.2f} GB at the peak{reserved}, {counted:.2f} GB counted, {allowed:.2f} GB with the planners' margin",
         f"plan for {allowed / peak:.0%} of the device's memory (-gpu_memory_target), and report it: the planners count "
         "too little here.",
     )

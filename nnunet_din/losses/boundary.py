@@ -2,138 +2,67 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from nnunet_din.dimensions import AVERAGE_POOLINGS, MAX_POOLINGS
 
-#: Elements of the maps that a CPU filters at once: its cache holds them and all that lies between.
-CHUNK_ELEMENTS = 1 << 17
+
+def sobel_kernels(axes: int) -> Tensor:
+    """Sobel kernels of eq. 15 along every axis, shape ``(axes, 1, 3, ...)``: (-1, 0, 1) along one axis and (1, 2, 1)
+    along the others.
+    """
+    difference, smoothing = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([1.0, 2.0, 1.0])
+    rows = ([difference if axis == along else smoothing for axis in range(axes)] for along in range(axes))
+    return torch.stack([functools.reduce(lambda k, row: k[..., None] * row, row_of) for row_of in rows])[:, None]
 
 
-def sobel(x: Tensor) -> Tensor:
+def sobel(x: Tensor, kernels: Tensor | None = None) -> Tensor:
     """Sobel responses (eq. 15) of each channel along every axis: the horizontal and the vertical one of slices.
 
-    The kernels are separable, a difference along one axis and weighted sums along the others; the absolute weights of
-    each sum to 8 with two axes, and to 32 with three.
+    The absolute weights of each kernel sum to 8 with two axes, and to 32 with three.
 
     Parameters
     ----------
     x
         Shape ``(N, K, *size)``, two or three axes. The border is continued by its own values, so that it is no edge.
+    kernels
+        Those of :func:`sobel_kernels`, once for each channel. None: they are made.
 
     Returns
     -------
     Tensor
-        Shape ``(N, K, axes, *size)``.
+        Shape ``(N, K * axes, *size)``: G_H and G_V of the first channel, then of the next.
     """
-    return torch.stack(_responses(_continue_border(x), range(2, x.ndim)), dim=2)  # G_H, G_V
+    channels, axes = x.shape[1], x.ndim - 2
+    if kernels is None:
+        kernels = sobel_kernels(axes).to(x).repeat(channels, *[1] * (axes + 1))
+    padded = F.pad(x, (1, 1) * axes, mode="replicate")
+    return (F.conv2d if axes == 2 else F.conv3d)(padded, kernels, groups=channels)
 
 
-class SobelSum(torch.autograd.Function):
-    """Sum of all absolute Sobel responses, ``(sobel(x).abs() * weight[:, :, None]).sum()``.
+class Scale(NamedTuple):
+    """One scale of L_bnd.
 
-    ``SobelSum.apply(x, weight)`` with ``x`` of shape ``(N, K, *size)`` and ``weight`` of shape ``(N, 1, *size)``, which
-    gets no gradient, or None: 1 for every pixel.
-
-    What comes after the sum only scales its gradient. So the gradient is computed beside the value: no response is kept
-    for the backward pass, and a CPU filters a few channels at a time, which stay in its cache.
+    Attributes
+    ----------
+    factors : list of int
+        Of the average pooling along each axis.
+    kernels : Tensor
+        Sobel kernels, once for each channel, divided by the number of responses: the loss is the sum of what they give.
+    counts : Tensor or None
+        Boolean, shape ``(N, 1, *pooled_size)``: responses that count. None: all.
     """
 
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor | None) -> Tensor:
-        """Sum, and compute the gradient if somebody will ask for it."""
-        gradient = torch.empty_like(x, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
-        n, channels = x.shape[:2]
-        images, at_once = [slice(n)], channels
-        if x.device.type == "cpu":
-            images, at_once = [slice(i, i + 1) for i in range(n)], max(1, CHUNK_ELEMENTS // x[0, 0].numel())
-        total = x.new_zeros(())
-        for image in images:
-            for first in range(0, channels, at_once):
-                chunk = (image, slice(first, first + at_once))
-                total += _sobel_sum(
-                    x[chunk],
-                    None if weight is None else weight[image],
-                    None if gradient is None else gradient[chunk],
-                )
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        """Scale the gradient."""
-        (gradient,) = ctx.saved_tensors
-        return grad * gradient, None
-
-
-def _sobel_sum(x: Tensor, weight: Tensor | None, gradient: Tensor | None) -> Tensor:
-    """The sum for maps ``(N, K, *size)``; its gradient goes into ``gradient``, if that is given."""
-    axes = range(2, x.ndim)
-    responses = _responses(_continue_border(x), axes)
-    weighted = (response.abs() if weight is None else response.abs() * weight for response in responses)
-    total = torch.stack([response.sum() for response in weighted]).sum()
-    if gradient is None:
-        return total
-    signs = [response.sign_() if weight is None else response.sign_() * weight for response in responses]
-    back = _fold_border(_transposed([F.pad(sign, (2, 2) * len(axes)) for sign in signs], axes), axes)
-    gradient.copy_(back)
-    return total
-
-
-def _continue_border(x: Tensor) -> Tensor:
-    """Continue a map ``(N, K, *size)`` by one pixel on every side, by its own values."""
-    return F.pad(x, (1, 1) * (x.ndim - 2), mode="replicate")
-
-
-def _fold_border(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """The transpose of :func:`_continue_border`; overwrites ``x``."""
-    for axis in axes:
-        last = x.shape[axis] - 1
-        x.narrow(axis, 1, 1).add_(x.narrow(axis, 0, 1))
-        x.narrow(axis, last - 1, 1).add_(x.narrow(axis, last, 1))
-        x = x.narrow(axis, 1, last - 1)
-    return x
-
-
-def _responses(x: Tensor, axes: Sequence[int]) -> list[Tensor]:
-    """Apply the Sobel kernels along every axis; what they share is computed once."""
-    along, *across = axes
-    response = _difference(x, along)
-    for axis in across:
-        response = _smooth(response, axis)
-    return [response, *(_responses(_smooth(x, along), across) if across else [])]
-
-
-def _transposed(responses: Sequence[Tensor], axes: Sequence[int]) -> Tensor:
-    """The transpose of :func:`_responses`, of responses that are surrounded by two zeros on every side.
-
-    So surrounded, the transpose of smoothing is smoothing, and that of the difference its negative.
-    """
-    along, *across = axes
-    x = responses[0]
-    for axis in across:
-        x = _smooth(x, axis)
-    x = _difference(x, along).neg_()
-    return x.add_(_smooth(_transposed(responses[1:], across), along)) if across else x
-
-
-def _difference(x: Tensor, axis: int) -> Tensor:
-    """Apply the weights (-1, 0, 1) along an axis, which loses two pixels."""
-    length = x.shape[axis] - 2
-    return x.narrow(axis, 2, length) - x.narrow(axis, 0, length)
-
-
-def _smooth(x: Tensor, axis: int) -> Tensor:
-    """Apply the weights (1, 2, 1) along an axis, which loses two pixels."""
-    pairs = x.narrow(axis, 0, x.shape[axis] - 1) + x.narrow(axis, 1, x.shape[axis] - 1)
-    return pairs.narrow(axis, 0, pairs.shape[axis] - 1) + pairs.narrow(axis, 1, pairs.shape[axis] - 1)
+    factors: list[int]
+    kernels: Tensor
+    counts: Tensor | None
 
 
 class MultiScaleBoundaryLoss(nn.Module):
@@ -169,6 +98,9 @@ class MultiScaleBoundaryLoss(nn.Module):
         self.scales = tuple(int(s) for s in scales)
         self.normalized = normalized
         self.pooled_axes = None if pooled_axes is None else tuple(pooled_axes)
+        # On the device of the loss: to copy them there in every step would make the step wait.
+        self.register_buffer("kernels_2d", sobel_kernels(2), persistent=False)
+        self.register_buffer("kernels_3d", sobel_kernels(3), persistent=False)
 
     def forward(self, probabilities: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """Compute the loss.
@@ -188,24 +120,50 @@ class MultiScaleBoundaryLoss(nn.Module):
         Tensor
             Scalar, at least 0.
         """
-        difference = probabilities - target.to(probabilities.dtype)
-        if valid is not None:
-            difference = difference * valid
-        size = difference.shape[2:]
-        pooled_axes = range(len(size)) if self.pooled_axes is None else self.pooled_axes
-        loss = difference.new_zeros(())
+        difference = probabilities - target
+        return (self.gradient(difference.detach(), self.scales_of(target, difference.dtype, valid)) * difference).sum()
+
+    def scales_of(self, target: Tensor, dtype: torch.dtype, valid: Tensor | None = None) -> list[Scale]:
+        """Prepare the scales of maps in ``dtype`` for :meth:`gradient`; ``target`` and ``valid`` are those of
+        :meth:`forward`.
+        """
+        n, channels, *size = target.shape
+        axes = range(len(size))
+        pooled_axes = axes if self.pooled_axes is None else self.pooled_axes
+        kernels = self.get_buffer(f"kernels_{len(axes)}d").to(target.device, dtype)
+        kernels = kernels.repeat(channels, *[1] * (len(axes) + 1))
+        total = 2 * 4 ** (len(axes) - 1) if self.normalized else 1  # of a kernel's absolute weights
+        scales = []
         for scale in self.scales:
-            factors = [scale if axis in pooled_axes else 1 for axis in range(len(size))]
-            if any(edge < factor for edge, factor in zip(size, factors, strict=True)):
+            factors = [scale if axis in pooled_axes else 1 for axis in axes]
+            pooled = [edge // factor for edge, factor in zip(size, factors, strict=True)]
+            if not all(pooled):
                 continue
-            pooled = AVERAGE_POOLINGS[len(size)](difference, factors) if scale > 1 else difference
-            if valid is None:
-                loss = loss + SobelSum.apply(pooled, None) / (pooled.numel() * len(size))
-            else:
-                counts = self._untouched(valid, factors).to(pooled.dtype)
-                n_responses = counts.sum() * pooled.shape[1] * len(size)
-                loss = loss + SobelSum.apply(pooled, counts) / n_responses.clamp_min(1)
-        return loss / (2 * 4 ** (len(size) - 1)) if self.normalized else loss
+            counts = None if valid is None else self._untouched(valid, factors)
+            pixels = n * math.prod(pooled) if counts is None else counts.sum().clamp_min(1)
+            scales.append(Scale(factors, kernels / (pixels * channels * len(axes) * total), counts))
+        return scales
+
+    def gradient(self, difference: Tensor, scales: Sequence[Scale]) -> Tensor:
+        """Compute the gradient with respect to the difference of probabilities and target, ``(N, K, *size)``.
+
+        The loss is a sum of absolute values of linear functions. So it is the sum of its gradient times the difference
+        (Euler), and nothing but the gradient need be kept: the responses take a map for every class and axis.
+        """
+        gradients = (self._gradient(difference, scale) for scale in scales)
+        return functools.reduce(Tensor.add_, gradients) if scales else torch.zeros_like(difference)
+
+    @staticmethod
+    @torch.enable_grad()
+    def _gradient(difference: Tensor, scale: Scale) -> Tensor:
+        difference = difference.detach().requires_grad_()
+        pool = AVERAGE_POOLINGS[len(scale.factors)]
+        pooled = pool(difference, scale.factors) if max(scale.factors) > 1 else difference
+        responses = sobel(pooled, scale.kernels)
+        signs = responses.detach().sign_()
+        if scale.counts is not None:
+            signs *= scale.counts
+        return torch.autograd.grad(responses, difference, signs)[0]
 
     @staticmethod
     def _untouched(valid: Tensor, factors: Sequence[int]) -> Tensor:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.losses.boundary import MultiScaleBoundaryLoss
+from nnunet_din.dimensions import resize
+from nnunet_din.losses.boundary import MultiScaleBoundaryLoss, Scale
 from nnunet_din.losses.dice import SoftDiceLoss
 
 
@@ -75,48 +80,128 @@ class DINLoss(nn.Module):
         Tensor
             Scalar, fp32 (fp64 for fp64 logits).
         """
-        with torch.autocast(logits.device.type, enabled=False):
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            if self.regions:
-                return self._regions(logits, target)
-            return self._labels(logits, target[:, 0].long())
+        return self.of_outputs([logits], target)[0]
 
-    def _labels(self, logits: Tensor, labels: Tensor) -> Tensor:
-        valid = None
-        cross_entropy = F.cross_entropy(
-            logits, labels, reduction="none", ignore_index=_ignore_index(self.ignore_label)
-        )  # eq. 7
-        if self.ignore_label is not None:
-            valid = (labels != self.ignore_label)[:, None]
-            labels = labels.masked_fill(~valid[:, 0], 0)
-        one_hot = torch.zeros_like(logits).scatter_(1, labels[:, None], 1)
-        return self._total(_masked_mean(cross_entropy[:, None], valid), logits.softmax(1), one_hot, valid)
+    def of_outputs(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
+        """Compute the loss of each of several outputs for the same images.
 
-    def _regions(self, logits: Tensor, target: Tensor) -> Tensor:
-        valid = None
-        if self.ignore_label is not None:
-            target, valid = target[:, :-1], ~target[:, -1:].bool()
-        target = target.to(logits.dtype)
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        return self._total(_masked_mean(cross_entropy, valid), logits.sigmoid(), target, valid)
+        Full maps of one output at a time are in memory: for the backward pass, those of cross-entropy and Dice are
+        computed again, and of L_bnd the gradient is kept, at the output's own resolution.
 
-    def _total(self, cross_entropy: Tensor, probabilities: Tensor, one_hot: Tensor, valid: Tensor | None) -> Tensor:
-        dice = self.dice(probabilities, one_hot, valid)
-        loss = self.weight_ce * cross_entropy + self.weight_dice * dice
-        self.parts = {"ce": cross_entropy.detach(), "dice": dice.detach()}
-        if self.boundary is not None:
-            boundary = self.boundary(probabilities, one_hot, valid)
-            loss = loss + self.weight_boundary * boundary
-            self.parts["boundary"] = boundary.detach()
-        return loss
+        Parameters
+        ----------
+        outputs
+            Logits ``(N, K, *size_i)``, which are resized linearly to the size of the target.
+        target
+            See :meth:`forward`.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(outputs,)``; :attr:`parts` are those of the first.
+        """
+        # The meta device, on which memory is counted, has no autocast to switch off.
+        with nullcontext() if target.is_meta else torch.autocast(target.device.type, enabled=False):
+            truth, valid = self._truth(target, outputs[0].shape[1])
+            dtype = torch.promote_types(outputs[0].dtype, torch.float32)
+            # Where an output is as large as the target, a copy in fp32 would stay: it is made where it is used.
+            # Full maps with the channels last would take a CPU longer.
+            outputs = [
+                x if x.shape == truth.shape else x.to(dtype, memory_format=torch.contiguous_format) for x in outputs
+            ]
+            boundaries = []
+            if self.boundary is not None:
+                scales = self.boundary.scales_of(truth, dtype, valid)
+                # The largest, which needs most memory itself, comes last.
+                boundaries = [_WithGradient.apply(self._boundary, x, truth, scales) for x in reversed(outputs)][::-1]
+            sums = [
+                checkpoint(self._sums, x, truth, valid, use_reentrant=False, preserve_rng_state=False) for x in outputs
+            ]
+            log_likelihood, intersection, volume = (torch.stack(terms) for terms in zip(*sums, strict=True))
+            n = truth[:, :1].numel() if valid is None else valid.sum().clamp_min(1)
+            parts = {"ce": log_likelihood / (-n * (truth.shape[1] if self.regions else 1))}
+            parts["dice"] = self.dice.of_sums(intersection, volume, self.dice.sum(truth))
+            loss = (self.weight_ce * parts["ce"]).add(parts["dice"], alpha=self.weight_dice)
+            if boundaries:
+                parts["boundary"] = torch.stack(boundaries)
+                loss = loss.add(parts["boundary"], alpha=self.weight_boundary)
+            self.parts = {name: of_output[0].detach() for name, of_output in parts.items()}
+            return loss
+
+    def _truth(self, target: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
+        """One-hot or multi-hot truth ``(N, K, *size)``, 0 where a pixel does not count, and which pixels do."""
+        if self.regions:
+            if self.ignore_label is None:
+                return target, None
+            valid = ~target[:, -1:].bool()
+            return target[:, :-1] * valid, valid
+        labels = torch.arange(classes, device=target.device).view(-1, *[1] * (target.ndim - 2))
+        truth = (target == labels).view(torch.uint8)
+        if self.ignore_label is None:
+            return truth, None
+        valid = target != self.ignore_label
+        return truth * valid, valid
+
+    def _probabilities(self, logits: Tensor, truth: Tensor) -> Tensor:
+        x = _resized(logits, truth)
+        return x.sigmoid() if self.regions else x.softmax(1)
+
+    def _sums(self, logits: Tensor, truth: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of the log-likelihood over all pixels, and sums for the Dice loss: of the intersection, and of the
+        probabilities.
+        """
+        if self.regions:
+            x = _resized(logits, truth)
+            log_likelihood, p = x * truth - F.softplus(x), x.sigmoid()
+            if valid is not None:
+                log_likelihood = log_likelihood * valid
+        else:
+            log_p = _resized(logits, truth).log_softmax(1)
+            log_likelihood, p = log_p * truth, log_p.exp()  # eq. 7
+        if valid is not None:
+            p = p * valid
+        intersection = self.dice.sum(p * truth)  # the last to be computed again: sums keep nothing
+        return log_likelihood.sum(), intersection, self.dice.sum(p)
+
+    def _boundary(self, logits: Tensor, truth: Tensor, scales: list[Scale]) -> tuple[Tensor, Tensor]:
+        """L_bnd of one output, and its gradient with respect to the logits, both in fp32 or better."""
+        assert self.boundary is not None
+        with torch.enable_grad():
+            x = _at_least_fp32(logits.requires_grad_())
+            edge = get_gradient_edge(x)
+            p = self._probabilities(x, truth)
+        del x  # a whole map where the logits are in half precision
+        difference = p.detach() - truth
+        gradient = self.boundary.gradient(difference, scales)
+        return (gradient * difference).sum(), torch.autograd.grad(p, edge, gradient)[0]
 
 
-def _ignore_index(ignore_label: int | None) -> int:
-    return -100 if ignore_label is None else ignore_label
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean over valid pixels, ``(N, K, *size)`` and ``(N, 1, *size)``; 0 if there are none."""
-    if valid is None:
-        return x.mean()
-    return (x * valid).sum() / (valid.sum() * x.shape[1]).clamp_min(1)
+def _resized(logits: Tensor, truth: Tensor) -> Tensor:
+    """The logits at the size of the truth, in fp32 or better."""
+    x = _at_least_fp32(logits)
+    return x if x.shape == truth.shape else resize(x, truth.shape[2:])
+
+
+class _WithGradient(torch.autograd.Function):
+    """``_WithGradient.apply(function, x, *others)`` is the scalar, and its gradient with respect to ``x`` the map, that
+    ``function(x, *others)`` returns.
+    """
+
+    @staticmethod
+    def forward(ctx, function: Callable[..., tuple[Tensor, Tensor]], x: Tensor, *others: object) -> Tensor:
+        """Call the function."""
+        value, gradient = function(x.detach(), *others)
+        ctx.save_for_backward(gradient)
+        ctx.dtype, ctx.n_others = x.dtype, len(others)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradient."""
+        (gradient,) = ctx.saved_tensors
+        return None, (grad * gradient).to(ctx.dtype), *[None] * ctx.n_others

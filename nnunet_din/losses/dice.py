@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.autograd.function import once_differentiable
 
 
 class SoftDiceLoss(nn.Module):
@@ -27,27 +28,43 @@ class SoftDiceLoss(nn.Module):
         """Compute the loss: probabilities and one-hot target ``(N, K, *size)``, valid pixels ``(N, 1, *size)`` or None;
         scalar in [0, 1].
         """
-        target = target.to(probabilities.dtype)
         if valid is not None:
             probabilities, target = probabilities * valid, target * valid
-        axes = tuple(range(2, target.ndim))
-        if self.batch_dice:
-            axes = (0, *axes)
-        intersection = (probabilities * target).sum(axes)
-        total = probabilities.sum(axes) + target.sum(axes)
-        if self.batch_dice:
-            intersection, total = _sum_over_processes(intersection), _sum_over_processes(total)
-        return 1 - ((2 * intersection + self.smooth) / (total + self.smooth)).mean()
+        return self.of_sums(self.sum(probabilities * target), self.sum(probabilities), self.sum(target))
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum ``(N, K, *size)`` over the pixels of this process: ``(K,)``, or ``(N, K)`` per image."""
+        return x.sum([axis for axis in range(x.ndim) if axis > 1 or (axis == 0 and self.batch_dice)])
+
+    def of_sums(self, intersection: Tensor, volume: Tensor, true_volume: Tensor) -> Tensor:
+        """Compute the loss from the sums (:meth:`sum`) of probabilities times target, probabilities and target, each
+        of which may have a leading axis of several outputs; shape ``()`` or ``(outputs,)``.
+        """
+        total = volume + true_volume
+        if self.batch_dice and distributed.is_available() and distributed.is_initialized():
+            intersection, total = SumOverProcesses.apply(torch.stack([intersection, total]))
+        dice = (2 * intersection + self.smooth) / (total + self.smooth)
+        return 1 - dice.mean(-1 if self.batch_dice else (-2, -1))
 
 
-def _sum_over_processes(x: Tensor) -> Tensor:
-    """Sum over the processes of a DDP training, differentiably; elsewhere this is the identity."""
-    if (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    ):
-        from torch.distributed.nn.functional import all_reduce
+class SumOverProcesses(torch.autograd.Function):
+    """Sum of a tensor over all processes, whose gradient is that of the sum of all processes' losses, as DDP's mean of
+    gradients needs it.
+    """
 
-        return all_reduce(x)
-    return x
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        """Add up."""
+        return _all_reduced(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        """Add up the gradients of all processes' losses."""
+        return _all_reduced(grad)
+
+
+def _all_reduced(x: Tensor) -> Tensor:
+    total = x.clone()
+    distributed.all_reduce(total)
+    return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -71,8 +72,8 @@ class DualInteractionNetwork(nn.Module):
         Kernel of the fusions' convolutions along each axis, 1 or 3, at every level; never more than the stage's. None:
         3. ``[1, 3, 3]`` fuses volumes slice by slice: the encoders and the decoder alone look across.
     deep_supervision
-        Passed by nnU-Net to every network. DIN has no outputs at lower resolutions, so only False is possible;
-        :meth:`add_auxiliary_heads` is DIN's way.
+        Whether the network has auxiliary heads, see :meth:`add_auxiliary_heads`. nnU-Net and other programs pass it to
+        every network; DIN's trainers add the heads themselves.
     **fusion_options
         Arguments of the fusion, for example those of :class:`nnunet_din.network.DualInteractiveFusionModule`.
 
@@ -88,7 +89,7 @@ class DualInteractionNetwork(nn.Module):
     Raises
     ------
     ValueError
-        For unknown names, options out of range, or deep supervision.
+        For unknown names, or options out of range.
     """
 
     def __init__(
@@ -114,12 +115,6 @@ class DualInteractionNetwork(nn.Module):
         **fusion_options,
     ):
         super().__init__()
-        if deep_supervision:
-            raise ValueError(
-                "DIN has no outputs at lower resolutions, which this trainer's deep supervision asks for: use "
-                "-tr nnUNetTrainerDIN (or one of its variants), which supervises the fused levels in a way of its "
-                "own, or another trainer without deep supervision such as nnUNetTrainerNoDeepSupervision."
-            )
         own = [name for name in inspect.signature(type(self)).parameters if name not in _NOT_OPTIONS]
         check_options(fusion, fusion_options, own)
         self.input_channels = input_channels
@@ -174,6 +169,14 @@ class DualInteractionNetwork(nn.Module):
         # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions): keep
         # them last in memory. On a CPU, large depthwise kernels of volumes are quicker that way, too.
         self.to(memory_format=CHANNELS_LAST[self.dimensions])
+        if deep_supervision:
+            warnings.warn(
+                "DIN's auxiliary outputs are not those of nnU-Net's deep supervision. To train in nnU-Net, use "
+                "-tr nnUNetTrainerDIN (or one of its variants), or another trainer without deep supervision such as "
+                "nnUNetTrainerNoDeepSupervision.",
+                stacklevel=2,
+            )
+            self.add_auxiliary_heads()
 
     def add_auxiliary_heads(self) -> None:
         """Give every fused level a classifier of its own, for training, and switch :attr:`deep_supervision` on.

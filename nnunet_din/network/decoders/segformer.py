@@ -124,8 +124,10 @@ def fuse_levels(
         else:
             low.append((channels_last(x), _last_tap_behind_d(torch.einsum("ok...,kd->...do", c, weight))))
     # The linear layers' biases pass through the zero-padded convolution: a level of one pixel, lower at the border.
-    parts = [torch.einsum("ok...,k->...o", c, b) for c, b in zip(slices, biases, strict=True)]
-    taps = sum(parts[1:], start=parts[0]).unsqueeze(-2)
+    # By products with vectors: of an einsum the gradient is a batched product of single columns and rows, which torch
+    # 2.14 compiles on a GPU, even in eager mode.
+    parts = [c.movedim(1, -1) @ b for c, b in zip(slices, biases, strict=True)]
+    taps = sum(parts[1:], start=parts[0]).movedim(0, -1).unsqueeze(-2)
     ones = taps.new_ones([1] * kernel.ndim).expand(n, *[-1] * (kernel.ndim - 1))
     low.append((ones, _last_tap_behind_d(taps)))
     y = channels_last(sum(full[1:], start=full[0])).flatten(2)  # (N, H, W D)

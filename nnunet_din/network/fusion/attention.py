@@ -17,6 +17,8 @@ from nnunet_din.network.ops import ceil_div, exporting, in_slices, pointwise
 
 #: Where a pixel attends: in its window, or along the lines through it.
 ATTENTIONS = ("window", "axial")
+#: Windows that one call attends in, at most: torch < 2.8 cannot start more blocks on a GPU.
+MOST_WINDOWS = 65535
 
 
 class CrossAttention(nn.Module):
@@ -117,7 +119,7 @@ class CrossAttention(nn.Module):
         for i, others in self.attended.items():
             mask = torch.cat([*masks] * len(others), dim=-1) if masks else None
             keys, values = (_concatenate([t[j] for j in others]) for t in (k, v))
-            f = F.scaled_dot_product_attention(q[i], keys, values, attn_mask=mask)  # scaled by 1 / sqrt(d) (eq. 2)
+            f = attend(q[i], keys, values, mask)  # eq. 2
             results.append(self._merge(f + q[i]))  # eq. 3
         return tuple(results)
 
@@ -129,6 +131,15 @@ class CrossAttention(nn.Module):
     def _merge(x: Tensor) -> Tensor:
         """Shape ``(N * windows, heads, L, d / heads)`` -> ``(N * windows, L, d)``."""
         return x.transpose(1, 2).flatten(2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """``softmax(q k^T / sqrt(d)) v`` in every window, ``(windows, heads, L, d)``, for keys in a mask or for all."""
+    if exporting() or len(q) <= MOST_WINDOWS:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    masks = itertools.repeat(None) if mask is None else mask.split(MOST_WINDOWS)
+    parts = zip(*(x.split(MOST_WINDOWS) for x in (q, k, v)), masks)  # noqa: B905 - masks may go on
+    return torch.cat([F.scaled_dot_product_attention(q, k, v, attn_mask=mask) for q, k, v, mask in parts])
 
 
 def _concatenate(tensors: list[Tensor]) -> Tensor:
