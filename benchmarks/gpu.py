@@ -1,267 +1,629 @@
-"""Every figure that needs a GPU, in stages of under ten minutes, each in a process of its own.
+"""What a GPU has to answer, the important questions first, in nine minutes of one process.
 
-    python benchmarks/gpu.py                  half an hour of what is not done yet, in order
-    python benchmarks/gpu.py --list           the stages, and which are done
-    python benchmarks/gpu.py planning-tiny-12 these stages
+    PYTHONPATH=. python benchmarks/gpu.py                      asks everything, writes benchmarks/gpu.json
+    PYTHONPATH=. python benchmarks/gpu.py --tiny --device cpu  tries the script itself
+    PYTHONPATH=. python benchmarks/gpu.py table                prints the table of docs/gpu.md from benchmarks/gpu.json
 
-A stage that is done has written ``benchmarks/gpu/STAGE.json`` and is left out from then on. One that is interrupted, or
-takes longer than ten minutes, has written nothing and starts again; a training of the ACDC study goes on from its last
-epoch. What compares with ResEnc-M needs the fingerprint of the data set (``nnUNetv2_extract_fingerprint -d 27``), and
-the study needs ACDC as ``nnunet-din convert acdc`` writes it: without them, these stages are left out.
+Every figure is printed and written as soon as it is there, so that a run that is stopped loses nothing. A figure that
+fails is recorded with its error, and the rest goes on. Needed are torch, timm and what this package imports of its own
+on the way, never nnunetv2; nnU-Net's networks come from dynamic-network-architectures, and without it their rows hold
+the error.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import gc
 import json
-import os
-import signal
+import math
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
 from pathlib import Path
 
-import pandas as pd
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from nnunet_din.cost.accounting import MEMORY_MARGIN, training_memory
+from nnunet_din.cost.measurement import (
+    TrainingStep,
+    autocast,
+    peak_memory,
+    prediction,
+    reserved_memory,
+    seconds_of,
+)
+from nnunet_din.cost.training_step import plan_trial, try_training
+from nnunet_din.data.files import write_text
+from nnunet_din.network import DualInteractionNetwork
+from nnunet_din.network.fusion.attention import CrossAttention
+from nnunet_din.network.reference import ReferenceNetwork
+from nnunet_din.nnunet.training_device import autocast_dtype
+from nnunet_din.presets import PRESETS, preset_for_volumes
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-import memory  # noqa: E402 - the scripts beside this one
-import network  # noqa: E402
-from common import head  # noqa: E402
-
-from nnunet_din.cost.training_step import plan_trial, try_training  # noqa: E402
-from nnunet_din.data.files import read_json, write_text  # noqa: E402
-from nnunet_din.diagnosis.training import training_checks  # noqa: E402
-from nnunet_din.evaluation.report import markdown_table  # noqa: E402
-from nnunet_din.network import PRESETS  # noqa: E402
-from nnunet_din.nnunet.folders import dataset_name, nnunet_folder  # noqa: E402
-from nnunet_din.nnunet.training_device import compiles  # noqa: E402
-
-#: Seconds that a stage may take, and without which none is begun.
-LIMIT, LEAST = 600, 60
-SETTINGS = HERE / "acdc" / "gpu.json"
+CLASSES = 4
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+#: nnU-Net's networks that DIN is compared with: the default, and ResEnc-M.
+STOCK = ("PlainConvUNet", "ResidualEncoderUNet")
+#: Most steps after which GradScaler must have found a scale in fp16.
+SCALING_STEPS = 20
 
 
-def doctor(preset: str, device: torch.device, size: tuple[int, int] | None, batch: int | None) -> dict:
-    """What ``nnunet-din doctor --step`` says."""
-    checks = list(training_checks(preset, str(device), size, batch))
-    wrong = [f"{check.name}: {check.found}" for check in checks if not check.ok]
-    speed = [check.found for check in checks if check.name == "time of a step"]
-    return {"summary": "; ".join(wrong or ["all is well", *speed]), "checks": [asdict(check) for check in checks]}
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is.
+
+    Attributes
+    ----------
+    presets, presets_3d : tuple of str
+        Presets that must run in 2-D and in 3-D.
+    checked : tuple of tuple of int
+        Patches on which they do, in 2-D and in 3-D; maps do not divide into windows.
+    compared : tuple of tuple of int
+        Batch and patch, in 2-D and in 3-D, on which speeds are compared: nnU-Net's own for large images.
+    counted : dict of str to tuple
+        Preset -> batches and patches whose memory is measured.
+    planned : dict of str to float
+        Preset -> GB that its batch is planned for.
+    planned_patch : tuple of int
+        Patch of that batch.
+    literal : tuple of str
+        Presets that are compared with their literal twin, and ``literal_shape`` their batch and patch.
+    windows : tuple of int
+        Batch and map with more attention windows than a launch's grid may have (65535).
+    repeats : int
+        Timed steps.
+    backend : str
+        Backend of torch.compile.
+    patience : float
+        Factor of the seconds that each question has.
+    """
+
+    presets: tuple[str, ...] = ("fast", "atto", "tiny", "base")
+    presets_3d: tuple[str, ...] = ("fast", "atto")
+    checked: tuple[tuple[int, ...], ...] = ((80, 48), (16, 32, 80))
+    compared: tuple[tuple[int, ...], ...] = ((12, 512, 512), (2, 128, 128, 128))
+    counted: tuple[tuple[str, tuple[int, ...]], ...] = (
+        ("fast", (12, 512, 512)),
+        ("fast", (2, 128, 128, 128)),
+        ("atto", (8, 256, 256)),
+        ("atto", (2, 64, 64, 64)),
+    )
+    counted_classes: tuple[int, ...] = (4, 16, 118)
+    planned: tuple[tuple[str, float], ...] = (("tiny", 12.0), ("base", 24.0))
+    planned_patch: tuple[int, int] = (256, 216)
+    literal: tuple[str, ...] = ("fast", "base")
+    literal_shape: tuple[int, ...] = (2, 224, 224)
+    windows: tuple[int, ...] = (64, 256, 216)
+    repeats: int = 10
+    backend: str = "inductor"
+    patience: float = 1.0
 
 
-def literal(preset: str, device: torch.device, compiled: bool, size: int, repeats: int) -> dict:
-    """Time and memory of the network's literal twin against ours."""
-    what = network.build(preset, size, 1, device, compiled)
-    result = network.measure_speed(*what, repeats)
-    del what
-    peaks = {
-        name: network.measure_memory(name, *network.build(preset, size, 1, device, compiled))["allocator"]
-        for name in ("literal", "ours")
+TINY = Scale(
+    presets=("fast",),
+    presets_3d=("fast",),
+    checked=((48, 32), (16, 16, 48)),
+    compared=((2, 64, 64), (1, 32, 16, 16)),
+    counted=(("fast", (2, 64, 64)), ("fast", (1, 32, 16, 16))),
+    counted_classes=(4, 16),
+    planned=(("atto", 0.3),),
+    planned_patch=(32, 32),
+    literal=("fast",),
+    literal_shape=(1, 32, 32),
+    windows=(2, 30, 30),
+    repeats=1,
+    backend="eager",
+    patience=10.0,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how large to measure, and the process that compiles meanwhile."""
+
+    device: torch.device
+    scale: Scale
+    second: subprocess.Popen | None = None
+
+
+#: Name of a figure, and the function that measures it: numbers or texts by what they are.
+Figures = Iterator[tuple[str, Callable[[], dict]]]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Networks and steps
+
+
+def din(preset: str, axes: int, classes: int = CLASSES, heads: bool = True) -> DualInteractionNetwork:
+    """DIN as it is trained, with auxiliary heads, or as it predicts; volumes are pooled by 2 along every axis, as
+    nnU-Net pools isotropic ones.
+    """
+    arguments = PRESETS[preset] if axes == 2 else preset_for_volumes(preset, [[1] * 3, *[[2] * 3] * 5], [[3] * 3] * 6)
+    network = DualInteractionNetwork(1, classes, **arguments)
+    if heads:
+        network.add_auxiliary_heads()
+    return network
+
+
+def stock(name: str, patch: Sequence[int]) -> nn.Module:
+    """nnU-Net's network for isotropic patches with edges that are powers of 2, as its planners make it."""
+    from dynamic_network_architectures.architectures import unet
+
+    axes, poolings = len(patch), int(math.log2(min(patch) / 4))
+    conv, norm, widest = [(nn.Conv2d, nn.InstanceNorm2d, 512), (nn.Conv3d, nn.InstanceNorm3d, 320)][axes - 2]
+    encoder = {"n_conv_per_stage": [2] * (poolings + 1)}
+    if name == "ResidualEncoderUNet":
+        encoder = {"n_blocks_per_stage": [1, 3, 4, *[6] * poolings][: poolings + 1]}
+    widths = [min(32 * 2**i, widest) for i in range(poolings + 1)]
+    layers = {"conv_op": conv, "norm_op": norm, "norm_op_kwargs": {"eps": 1e-5, "affine": True}, "conv_bias": True}
+    layers |= {"nonlin": nn.LeakyReLU, "nonlin_kwargs": {"inplace": True}}
+    kernels, strides = [[3] * axes] * (poolings + 1), [[1] * axes, *[[2] * axes] * poolings]
+    decoder = {"n_conv_per_stage_decoder": [2 if name == "PlainConvUNet" else 1] * poolings, "deep_supervision": True}
+    sizes = {"input_channels": 1, "num_classes": CLASSES, "n_stages": poolings + 1, "features_per_stage": widths}
+    return getattr(unet, name)(**sizes, kernel_sizes=kernels, strides=strides, **layers, **encoder, **decoder)
+
+
+def stock_step(network: nn.Module, x: Tensor, target: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
+    """A training step as nnUNetTrainer does it: Dice and cross-entropy of all outputs but the smallest, SGD."""
+    optimizer = torch.optim.SGD(network.parameters(), 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)
+    with torch.no_grad():
+        sizes = [output.shape[2:] for output in network(x[:1])][:-1]
+    labels = [F.interpolate(target.float(), size=size).long() for size in sizes]
+    total = sum(0.5**i for i in range(len(sizes)))
+
+    def step() -> None:
+        network.train()
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(x.device, dtype):
+            losses = map(dice_and_cross_entropy, network(x), labels)  # the smallest output has no labels
+            loss = sum(0.5**i / total * value for i, value in enumerate(losses))
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 12)
+        optimizer.step()
+
+    return step
+
+
+def dice_and_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """nnU-Net's loss of one output ``(N, K, *size)`` against labels ``(N, 1, *size)``."""
+    p = logits.softmax(1)
+    truth = torch.zeros_like(p).scatter_(1, labels, 1)[:, 1:]
+    axes = [axis for axis in range(p.ndim) if axis != 1]
+    overlap, volume = (p[:, 1:] * truth).sum(axes), (p[:, 1:].sum(axes) + truth.sum(axes))
+    return F.cross_entropy(logits, labels[:, 0]) - ((2 * overlap + 1e-5) / (volume + 1e-5)).mean()
+
+
+def batch_of(shape: Sequence[int], channels: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random images ``(N, channels, *patch)`` and labels ``(N, 1, *patch)`` of a batch and patch."""
+    n, *patch = shape
+    x = torch.randn(n, channels, *patch, device=device)
+    return x, torch.randint(0, classes, (n, 1, *patch), device=device)
+
+
+def difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest difference as a share of the largest value that is expected, over all outputs."""
+    pairs = [(o.detach().float().cpu(), e.detach().float().cpu()) for o, e in zip(outputs, expected, strict=True)]
+    return max(float((o - e).abs().max() / e.abs().max()) for o, e in pairs)
+
+
+def median_seconds(step: Callable[[], object], run: Run) -> float:
+    """Median of the seconds of a step that was called before."""
+    return statistics.median(seconds_of(step, run.device) for _ in range(run.scale.repeats))
+
+
+def memory(step: Callable[[], object], network: nn.Module, device: torch.device) -> dict:
+    """GB at the peak of a step that was called before; what the allocator reserves holds workspaces and fragments."""
+    torch.cuda.empty_cache()
+    result = {"allocated GB": peak_memory(step, network, device) / 1e9}
+    reserved = reserved_memory(device)
+    return result if reserved is None else {**result, "reserved GB": reserved / 1e9}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Does everything run?
+
+
+def runs(run: Run) -> Figures:
+    """Networks in every precision against the CPU, and attention against itself."""
+    for preset in run.scale.presets:
+        yield f"{preset}, 2-D", partial(agreement, preset, run.scale.checked[0], run)
+    for preset in run.scale.presets_3d:
+        yield f"{preset}, 3-D", partial(agreement, preset, run.scale.checked[1], run)
+    for name in HALVES:
+        yield f"attention kernels, {name}", partial(attention_kernels, HALVES[name], run)
+    yield "more windows than a launch takes", partial(many_windows, run)
+
+
+def agreement(preset: str, patch: Sequence[int], run: Run) -> dict:
+    """Outputs against the CPU's in fp32 with the same weights, and norms of all gradients; windows are padded."""
+    torch.manual_seed(0)
+    with run.device:
+        network = din(preset, len(patch)).eval()
+    x, target = batch_of((2, *patch), 2, CLASSES, run.device)
+    result = {}
+    with torch.no_grad():
+        expected = copy.deepcopy(network).cpu()(x.cpu())
+        for name, dtype in {"fp32": None, **HALVES}.items():
+            with autocast(run.device, dtype):
+                result[f"{name} against the CPU"] = difference(network(x), expected)
+    for name, dtype in HALVES.items():
+        step = TrainingStep(network, x, target, dtype)
+        # On a CPU, oneDNN leaves parts of some gradients of volumes in half precision unwritten.
+        with torch.backends.mkldnn.flags(enabled=run.device.type != "cpu"):
+            for _ in range(SCALING_STEPS):
+                step()
+                if torch.isfinite(step.gradient_norm):
+                    break
+        result[f"{name} gradient norm"] = float(step.gradient_norm)
+    return result
+
+
+def attention_kernels(dtype: torch.dtype, run: Run) -> dict:
+    """Outputs and gradients of attention in 7 x 7 windows, by each kernel, against plain arithmetic in fp32."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(512, 1, 49, 128, device=run.device, dtype=dtype, requires_grad=True) for _ in range(3)]
+    padding = torch.rand(512, 1, 1, 49, device=run.device) > 0.2
+
+    def attend(backend: SDPBackend, tensors: Sequence[Tensor], mask: Tensor | None) -> list[Tensor]:
+        with sdpa_kernel(backend):
+            output = F.scaled_dot_product_attention(*tensors, attn_mask=mask)
+        return [output, *torch.autograd.grad(output.float().square().sum(), tensors)]
+
+    result = {}
+    for kind, mask in {"": None, ", masked": padding}.items():
+        expected = attend(SDPBackend.MATH, [t.detach().float().requires_grad_() for t in inputs], mask)
+        for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"):
+            key = name.removesuffix("_ATTENTION").lower() + kind
+            try:
+                result[key] = difference(attend(getattr(SDPBackend, name), inputs, mask), expected)
+            except RuntimeError:  # torch has no such kernel for these inputs here
+                result[key] = "no kernel"
+    return result
+
+
+def many_windows(run: Run) -> dict:
+    """Attention of a batch whose windows are too many for one launch, against that of its last image alone."""
+    n, *size = run.scale.windows
+    with run.device:
+        attention = CrossAttention(40)
+        streams = [torch.randn(n, 40, *size, requires_grad=True) for _ in range(2)]
+    with autocast(run.device, autocast_dtype(run.device)):
+        outputs, alone = attention(streams), attention([stream[-1:] for stream in streams])
+    gradients = torch.autograd.grad(sum(output.float().square().mean() for output in outputs), streams)
+    return {
+        "windows": n * math.prod(math.ceil(edge / 7) for edge in size),
+        "against one image": difference([output[-1:] for output in outputs], alone),
+        "largest gradient": max(float(gradient.abs().max()) for gradient in gradients),
     }
-    shares = [result[kind]["literal / ours"]["median"] for kind in ("forward", "training step")]
-    share = peaks["ours"] / peaks["literal"]
-    summary = f"literal / ours: forward {shares[0]:.2f}, step {shares[1]:.2f}; memory ours / literal {share:.2f}"
-    return {"summary": summary, **result, "peak memory of a training step": peaks}
 
 
-def resenc(dataset: str, device: torch.device, compiled: bool, repeats: int) -> dict:
-    """DIN ``fast`` against ResEnc-M on its patch."""
-    import fast
-
-    result = fast.compare(dataset, "fast", 2 if device.type == "cpu" else 12, repeats, device, compiled)
-    ratio = result["DIN fast / ResEnc-M"]
-    return {"summary": f"{ratio['median']:.2f} times ResEnc-M's images a second", **result}
+# ----------------------------------------------------------------------------------------------------------------------
+# Memory
 
 
-def counted(preset: str, device: torch.device, limit: float, most: int | None) -> dict:
-    """The planners' count against the measured peak."""
-    cases = [row for case in list(memory.cases([preset]))[:most] if (row := memory.measure(case, limit, device))]
-    ratios = [row["ratio"] for row in cases]
-    return {"summary": f"measured / counted {min(ratios)} to {max(ratios)} in {len(ratios)} cases", "cases": cases}
+def counts(run: Run) -> Figures:
+    """Small and large numbers of classes, 2-D and 3-D."""
+    for preset, shape in run.scale.counted:
+        for classes in run.scale.counted_classes:
+            yield f"{preset}, {by(shape)}, {classes} classes", partial(counted, preset, shape, classes, run)
 
 
-def planned(row: dict, device: torch.device, steps: int) -> dict:
-    """Images a second of what the planners plan for a memory target."""
-    trial = plan_trial(row["preset"], device, row["patch"], row["batch"], checkpointing=row["checkpointing"])
-    outcome = try_training(trial, compiles(device), steps)
-    rate = trial.batch / statistics.median(outcome.seconds)
-    peak = outcome.peak_memory_bytes
-    summary = f"{rate:.3g} images a second, peak {peak / 1e9:.2f} GB, {peak / trial.counted_bytes:.2f} of the count"
-    return {"summary": summary, "plan": row, "images_per_second": rate, **asdict(outcome)}
+def counted(preset: str, shape: Sequence[int], classes: int, run: Run) -> dict:
+    """The planners' count of a training step, and what the step takes."""
+    dtype, axes = autocast_dtype(run.device), len(shape) - 1
+    with torch.device("meta"):
+        network = din(preset, axes, classes, heads=False)  # the count adds them
+    count = training_memory(network, (shape[0], 2, *shape[1:]), half_precision=dtype is not None) / 1e9
+    with run.device:
+        network = din(preset, axes, classes)
+    step = TrainingStep(network, *batch_of(shape, 2, classes, run.device), dtype)
+    step()
+    measured = memory(step, network, run.device)
+    result = {"counted GB": count, **measured, "allocated / counted": measured["allocated GB"] / count}
+    if "reserved GB" in measured:
+        result["reserved / planned"] = measured["reserved GB"] / (MEMORY_MARGIN * count)
+    return result
 
 
-def plan_acdc(dataset: str) -> dict:
-    """Plan and preprocess for the study."""
-    import study
-
-    settings = json.loads(SETTINGS.read_text())
-    study.plan(settings, study.Study.of(settings, dataset))
-    return {"summary": "planned and preprocessed"}
+# ----------------------------------------------------------------------------------------------------------------------
+# Compilation in the second process
 
 
-def train_acdc(run: dict, dataset: str) -> dict:
-    """One training of the study, or what is left of it; its own result lies beside the settings."""
-    import study
-
-    results = SETTINGS.with_suffix("")
-    results.mkdir(exist_ok=True)
-    path = results / f"{run['name']}.json"
-    of_settings = study.Study.of(json.loads(SETTINGS.read_text()), dataset)
-    study.check_split(of_settings)
-    study.carry_out(run, of_settings, path)
-    dice = read_json(path)["scores"]["Dice"]["mean"]
-    return {"summary": f"Dice {100 * dice:.2f} %", "result": str(path.relative_to(HERE))}
-
-
-def stages(args: argparse.Namespace) -> dict[str, Callable[[], dict]]:
-    """Every stage in order: its name and what it does."""
-    device, tiny = torch.device(args.device), args.tiny
-    repeats = 1 if tiny else 10
-    found: dict[str, Callable[[], dict]] = {}
-    for preset in ["fast"] if tiny else list(PRESETS)[::-1]:
-        found[f"doctor-{preset}"] = lambda preset=preset: doctor(
-            preset, device, *(((32, 32), 2) if tiny else (None, None))
-        )
-    for preset in ["fast"] if tiny else ["fast", "base"]:
-        for compiled in [False] if tiny else [False, True]:
-            name = f"literal-{preset}-{'compiled' if compiled else 'eager'}"
-            found[name] = lambda preset=preset, compiled=compiled: literal(
-                preset, device, compiled, 32 if tiny else 224, repeats
-            )
-    if has_fingerprint(args.dataset):
-        for compiled in [False] if tiny else [False, True]:
-            name = f"resenc-{'compiled' if compiled else 'eager'}"
-            found[name] = lambda compiled=compiled: resenc(args.dataset, device, compiled, repeats)
-    for preset in ["fast"] if tiny else list(PRESETS)[::-1]:
-        found[f"memory-{preset}"] = lambda preset=preset: counted(
-            preset, device, 1 if tiny else 60, 2 if tiny else None
-        )
-    rows = read_json(HERE / "plans.json")["plans"]
-    if tiny:
-        rows = [{"preset": "fast", "target_gb": 1, "patch": [32, 32], "batch": 2, "checkpointing": True, "fits": True}]
-    planned_before = []
-    for row in sorted((row for row in rows if row["fits"]), key=lambda row: row["target_gb"]):
-        case = [row[key] for key in ("preset", "patch", "batch", "checkpointing")]
-        if case in planned_before:  # more memory that the planner has no use for
-            continue
-        planned_before.append(case)
-        found[f"planning-{row['preset']}-{row['target_gb']:g}"] = lambda row=row: planned(row, device, repeats)
-    if not tiny and has_acdc(args.dataset):
-        settings = json.loads(SETTINGS.read_text())
-        found["acdc-plan"] = lambda: plan_acdc(args.dataset)
-        for run in settings["runs"]:
-            run = {**settings["defaults"], **run}
-            found[f"acdc-{run['name']}"] = lambda run=run: train_acdc(run, args.dataset)
-    return found
-
-
-def has_fingerprint(dataset: str) -> bool:
-    """Whether nnU-Net has extracted the fingerprint of the data set."""
-    try:
-        return (nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset) / "dataset_fingerprint.json").is_file()
-    except (ValueError, FileNotFoundError):
-        return False
-
-
-def has_acdc(dataset: str) -> bool:
-    """Whether the raw data set is there, with its split."""
-    try:
-        return (nnunet_folder("nnUNet_raw") / dataset_name(dataset) / "splits_final.json").is_file()
-    except (ValueError, FileNotFoundError):
-        return False
-
-
-def carry_out(name: str, args: argparse.Namespace) -> None:
-    """Do a stage in this process, and write its result."""
-    device = torch.device(args.device)
-    begin = time.monotonic()
-    result = stages(args)[name]()
-    label = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    about = head(label) | {"command": f"python benchmarks/gpu.py {name}", "compiled": compiles(device)}
-    seconds = round(time.monotonic() - begin)
-    write_text(args.output / f"{name}.json", json.dumps({**about, "seconds": seconds, **result}, indent=2) + "\n")
-
-
-def start(name: str, args: argparse.Namespace, seconds: float) -> str | None:
-    """Do a stage in a process of its own; returns what went wrong, if anything did."""
-    command = [sys.executable, "-W", "ignore", __file__, name, "--here", "-d", args.dataset, "--device", args.device]
-    command += ["--output", str(args.output)] + ["--tiny"] * args.tiny
-    log = args.output / f"{name}.log"
-    with log.open("w") as output:
-        # A group of its own: its workers end with it.
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return f"stopped after {seconds / 60:.0f} minutes"
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    if status:
-        lines = log.read_text(errors="replace").strip().splitlines() or ["no message"]
-        return f"failed, see {log}: {lines[-1]}"
-    log.unlink()
-    return None
-
-
-def table(output: Path, names: list[str]) -> str:
-    """Markdown, one row for each stage that is done."""
-    results = {name: read_json(output / f"{name}.json") for name in names if (output / f"{name}.json").is_file()}
-    rows = [
-        {"stage": f"`{name}`", "result": r["summary"], "date": r["date"], "machine": r["machine"], "torch": r["torch"]}
-        for name, r in results.items()
-    ]
-    return "\n".join(markdown_table(pd.DataFrame(rows))) if rows else "Nothing is done yet."
-
-
-def main(argv: list[str] | None = None, run: Callable[[str, argparse.Namespace, float], str | None] = start) -> None:
-    """Command line; ``run`` does a stage within so many seconds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help="default: all, in order")
-    parser.add_argument("--list", action="store_true", help="only say which stages there are, and which are done")
-    parser.add_argument("--minutes", type=float, default=30, help="for all together (default: 30)")
-    parser.add_argument("-d", dest="dataset", default="27", metavar="ID", help="ACDC as a data set of nnU-Net")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=HERE / "gpu", metavar="FOLDER", help="default: benchmarks/gpu")
-    parser.add_argument("--tiny", action="store_true", help="small images, few steps: to try this script")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if torch.device(args.device).type != "cuda" and not args.tiny:
-        parser.error("there is no GPU here: --tiny tries this script on a CPU")
-    names = list(stages(args))
-    unknown = sorted(set(args.stages) - set(names))
-    if unknown:
-        parser.error(f"no stage is called {', '.join(unknown)}; there are {', '.join(names)}")
-    names = args.stages or names
-    args.output.mkdir(parents=True, exist_ok=True)
-    if args.here:
+def compilations(run: Run) -> Figures:
+    """Everything but fast in 2-D, whose compilation is timed later; what is compiled here is then in torch's cache."""
+    one_step = replace(run, scale=replace(run.scale, repeats=1))
+    for preset, gigabytes in reversed(run.scale.planned):
+        yield f"{preset}, the planners' batch", partial(seconds_only, planned, preset, gigabytes, one_step)
+    slices, volumes = run.scale.compared
+    for shape, names in ((slices, STOCK), (volumes, ("DIN fast", *STOCK))):
         for name in names:
-            carry_out(name, args)
-        return
+            yield f"{name}, {by(shape)}", partial(seconds_only, compiled, name, shape, one_step, {})
 
-    def left() -> list[str]:
-        return [name for name in names if not (args.output / f"{name}.json").is_file()]
 
-    if args.list:
-        print("\n".join(f"{'     ' if name in left() else 'done '} {name}" for name in names))
+def seconds_only(measure: Callable[..., dict], *args: object) -> dict:
+    """Seconds of compilation: nothing else is right while another process measures."""
+    torch._dynamo.reset()
+    return {key: value for key, value in measure(*args).items() if key.startswith("compilation s")}
+
+
+def second_process(run: Run) -> Figures:
+    """Wait for it, so that nothing else is on the GPU while speed is measured."""
+    yield "ends", partial(end_of_second, run)
+
+
+def end_of_second(run: Run) -> dict:
+    """Whether it ended by itself."""
+    try:
+        return {"status": str(run.second.wait(60 * run.scale.patience))}
+    except subprocess.TimeoutExpired:
+        run.second.kill()
+        return {"status": "stopped after its time"}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Speed
+
+
+class Contestant:
+    """A network with its training step and its prediction, each in what nnU-Net computes in."""
+
+    def __init__(self, name: str, shape: Sequence[int], run: Run):
+        torch.manual_seed(0)
+        self.run, self.n = run, shape[0]
+        is_din, patch = name.startswith("DIN"), shape[1:]
+        with run.device:
+            self.network = din("fast", len(patch)) if is_din else stock(name, patch)
+        self.x, target = batch_of(shape, 1 + is_din, CLASSES, run.device)
+        make_step, dtype = TrainingStep if is_din else stock_step, autocast_dtype(run.device)
+        self.training = make_step(self.network, self.x, target, dtype)
+        self.supervised = self.network if is_din else self.network.decoder
+
+    def prediction(self) -> Tensor:
+        """Logits, in fp16 on a GPU, without the outputs that training alone has."""
+        self.network.eval()
+        self.supervised.deep_supervision = False
+        with torch.no_grad(), autocast(self.run.device, torch.float16 if self.run.device.type == "cuda" else None):
+            logits = self.network(self.x)
+        self.supervised.deep_supervision = True
+        return logits
+
+    def compile(self) -> dict:
+        """Speed before, seconds of compilation, what it changes, and memory of a training step."""
+        self.training()
+        eager = self.n / median_seconds(self.training, self.run)
+        expected = self.prediction()
+        # For one shape, as in nnU-Net's training: shapes that differ from network to network would else be variable.
+        self.network.compile(backend=self.run.scale.backend, dynamic=False)
+        predicting = seconds_of(self.prediction, self.run.device)
+        changed = difference([self.prediction()], [expected])
+        return {
+            "compilation s (prediction)": predicting,
+            "compilation s (training)": seconds_of(self.training, self.run.device),
+            "against eager": changed,
+            "eager images/s": eager,
+            **memory(self.training, self.network, self.run.device),
+        }
+
+
+def speed(axes: int, run: Run) -> Figures:
+    """DIN fast beside nnU-Net's networks on the same patch and batch, compiled, in turn."""
+    torch._dynamo.reset()  # which keeps a limited number of networks
+    shape = run.scale.compared[axes - 2]
+    made: dict[str, Contestant] = {}
+    for name in ("DIN fast", *STOCK):
+        yield f"{name}, {by(shape)}", partial(compiled, name, shape, run, made)
+    yield "training, images/s", partial(in_turn, "training", run, made)
+    yield "prediction, images/s", partial(in_turn, "prediction", run, made)
+    yield "loss in a training step of DIN fast", partial(loss_share, run, made)
+
+
+def compiled(name: str, shape: Sequence[int], run: Run, made: dict[str, Contestant]) -> dict:
+    """Compile a contestant; it takes part if that works."""
+    contestant = Contestant(name, shape, run)
+    result = contestant.compile()
+    made[name] = contestant
+    return result
+
+
+def in_turn(kind: str, run: Run, made: dict[str, Contestant]) -> dict:
+    """Images a second of each, step by step in turn, so that a device that slows down slows all."""
+    steps = {name: getattr(contestant, kind) for name, contestant in made.items()}
+    rounds = [{name: seconds_of(step, run.device) for name, step in steps.items()} for _ in range(run.scale.repeats)]
+    rates = {name: made[name].n / statistics.median(r[name] for r in rounds) for name in made}
+    ratios = {f"DIN fast / {name}": rates["DIN fast"] / rates[name] for name in made if name != "DIN fast"}
+    return {**rates, **ratios}
+
+
+def loss_share(run: Run, made: dict[str, Contestant]) -> dict:
+    """Seconds of the loss and its gradients, all outputs, beside those of the whole step."""
+    contestant = made["DIN fast"]
+    step = contestant.training
+    with autocast(run.device, step.dtype):
+        outputs = [output.detach().requires_grad_() for output in step.network.train()(step.x)]
+
+    def loss() -> None:
+        step.auxiliary_loss(outputs, step.target).backward()
+
+    loss()
+    part, whole = median_seconds(loss, run), median_seconds(step, run)
+    return {"loss ms": 1000 * part, "step ms": 1000 * whole, "share": part / whole}
+
+
+def larger(run: Run) -> Figures:
+    """Tiny, then base, in the batches that the planners take for their own memory target."""
+    for preset, gigabytes in run.scale.planned:
+        yield f"{preset}, {gigabytes:g} GB", partial(planned, preset, gigabytes, run)
+
+
+def planned(preset: str, gigabytes: float, run: Run) -> dict:
+    """Images a second in training, compiled, and the peak."""
+    torch._dynamo.reset()  # else shapes that differ from those before would be variable
+    trial = plan_trial(preset, run.device, run.scale.planned_patch, None, gigabytes)
+    outcome = try_training(trial, run.scale.backend == "inductor", run.scale.repeats)
+    result = {"batch": trial.batch, "images/s": trial.batch / statistics.median(outcome.seconds)}
+    result |= {"compilation s": outcome.first_seconds, "counted GB": trial.counted_bytes / 1e9}
+    result |= {"allocated GB": outcome.peak_memory_bytes / 1e9, "compiled against eager": outcome.difference}
+    return {key: value for key, value in {**result, "half against fp32": outcome.rounding}.items() if value is not None}
+
+
+def literal(run: Run) -> Figures:
+    """The network as it is printed, without any saving, against ours."""
+    for preset in run.scale.literal:
+        yield f"{preset}, eager", partial(against_literal, preset, run)
+
+
+def against_literal(preset: str, run: Run) -> dict:
+    """Seconds of a forward pass and of a training step, and memory of a step: literal / ours."""
+    torch.manual_seed(0)
+    with run.device:
+        ours = din(preset, 2, heads=False)
+    x, target = batch_of(run.scale.literal_shape, 2, CLASSES, run.device)
+    dtype, rows = autocast_dtype(run.device), []
+    for network in (ReferenceNetwork(ours), ours):
+        forward, step = prediction(network, x, dtype), TrainingStep(network, x, target, dtype)
+        forward(), step()
+        peak = memory(step, network, run.device)["allocated GB"]
+        rows.append((median_seconds(forward, run), median_seconds(step, run), peak))
+        del step
+    return {name: a / b for name, a, b in zip(("forward", "training step", "memory"), *rows, strict=True)}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# All of it
+
+#: Question, its seconds, its figures; in this order.
+QUESTIONS = [
+    ("Does everything run, and give what a CPU gives (largest difference / largest value)?", 70, runs),
+    ("Does the planners' count of a training step hold?", 90, counts),
+    ("Is the second process done?", 61, second_process),
+    ("How fast is `fast` in 2-D beside nnU-Net's networks?", 120, partial(speed, 2)),
+    ("How fast is it in 3-D?", 90, partial(speed, 3)),
+    ("What do `tiny` and `base` train in the planners' batches?", 60, larger),
+    ("How does the literal network compare (literal / ours)?", 50, literal),
+]
+IN_SECOND = [("How long does torch.compile take (in a second process, beside the first questions)?", 200, compilations)]
+
+
+def ask(questions: list, run: Run, minutes: float, report: dict, path: Path) -> None:
+    """Measure figure by figure; each is printed and written at once."""
+    begin = time.monotonic()
+    for question, seconds, figures in questions:
+        last = min(time.monotonic() + run.scale.patience * seconds, begin + 60 * minutes)
+        for name, measure in figures(run):
+            figure = {"question": question, "figure": name}
+            start = time.monotonic()
+            if start > last:
+                figure["error"] = "not measured: no time was left"
+            else:
+                try:
+                    figure["result"] = {key: rounded(value) for key, value in measure().items()}
+                except Exception as error:  # whatever it is, the other figures count
+                    line = (str(error).strip().splitlines() or [""])[0]
+                    figure["error"] = f"{type(error).__name__}: {line}"
+            figure["seconds"] = round(time.monotonic() - start, 1)
+            report["figures"].append(figure)
+            write_text(path, json.dumps(report, indent=1) + "\n")
+            print(f"{start - begin:5.0f} s  {name}: {text_of(figure)}", flush=True)
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def rounded(value: float | str) -> float | str:
+    """Four digits; JSON has no infinity."""
+    if isinstance(value, str):
+        return value
+    return float(f"{value:.4g}") if math.isfinite(value) else "not finite"
+
+
+def by(shape: Sequence[int]) -> str:
+    """Batch and patch in words."""
+    return f"{shape[0]} x {' x '.join(map(str, shape[1:]))}" if len(shape) > 1 else str(shape[0])
+
+
+def text_of(figure: dict) -> str:
+    """A figure's result or error in one line."""
+    if "error" in figure:
+        return figure["error"]
+    values = {key: value if isinstance(value, str) else f"{value:g}" for key, value in figure["result"].items()}
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def table(report: dict) -> str:
+    """Markdown: what measured, and a row for each figure, or one for a question without any."""
+    about = [f"{key} {report[key]}" for key in ("device", "torch", "commit", "date") if key in report]
+    lines = [f"Measured on: {', '.join(about)}." if about else "Nothing has been measured yet.", ""]
+    lines += ["| question | figure | result |", "| --- | --- | --- |"]
+    for question, *_ in [*QUESTIONS[:2], *IN_SECOND, *QUESTIONS[3:]]:
+        figures = [figure for figure in report["figures"] if figure["question"] == question]
+        lines += [f"| {question} | {figure['figure']} | {text_of(figure)} |" for figure in figures]
+        lines += [] if figures else [f"| {question} | | not measured yet |"]
+    return "\n".join(lines)
+
+
+def commit() -> str:
+    """Commit of the working tree, if git knows it."""
+    try:
+        command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", default="ask", choices=["ask", "table", "compile"], help="default: ask")
+    parser.add_argument("--minutes", type=float, default=9, help="for all together (default: 9)")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="try this script: small sizes, torch.compile without code")
+    parser.add_argument("--json", type=Path, help="file of the figures (default: benchmarks/gpu.json; none if --tiny)")
+    parser.add_argument("--commit", help="what to name it by where there is no git")
+    args = parser.parse_args(argv)
+    temporary = Path(tempfile.mkdtemp())
+    path = args.json or (temporary if args.tiny else HERE) / "gpu.json"
+    if args.what == "table":
+        print(table(json.loads(path.read_text())))
         return
-    end = time.monotonic() + 60 * args.minutes
-    for name in left():
-        seconds = min(LIMIT, end - time.monotonic())
-        if seconds < LEAST:
-            break
-        print(f"{name} ...", flush=True)
-        wrong = run(name, args, seconds)
-        print(f"  {wrong or read_json(args.output / f'{name}.json')['summary']}", flush=True)
-    print(f"\n{table(args.output, names)}\n")
-    print(f"Left: {', '.join(left())}. Start again for them." if left() else "All is done.")
+    device = torch.device(args.device)
+    if device.type != "cuda" and not args.tiny:
+        parser.error("a CPU gives no figure of a GPU: --tiny tries this script there")
+    torch.backends.cudnn.benchmark = True  # as nnUNetv2_train
+    torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32
+    scale = TINY if args.tiny else Scale()
+    report = {
+        "command": " ".join(["python benchmarks/gpu.py", *(sys.argv[1:] if argv is None else argv)]),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}",
+        "commit": args.commit or commit(),
+        "date": date.today().isoformat(),
+        "figures": [],
+    }
+    print(table(report).splitlines()[0], flush=True)
+    if args.what == "compile":
+        ask(IN_SECOND, Run(device, scale), args.minutes, report, path)
+        return
+    second_file = temporary / "second.json"
+    command = [sys.executable, __file__, "compile", "--json", str(second_file), "--device", args.device]
+    second = subprocess.Popen([*command, *["--tiny"] * args.tiny], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        ask(QUESTIONS, Run(device, scale, second), args.minutes, report, path)
+    finally:
+        second.kill()
+        if second_file.exists():
+            report["figures"] += json.loads(second_file.read_text())["figures"]
+        write_text(path, json.dumps(report, indent=1) + "\n")
+        print(f"\n{table(report)}\n\n{path}")
 
 
 if __name__ == "__main__":

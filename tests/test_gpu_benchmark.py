@@ -1,0 +1,108 @@
+"""``benchmarks/gpu.py``: it runs from beginning to end without nnU-Net, and loses no figure."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "benchmarks" / "gpu.py"
+#: What a bare machine does not have.
+MISSING = ["nnunetv2", "batchgenerators", "batchgeneratorsv2", "SimpleITK", "nibabel", "monai", "blosc2", "matplotlib"]
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.mark.slow
+def test_all_questions_on_a_cpu_without_nnunet(tmp_path):
+    """Every figure is measured, those of the second process too, although nnU-Net cannot be imported."""
+    # A module that is None in sys.modules cannot be imported; every process of Python begins with this file.
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({MISSING}))\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-W", "ignore", SCRIPT, "--tiny", "--device", "cpu", "--json", tmp_path / "gpu.json"]
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=900).stdout
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert [figure for figure in report["figures"] if "error" in figure] == []
+    figures = {(figure["question"], figure["figure"]): figure["result"] for figure in report["figures"]}
+    assert any(question.startswith("How long does torch.compile take") for question, _ in figures)
+    assert all(r["fp32 against the CPU"] < 1e-5 for r in figures.values() if "fp32 against the CPU" in r)
+    assert all(r["against eager"] < 1e-4 for r in figures.values() if "against eager" in r)
+    assert "not measured" not in output
+
+
+def test_a_figure_that_fails_or_comes_too_late_does_not_end_the_rest(gpu, tmp_path, capsys):
+    run = gpu.Run(gpu.torch.device("cpu"), gpu.Scale())
+
+    def figures(run):
+        yield "good", lambda: {"images/s": 12.3456789}
+        yield "bad", lambda: [][0]
+        yield "overflowing", lambda: {"norm": float("inf"), "kernel": "none"}
+
+    report = {"figures": []}
+    gpu.ask([("first?", 60, figures), ("late?", -1, figures)], run, 9, report, tmp_path / "gpu.json")
+    assert json.loads((tmp_path / "gpu.json").read_text()) == report
+    texts = [gpu.text_of(figure) for figure in report["figures"]]
+    late = "not measured: no time was left"
+    assert texts == [
+        "images/s 12.35",
+        "IndexError: list index out of range",
+        "norm not finite, kernel none",
+        *[late] * 3,
+    ]
+    assert "good: images/s 12.35" in capsys.readouterr().out
+
+
+def test_the_documentation_holds_the_table_of_the_figures(gpu, capsys):
+    gpu.main(["table"])
+    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- table -->\n")[1].split("<!-- end of table -->")[0].strip()
+    assert shown == capsys.readouterr().out.strip(), "docs/gpu.md: paste what `python benchmarks/gpu.py table` prints"
+
+
+def test_the_table_shows_figures_in_their_place(gpu):
+    (question, *_), (other, *_) = gpu.QUESTIONS[:2]
+    figure = {"question": question, "figure": "fast, 2-D", "result": {"difference": 0.001}}
+    lines = gpu.table({"device": "a device", "date": "2026-01-01", "figures": [figure]}).splitlines()
+    assert lines[0] == "Measured on: device a device, date 2026-01-01."
+    assert lines[4:6] == [f"| {question} | fast, 2-D | difference 0.001 |", f"| {other} | | not measured yet |"]
+
+
+@pytest.mark.parametrize("patch", [(512, 512), (128, 128, 128)])
+@pytest.mark.parametrize("name", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_nnunets_networks_are_those_of_its_planners(gpu, dataset, monkeypatch, name, patch):
+    from dynamic_network_architectures.architectures import unet
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+    from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+        nnUNetPlannerResEncM,
+    )
+
+    planner = (ExperimentPlanner if name == "PlainConvUNet" else nnUNetPlannerResEncM)(dataset.name)
+    plan = planner.get_plans_for_configuration(np.ones(len(patch)), np.array(patch), "none", 1e12, {})
+    given = {}
+    monkeypatch.setattr(unet, name, lambda **kwargs: given.update(kwargs))
+    gpu.stock(name, patch)
+    assert list(plan["patch_size"]) == list(patch) and plan["batch_size"] == gpu.Scale().compared[len(patch) - 2][0]
+    for key, value in plan["architecture"]["arch_kwargs"].items():
+        if key in given and not isinstance(value, str):  # classes stand there by name
+            assert json.dumps(given[key]) == json.dumps(value, default=int), key
+
+
+def test_a_cpu_gives_no_figure_of_a_gpu(gpu, capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cpu"])
+    assert "--tiny tries this script there" in capsys.readouterr().err
