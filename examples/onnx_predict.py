@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("-o", dest="out", type=Path, required=True, help="label map to write")
     parser.add_argument("--no-mirroring", action="store_true", help="four times as fast, a little less accurate")
     args = parser.parse_args()
-    model = json.loads((args.model / "model.json").read_text())
+    if args.out.exists() and any(args.out.samefile(image) for image in args.images):
+        raise SystemExit(f"{args.out} is one of the images: choose another name for the label map.")
+    model = json.loads((args.model / "model.json").read_text(encoding="utf-8"))
     if model["format"] not in (1, 2):
         raise SystemExit(f"{args.model}/model.json has format {model['format']}; this program reads formats 1 and 2.")
     if args.no_mirroring:

@@ -94,13 +94,16 @@ class DINPreprocessor(DefaultPreprocessor):
         Raises
         ------
         ValueError
-            If the image has another number of channels than the data set, or NaN or infinite voxels, or a voxel that
-            leaves all others one value, if the label map has several channels, another size than the image or values
-            that the data set does not have, or the plans' enhancement is missing or unknown.
+            If the image has another number of channels than the data set, an impossible spacing, NaN or infinite
+            voxels, or a voxel that leaves all others one value, if the label map has several channels, another size
+            than the image or values that the data set does not have, or the plans' enhancement is missing or unknown.
         """
         enhancements = _checked_enhancements(configuration_manager)
         description = read_json(Path(dataset_json)) if isinstance(dataset_json, str) else dataset_json
         _check_channels(data, description)
+        spacing = np.array(properties["spacing"], dtype=float)
+        if not (np.isfinite(spacing) & (spacing > 0)).all():
+            raise ValueError(f"The spacing of the image is {_text(spacing)} mm, and must be positive.")
         if seg is not None:
             labels = plans_manager.get_label_manager(description)
             _check_shape(seg, data)

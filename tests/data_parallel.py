@@ -27,10 +27,14 @@ def train_one_step(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None
     optimizer.step()
 
 
-def worker(rank: int, folder: str) -> None:
+def worker(rank: int, folder: str, compiler: str | None) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     network, x, y = network_and_batch()
     half = slice(2 * rank, 2 * rank + 2)
-    train_one_step(nn.parallel.DistributedDataParallel(network), x[half], y[half])
+    forward = network
+    if compiler:  # as in the trainer
+        torch._dynamo.config.optimize_ddp = False
+        forward = torch.compile(network, backend=compiler)
+    train_one_step(nn.parallel.DistributedDataParallel(forward), x[half], y[half])
     torch.save(network.state_dict(), f"{folder}/{rank}.pth")
     distributed.destroy_process_group()

@@ -87,6 +87,15 @@ def test_attention_in_a_graph_is_the_same(size, monkeypatch):
             torch.testing.assert_close(f, f_expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk_does_not_end_the_process(monkeypatch):
+    """Fails if torch, which aborts then, writes TorchScript to the file itself."""
+    monkeypatch.setattr(export, "example_input", lambda _: None)
+    monkeypatch.setattr(torch.jit, "trace", lambda *_: torch.jit.script(torch.nn.Linear(100, 100)))
+    with pytest.raises(OSError, match="No space left on device"):
+        export.write_torchscript(torch.nn.Identity(), Path("/dev/full"))
+
+
 # ---- graphs of whole networks ----
 
 
@@ -315,6 +324,10 @@ def test_images_that_do_not_fit_are_refused(program, model, tmp_path, monkeypatc
 
     with pytest.raises(SystemExit, match="The model takes 1 channel"):
         run(image, image)
+    (tmp_path / "x.nii.gz").symlink_to(image)
+    with pytest.raises(SystemExit, match="x.nii.gz is one of the images"):
+        run(image)
+    (tmp_path / "x.nii.gz").unlink()
     description = json.loads((out / "model.json").read_text())
     (out / "model.json").write_text(json.dumps({**description, "format": 3}))
     with pytest.raises(SystemExit, match="format 3"):

@@ -14,8 +14,9 @@ from data_parallel import network_and_batch, train_one_step, worker
 
 @pytest.mark.slow
 @pytest.mark.skipif(not distributed.is_available() or sys.platform == "win32", reason="torch without gloo")
-def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path):
-    multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=2)
+@pytest.mark.parametrize("compiler", [None, "aot_eager"])
+def test_two_processes_equal_one_with_the_whole_batch(compiler: str | None, tmp_path: Path):
+    multiprocessing.spawn(worker, args=(str(tmp_path), compiler), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
     network, x, y = network_and_batch()
     start = {key: value.clone() for key, value in network.state_dict().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import os
@@ -12,6 +13,7 @@ from collections import namedtuple
 from dataclasses import replace
 from functools import partial
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -251,6 +253,8 @@ def test_fewer_cases_than_folds(raw, folders):
             [{"train": ["case_0"], "val": ["case_1"]}, {"train": ["case_1"], "val": []}],
             "fold 1 has no cases under `val`",
         ),
+        ([], "there are no folds"),
+        ([{"train": ["case_0", "case_1"], "val": ["case_1"]}], "fold 0 has case_1 under `train` and under `val`"),
         ({"train": ["case_0"], "val": ["case_1"]}, "must be a list of objects with `train` and `val`"),
         ([{"train": ["case_0"]}], "must be a list of objects with `train` and `val`"),
     ],
@@ -269,6 +273,8 @@ def test_folds_that_cannot_be_trained_on(splits, words, folder, raw, folders):
     [
         ({"background": 0, "a": 1, "b": 3}, "consecutive, 0, 1, 2 and so on, each once, and they are 0, 1, 3"),
         ({"a": 0, "b": 1}, "`background`"),
+        ({"background": 0}, "a class besides the background"),
+        ({"background": 0, "a": []}, "each with numbers"),
     ],
 )
 def test_labels_that_cannot_be_trained_on(labels, words, raw):
@@ -304,7 +310,8 @@ def test_channels_in_one_volume(shape, vector, raw):
         ("another size", "case_3.nii.gz has 2 x 4 x 5 voxels, and the image has 2 x 4 x 4"),
         ("4-D", "case_3.nii.gz has 2 numbers a voxel"),
         ("colours", "case_3.nii.gz has 3 numbers a voxel"),
-        ("damaged", "case_3.nii.gz, which cannot be read: "),
+        ("damaged", "case_3.nii.gz is no NIfTI file, in spite of its name"),
+        ("no spacing", "case_3.nii.gz has the spacing 0 x 1 x 1 in its header"),
     ],
 )
 def test_label_maps_that_do_not_fit(fault, words, raw):
@@ -312,6 +319,11 @@ def test_label_maps_that_do_not_fit(fault, words, raw):
     file.unlink()
     if fault == "damaged":
         file.touch()
+    elif fault == "no spacing":
+        header = nibabel.Nifti1Header()
+        header.set_data_shape((4, 4, 2))
+        header["pixdim"][1] = 0
+        file.write_bytes(gzip.compress(header.binaryblock))
     elif fault != "missing":
         shape = {"another size": (2, 4, 5), "4-D": (2, 2, 4, 4), "colours": (2, 4, 4, 3)}[fault]
         write_image(file, shape, vector=fault == "colours")

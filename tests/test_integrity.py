@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+import struct
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel
@@ -13,8 +15,8 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_din.commands.main import main
-from nnunet_din.data.files import written_whole
 from nnunet_din.data import files
+from nnunet_din.data.files import written_whole
 from nnunet_din.data.images import read_image, read_label_map, write_image
 from nnunet_din.data.integrity import check_file, check_labels, find_outlier
 from nnunet_din.planners.din_preprocessor import DINPreprocessor
@@ -147,22 +149,47 @@ def test_names_that_are_not_utf8(ending):
         check_file(path)
 
 
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha"])
 @pytest.mark.parametrize("dtype", ["i4", "i8", "u8"])
-def test_whole_numbers_that_float32_cannot_tell_apart(dtype, tmp_path):
+def test_whole_numbers_that_float32_cannot_tell_apart(dtype, ending, tmp_path):
     """The image would be constant; the same numbers without what they have in common are read as they are."""
-    path = tmp_path / "case.nii.gz"
+    path = tmp_path / f"case{ending}"
     voxels = np.random.default_rng(0).integers(0, 30, (12, 10, 8))
     voxels[:3] = 0
     for offset, merged in ((0, False), (2**30, True)):
         array = np.where(voxels > 0, voxels + offset, 0).astype(dtype)
-        nibabel.save(nibabel.Nifti1Image(array, np.eye(4), dtype=array.dtype), path)
+        sitk.WriteImage(sitk.GetImageFromArray(array.T), str(path))
         if merged:
-            with pytest.raises(
-                ValueError, match="case.nii.gz has whole numbers up to 1073741853, so large that float32"
-            ):
+            with pytest.raises(ValueError, match=f"case{ending} has values up to 1.07374e.09, so large that float32"):
                 check_file(path)
         else:
             np.testing.assert_array_equal(read_image(path).array[0].T, array)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "slope", "intercept", "refused"),
+    [
+        (np.arange(60.0), 1, 2.0**30, True),
+        (np.arange(60, dtype=np.int16), 1, 2.0**30, True),
+        (np.arange(60, dtype=np.int16), 1e38, 0, True),
+        (1e300 * np.arange(60.0), 1, 0, True),
+        (np.repeat(np.arange(30.0), 2) + 1e-12 * np.arange(60), 1, 0, False),
+        (1e30 * np.arange(60.0), 1, 0, False),
+    ],
+    ids=["doubles", "scaled", "overflow by scaling", "overflow", "rounding errors", "large"],
+)
+def test_numbers_that_float32_cannot_hold(voxels, slope, intercept, refused, tmp_path):
+    """Fails if numbers that only the header's scaling makes large become a constant image in silence."""
+    path = tmp_path / "case.nii"
+    if voxels.dtype.kind == "f":
+        voxels = voxels * slope + intercept
+    nibabel.save(nibabel.Nifti1Image(voxels.reshape(3, 4, 5), np.eye(4)), path)
+    content = bytearray(path.read_bytes())
+    if voxels.dtype.kind == "i":
+        struct.pack_into("<ff", content, 112, slope, intercept)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="so large that float32") if refused else nullcontext():
+        check_file(path)
 
 
 def mutated(content, rng):

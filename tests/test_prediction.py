@@ -138,10 +138,36 @@ def test_a_label_map_is_never_written_onto_an_image(model, tmp_path, monkeypatch
     assert image.read_bytes() == before and os.listdir() == [image.name]
 
 
+def test_the_spacing_of_a_tiff_volume_is_not_replaced(model, tmp_path, capsys):
+    """nnU-Net's reader finds it beside the image, and its writer puts one beside the label map, by the same name."""
+    folder = model()
+    for name, change in (
+        ("plans.json", {"image_reader_writer": "Tiff3DIO"}),
+        ("dataset.json", {"file_ending": ".tif"}),
+    ):
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | change))
+    images = touch(tmp_path / "images", "c_0000.tif", "c.json")
+    assert main(["predict", str(folder), str(images), "-o", str(images)]) == 1
+    assert "c.json would be overwritten" in capsys.readouterr().err
+    assert (images / "c.json").read_text() == ""
+
+
+def test_an_incomplete_case_in_a_folder_costs_the_others_nothing(tmp_path):
+    names = ("a_0000.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz", os.fsdecode(b"\xff_0000.nii.gz"))
+    cases = find_cases([touch(tmp_path / "images", *names)], TWO)
+    assert [path.name for path in cases.pop("b")] == list(names[1:3])
+    assert sorted(type(fault).__name__ for fault in cases.values()) == ["FileNotFoundError", "ValueError"]
+
+
 def test_the_files_of_a_model_or_a_data_set_are_not_replaced(model, dataset, capsys):
     """Fails if dataset.json, which is written beside label maps, replaces that of the folder given by -o."""
     folder, image = model(), next((dataset.raw / "imagesTs").iterdir())
-    for out, what in ((folder, "plans.json would be overwritten"), (dataset.raw, "is the folder of a data set")):
+    other = shutil.copytree(folder, folder.parent / "nnUNetTrainer__nnUNetOtherPlans__2d")
+    for out, what in (
+        (folder, "plans.json would be overwritten"),
+        (other, "is the folder of a model"),
+        (dataset.raw, "is the folder of a data set"),
+    ):
         before = (out / "dataset.json").read_bytes()
         assert main(["predict", str(folder), str(image), "-o", str(out)]) == 1
         assert what in capsys.readouterr().err

@@ -124,6 +124,13 @@ def test_nan_and_infinite_voxels_are_refused(setting, bad):
         run(setting, data)
 
 
+@pytest.mark.parametrize("bad", [0.0, -3.0, np.nan, np.inf])
+def test_impossible_spacing_is_refused(setting, bad):
+    """The file with the spacing of a TIFF volume may hold anything."""
+    with pytest.raises(ValueError, match="spacing of the image is .* must be positive"):
+        run(setting, volume(), spacing=(bad, 1, 1))
+
+
 def test_the_error_names_the_image(dataset, setting, tmp_path):
     import SimpleITK as sitk
 

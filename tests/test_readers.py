@@ -18,6 +18,7 @@ from PIL import Image
 from nnunet_din.commands.main import main
 from nnunet_din.data.images import read_case, read_image, read_label_map
 from nnunet_din.nnunet.images import channel_files, find_reader, write_label_map
+from nnunet_din.nnunet.planned import PlannedModel
 from nnunet_din.nnunet.prediction import find_cases
 
 #: Affines of NIfTI files: as the axes run in the array, x to the left as most scanners store it, and axes exchanged.
@@ -160,6 +161,36 @@ def test_the_enhanced_image_lies_on_the_grid_of_the_file(turned, tmp_path):
     similar = [np.corrcoef(image.get_fdata().ravel(), enhanced.get_fdata()[flip].ravel())[0, 1] for flip in
                (np.s_[:], np.s_[::-1], np.s_[:, ::-1], np.s_[:, :, ::-1])]  # fmt: skip
     assert np.argmax(similar) == 0 and similar[0] > 0.5
+
+
+@pytest.mark.parametrize("key", ["image_reader_writer", "preprocessor_name"])
+def test_enhance_runs_nothing_of_strangers(key, turned, tmp_path, capsys):
+    """Fails if a name in the plans that is no class of nnU-Net's ends in a traceback, or is called."""
+    path = tmp_path / "preprocessed" / "Dataset007_Turned" / "nnUNetDINPlans.json"
+    plans = json.loads(path.read_text())
+    (plans if key in plans else plans["configurations"]["2d"])[key] = "os"
+    path.write_text(json.dumps(plans))
+    assert main(["enhance", str(turned), str(tmp_path / "enhanced.nii.gz"), "-d", "7"]) == 1
+    assert "plans" in capsys.readouterr().err and not (tmp_path / "enhanced.nii.gz").exists()
+
+
+@pytest.mark.parametrize("header", ["no form", "another qform", "oblique"])
+@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO, SimpleITKIOWithReorient, NibabelIOWithReorient])
+def test_images_are_turned_back_as_they_were_read(reader, header, tmp_path):
+    """Fails if another library than the reader's says how the axes of the file run: headers can be ambiguous."""
+    image, path = volume()[0], tmp_path / "image.nii.gz"
+    tilt = np.array([[0.8, 0.6, 0, 0], [-0.6, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    file = nibabel.Nifti1Image(image, {"oblique": tilt @ AFFINES["permuted"]}.get(header, AFFINES["LAS"]))
+    if header == "no form":
+        file.header["sform_code"] = file.header["qform_code"] = 0
+        file = nibabel.Nifti1Image(image, None, file.header)
+    if header == "another qform":
+        file.set_qform(np.diag([1.0, -1.2, 4.0, 1]), "scanner")
+    nibabel.save(file, path)
+    model = PlannedModel({}, {}, "2d")
+    vars(model)["reader"] = reader()
+    read = read_case([path], model.reader).array
+    np.testing.assert_array_equal(model.as_stored(read.astype(np.float32), path)[0], image.T)
 
 
 def test_figures_show_image_enhanced_image_and_labels_alike(turned, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
+from nnunet_din.data import files
 from nnunet_din.nnunet.labels import label_names
 from nnunet_din.plotting.curves import LINES, training_curves
 from nnunet_din.plotting.panel import panel, side_by_side
@@ -298,6 +300,17 @@ def test_saving_makes_the_folder_and_a_png(row, tmp_path):
     """Fails if the file is missing or not a picture."""
     path = save_figure(panel([row]), tmp_path / "new" / "picture.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+@pytest.mark.parametrize("ending", [".png", ".pdf", ".svg"])
+def test_a_full_disk_is_named(row, ending, tmp_path, monkeypatch):
+    """Fails if matplotlib's PDF says something else than that the disk is full."""
+    monkeypatch.setattr(files, "_beside", lambda path: path.with_name(f"partial{ending}"))
+    (tmp_path / f"partial{ending}").symlink_to("/dev/full")
+    monkeypatch.setattr(Path, "touch", lambda *_, **__: None)
+    with pytest.raises(OSError, match=f"No space left on device: .*picture{ending}"):
+        save_figure(panel([row]), tmp_path / f"picture{ending}")
 
 
 def test_drawing_needs_neither_pyplot_nor_a_display(tmp_path):

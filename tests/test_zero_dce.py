@@ -350,6 +350,9 @@ def test_command_makes_the_same_file_again(folders, capsys):
     capsys.readouterr()
     assert main([*QUICK, "--seed", "1"]) == 1
     assert "--force" in capsys.readouterr().err and path.read_bytes() == other.read_bytes()
+    image = next((folders / "raw" / NAME / "imagesTr").iterdir())
+    assert main([*QUICK, "-o", str(image), "--force"]) == 1
+    assert "would be overwritten" in capsys.readouterr().err
     assert main([*QUICK, "--seed", "1", "--force"]) == 0
     assert path.read_bytes() != other.read_bytes()
 

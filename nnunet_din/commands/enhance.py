@@ -13,6 +13,7 @@ from nnunet_din.data.images import read_case, read_image, write_image
 from nnunet_din.enhancement import ENHANCEMENTS, VOLUMETRIC, enhance
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.images import channel_files
+from nnunet_din.nnunet.known_classes import check_plans
 from nnunet_din.nnunet.labels import read_dataset_json
 from nnunet_din.nnunet.planned import PlannedModel
 from nnunet_din.nnunet.plans import read_plans, resolve
@@ -110,13 +111,14 @@ def enhance_as_planned(
     Raises
     ------
     ValueError, FileNotFoundError
-        If data set, plans or files are missing or do not fit each other.
+        If data set, plans or files are missing or do not fit each other, or the plans name a class of strangers.
     """
     plans_name = "nnUNetDINPlans" if plans_name is None else plans_name
     configuration = "2d" if configuration is None else configuration
     folder = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset)
     plans, description = read_plans(folder / f"{plans_name}.json"), read_dataset_json(folder / "dataset.json")
     resolve(plans, configuration)
+    check_plans(plans, configuration, description)
     model = PlannedModel(plans, description, configuration)
     files = channel_files(source, model.channels, description["file_ending"])
     image = read_case(files, model.reader)
@@ -133,7 +135,7 @@ def enhance_as_planned(
     refuse_overwriting([*outputs, *(map(_picture_of, outputs) if png else ())], files)
     pictures = []
     for path, (original, channels) in outputs.items():
-        write_image(path, channels, source, model.orientation)
+        write_image(path, model.as_stored(channels, source), source)
         if png:
             pictures.append(_picture(path, *(np.moveaxis(a, axis, 1) for a in (original, channels))))
     return list(outputs), pictures

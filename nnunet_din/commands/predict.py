@@ -63,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
     cases = find_cases(images, model.dataset_json)
     names = ("plans.json", "dataset.json")
     refuse_overwriting([args.out / name for name in names], [folder / name for name in names])
+    if args.png:
+        images = [file for files in cases.values() if isinstance(files, list) for file in files]
+        refuse_overwriting([_picture_in(args.out, name) for name in cases], images)
     failed = {}
     for case in predict_cases(model, cases, args.out, args.device, not args.no_mirroring):
         if isinstance(case.result, Exception):
@@ -115,6 +118,10 @@ def _read(folder: Path, folds: list[str] | None, checkpoint: str) -> TrainedMode
     return read_shared(folder, folds)
 
 
+def _picture_in(folder: Path, case: str) -> Path:
+    return folder / f"{case}_overlay.png"
+
+
 def _draw(model: TrainedModel, case: Outcome, predicted: Prediction) -> Path:
     from nnunet_din.data.images import read_case
     from nnunet_din.evaluation.comparison import rows_of_prediction
@@ -122,10 +129,9 @@ def _draw(model: TrainedModel, case: Outcome, predicted: Prediction) -> Path:
     from nnunet_din.plotting.panel import panel
     from nnunet_din.plotting.style import save_figure
 
-    picture = case.label_map.with_name(f"{case.name}_overlay.png")
-    refuse_overwriting([picture], case.images)
     enhanced = None
     if model.enhancements:
         enhanced = model.enhanced_on_image_grid(predicted.data, predicted.properties)[0]
     rows = rows_of_prediction(read_case(case.images, model.reader), predicted.labels, enhanced)
+    picture = _picture_in(case.label_map.parent, case.name)
     return save_figure(panel(rows, label_names(model.dataset_json)), picture, dpi=150)

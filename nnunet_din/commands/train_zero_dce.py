@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+from nnunet_din.data.files import refuse_overwriting
 from nnunet_din.devices import usable_device
 from nnunet_din.enhancement.intensity import INTENSITIES
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
@@ -53,11 +54,13 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or weights_file(name)
     if output.exists() and not args.force:
         raise ValueError(f"{output} exists: name another file with -o, or overwrite it with --force.")
+    raw = nnunet_folder("nnUNet_raw") / name
+    refuse_overwriting([output], raw.rglob("*"))
     if args.epochs is not None and args.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {args.epochs}.")
 
     device = usable_device(args.device)
-    slices, color = training_slices(nnunet_folder("nnUNet_raw") / name, size=args.size, seed=args.seed)
+    slices, color = training_slices(raw, size=args.size, seed=args.seed)
 
     from nnunet_din.data.weight_files import write_checkpoint
     from nnunet_din.enhancement.zero_dce import fit_zero_dce, zero_dce_parameters

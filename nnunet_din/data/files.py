@@ -51,6 +51,10 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.chmod(mode)
         _sync(temporary)
         _replace(temporary, path)
+    except OSError as error:
+        if error.errno and error.filename is None:  # a full disk has no name
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

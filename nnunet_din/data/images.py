@@ -125,15 +125,15 @@ def _read(files: Sequence[Path], read: Callable) -> tuple[np.ndarray, tuple[floa
         check_file(file)
     try:
         array, properties = read([str(file) for file in files])
+        spacing = tuple(float(s) for s in properties["spacing"])
     except Exception as error:  # readers raise what they please
         raise ValueError(f"{files[0]} cannot be read as an image: {str(error) or type(error).__name__}.") from error
-    spacing = tuple(float(s) for s in properties["spacing"])
     if array.shape[1] == 1 and spacing[0] >= _THICKNESS_OF_2D_IMAGES * max(spacing[1:]):
         spacing = (np.inf, *spacing[1:])
     return array, spacing
 
 
-def write_image(path: Path, channels: np.ndarray, like: Path, orientation: str | None = None) -> None:
+def write_image(path: Path, channels: np.ndarray, like: Path) -> None:
     """Write an image with the geometry of another one.
 
     Parameters
@@ -144,30 +144,26 @@ def write_image(path: Path, channels: np.ndarray, like: Path, orientation: str |
         Shape ``(C, Z, Y, X)``: one channel, or those of a 2-D image.
     like
         Image file that lies on the same grid.
-    orientation
-        Directions in which the axes x, y, z of ``channels`` run, such as RAS; the file's axes run as those of ``like``.
-        None: they do so already.
 
     Raises
     ------
     ValueError
-        If the format cannot hold such an image.
+        If SimpleITK cannot read ``like``, or the format cannot hold such an image.
     OSError
         If the file does not hold what was written to it, as where the disk is full; it is removed.
     """
     import SimpleITK
 
-    source = SimpleITK.ReadImage(str(like))
-    stored = ""
-    if orientation:
-        stored = SimpleITK.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(source.GetDirection())
-        source = SimpleITK.DICOMOrient(source, orientation)
+    try:
+        source = SimpleITK.ReadImage(str(like))
+    except RuntimeError as error:
+        raise ValueError(f"{like}: SimpleITK, which writes the result, cannot read this as an image.") from error
     array = channels[:, 0] if source.GetDimension() == 2 else channels
     several = len(array) > 1
     image = SimpleITK.GetImageFromArray(np.moveaxis(array, 0, -1) if several else array[0], isVector=several)
     image.CopyInformation(source)
     try:
-        save(SimpleITK.DICOMOrient(image, stored) if orientation else image, path)
+        save(image, path)
     except RuntimeError as error:
         raise ValueError(
             f"{path}: SimpleITK cannot write floating-point images in this format. Use a name that ends in "

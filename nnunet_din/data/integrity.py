@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +16,13 @@ import numpy as np
 _OUTLIER = 1e6
 #: Intensities further from the median than this have a variance that float32 cannot hold: normalized, all are 0.
 _OVERFLOW = 1e15
-#: Whole numbers that float32 rounds to fewer grey values than this have lost their contrast.
+#: Numbers that float32 rounds to fewer grey values than this have lost their contrast.
 _GREY_VALUES = 256
 #: Voxels from which the range of the bulk is taken.
 _SAMPLE = 100_000
+#: What Python raises of a gzip file that is not whole.
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+_WORDS_FOR_DAMAGE = "{} is damaged or cut off ({}). Copy or export it again from its source."
 
 
 def check_name(path: Path) -> None:
@@ -36,39 +40,49 @@ def check_name(path: Path) -> None:
         raise ValueError(f"{name}: this name is not UTF-8, and readers of images cannot take it: rename it.") from error
 
 
+def check_spacing(path: Path) -> None:
+    """Refuse a NIfTI file whose header has a spacing that readers replace by another one.
+
+    Raises
+    ------
+    ValueError
+        If it is not positive and finite.
+    """
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            beginning = file.read(1024)
+    except _DAMAGED as error:
+        raise ValueError(_WORDS_FOR_DAMAGE.format(path, error)) from error
+    _check_spacing(path, _header(path, beginning))
+
+
 def check_file(path: Path) -> None:
-    """Refuse a NIfTI file that is not whole or that readers take for another image than it holds.
+    """Refuse a file that is not whole or that readers take for another image than it holds.
 
     SimpleITK fills up what a NIfTI file lacks with what was in memory, replaces NaN and infinity by 0, and takes a
-    spacing that is impossible for 1 mm. Of other formats only the name is checked: their readers look themselves.
+    spacing that is impossible for 1 mm. Of other formats, whose readers look themselves, only the name and the range of
+    the voxels are checked.
 
     Raises
     ------
     ValueError
         If the name is not UTF-8, the gzip stream is damaged or ends early, voxels are missing, voxels are NaN or
-        infinite as stored, the header's spacing is not positive and finite, or whole numbers are so large that float32
-        cannot tell them apart.
+        infinite as stored, the header's spacing is not positive and finite, or voxels are so large that float32 cannot
+        tell them apart, or cannot hold them.
     """
     check_name(path)
     if not path.name.lower().endswith((".nii", ".nii.gz")):
+        _check_range(path, _wide_voxels(path))
         return
-    import nibabel
-
     content = _content(path)
-    kinds = (nibabel.Nifti1Header, nibabel.Nifti2Header)
-    kind = next((kind for kind in kinds if kind.may_contain_header(content[:1024])), None)
-    if kind is None:
-        raise ValueError(f"{path} is no NIfTI file, in spite of its name: its header is another one.")
-    header = kind(content[: kind.sizeof_hdr], check=False)
-    spacing = header["pixdim"][1:4][: header["dim"][0]]
-    if not (np.isfinite(spacing) & (spacing > 0)).all():
-        raise ValueError(
-            f"{path} has the spacing {' x '.join(f'{s:g}' for s in spacing)} in its header (pixdim), which readers "
-            "replace in silence, for example by 1 mm: write the right one, for example with nibabel's `set_zooms`."
-        )
+    header = _header(path, content[:1024])
+    _check_spacing(path, header)
     try:
         header.check_fix()
         shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
+        slope, intercept = header.get_slope_inter()
     except Exception as error:  # nibabel raises its own errors, numpy's and struct's
         raise ValueError(f"{path} has a damaged NIfTI header: {error}.") from error
     if not shape or min(shape) < 1:
@@ -82,13 +96,6 @@ def check_file(path: Path) -> None:
     if dtype.kind not in "fciu":
         return
     voxels = np.frombuffer(content, dtype, count, offset)
-    if dtype.kind in "iu":
-        if _merges_in_float32(voxels):
-            raise ValueError(
-                f"{path} has whole numbers up to {voxels.max()}, so large that float32, in which nnU-Net computes, "
-                "cannot tell them apart: subtract what they have in common, or divide them."
-            )
-        return
     finite = np.isfinite(voxels)
     if not finite.all():
         first = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), shape, order="F"))
@@ -96,6 +103,28 @@ def check_file(path: Path) -> None:
             f"{path} has {count - np.count_nonzero(finite)} NaN or infinite voxels of {count}, the first at "
             f"(x, y, z) = {first}. Readers replace them in silence: repair the image, for example with "
             "numpy.nan_to_num."
+        )
+    if dtype.kind != "c":
+        _check_range(path, voxels, 1 if slope is None else slope, intercept or 0)
+
+
+def _header(path: Path, beginning: bytes) -> Any:
+    """NIfTI header as it is stored."""
+    import nibabel
+
+    kinds = (nibabel.Nifti1Header, nibabel.Nifti2Header)
+    kind = next((kind for kind in kinds if kind.may_contain_header(beginning)), None)
+    if kind is None:
+        raise ValueError(f"{path} is no NIfTI file, in spite of its name: its header is another one.")
+    return kind(beginning[: kind.sizeof_hdr], check=False)
+
+
+def _check_spacing(path: Path, header: Any) -> None:
+    spacing = header["pixdim"][1:4][: header["dim"][0]]
+    if not (np.isfinite(spacing) & (spacing > 0)).all():
+        raise ValueError(
+            f"{path} has the spacing {' x '.join(f'{s:g}' for s in spacing)} in its header (pixdim), which readers "
+            "replace in silence, for example by 1 mm: write the right one, for example with nibabel's `set_zooms`."
         )
 
 
@@ -108,15 +137,44 @@ def _content(path: Path) -> bytes:
         raise ValueError(f"{path} is compressed, in spite of its name: rename it to {path.name}.gz.")
     try:
         return gzip.decompress(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is damaged or cut off ({error}). Copy or export it again from its source.") from error
+    except _DAMAGED as error:
+        raise ValueError(_WORDS_FOR_DAMAGE.format(path, error)) from error
 
 
-def _merges_in_float32(voxels: np.ndarray) -> bool:
-    """Whether rounding to float32 leaves fewer different values, and too few for an image."""
+def _wide_voxels(path: Path) -> np.ndarray:
+    """Voxels of a type that float32 does not hold; none of another type, or where SimpleITK does not know the file."""
+    import SimpleITK as sitk
+
+    kinds = (sitk.sitkInt32, sitk.sitkUInt32, sitk.sitkInt64, sitk.sitkUInt64, sitk.sitkFloat64)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        wide = reader.GetPixelID() in kinds
+        return sitk.GetArrayFromImage(reader.Execute()) if wide else np.empty(0)
+    except RuntimeError:
+        return np.empty(0)
+
+
+def _check_range(path: Path, voxels: np.ndarray, slope: float = 1, intercept: float = 0) -> None:
+    """Refuse stored voxels that float32 cannot hold, or rounds to fewer and too few grey values."""
+    if not voxels.size:
+        return
     sample = _sample(voxels)
-    left = np.unique(sample.astype(np.float32)).size
-    return left < _GREY_VALUES and left < np.unique(sample).size
+    if (slope, intercept) != (1, 0):
+        sample = sample.astype(np.float64) * slope + intercept
+    with np.errstate(over="ignore"):
+        single = sample.astype(np.float32)
+        step = np.spacing(np.abs(single).max())
+    left = np.unique(single).size
+    merged = left < _GREY_VALUES and left < np.unique(sample).size
+    if merged and voxels.dtype.kind == "f":  # not what float64 has of rounding errors
+        merged = np.ptp(single) < _GREY_VALUES * step
+    if merged or not np.isfinite(step):
+        raise ValueError(
+            f"{path} has values up to {sample.max():g}, so large that float32, in which nnU-Net computes, cannot hold "
+            "them or tell them apart: subtract what they have in common, or divide them."
+        )
 
 
 class WrongLabel(ValueError):

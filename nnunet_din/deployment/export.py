@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -114,13 +115,16 @@ def write_onnx(network: DualInteractionNetwork, path: Path) -> None:
 
 def write_program(network: DualInteractionNetwork, path: Path) -> None:
     """Write a file for :func:`torch.export.load`, see :func:`export_program`."""
-    torch.export.save(export_program(network), str(path))
+    program = BytesIO()  # of a file on a full disk, torch ends the process
+    torch.export.save(export_program(network), program)
+    path.write_bytes(program.getvalue())
 
 
 def write_torchscript(network: DualInteractionNetwork, path: Path) -> None:
     """Write a file for :func:`torch.jit.load` and libtorch."""
     with torch.no_grad(), _quiet():
-        torch.jit.trace(network, example_input(network)).save(str(path))
+        traced = torch.jit.trace(network, example_input(network))
+    path.write_bytes(traced.save_to_buffer())  # of a file on a full disk, torch ends the process
 
 
 #: Name -> ending of the files, and what writes one.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from nnunet_din.data.integrity import check_name
+from nnunet_din.data.integrity import check_name, check_spacing
 from nnunet_din.diagnosis.check import Check
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, read_splits
 from nnunet_din.nnunet.images import find_reader
@@ -155,7 +155,11 @@ def _fault_in_splits(path: Path, cases: Iterable[str]) -> str | None:
         splits = read_splits(path)
     except ValueError as error:
         return str(error)
+    if not splits:
+        return "there are no folds"
     for fold, split in enumerate(splits):
+        if both := set(split["train"]).intersection(split["val"]):
+            return f"fold {fold} has {min(both)} under `train` and under `val`"
         for part, names in split.items():
             if not names:
                 return f"fold {fold} has no cases under `{part}`"
@@ -271,6 +275,11 @@ def _read_header(file: Path) -> Header | str | None:
         return str(error)
     if not file.is_file():
         return f"{file}, which does not exist"
+    if file.name.lower().endswith((".nii", ".nii.gz")):
+        try:
+            check_spacing(file)
+        except ValueError as error:
+            return str(error)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
     try:

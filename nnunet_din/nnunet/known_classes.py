@@ -29,7 +29,7 @@ def check_network(architecture: Mapping) -> None:
     arguments = architecture["arch_kwargs"]
     _check_module("network", architecture["network_class_name"], KNOWN)
     for key in architecture.get("_kw_requires_import", ()):
-        if arguments.get(key) is not None:
+        if arguments[key] is not None:
             _check_module(f"argument {key} of the network", arguments[key], KNOWN + LAYERS)
 
 

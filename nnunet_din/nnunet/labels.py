@@ -57,7 +57,7 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no dataset.json of nnU-Net: it has no `labels`, names and numbers.")
     try:
         labels = {
-            name: [int(number) for number in value] if isinstance(value, list) else int(value)
+            name: [_whole(number) for number in value] if isinstance(value, list) else _whole(value)
             for name, value in content["labels"].items()
         }
     except (TypeError, ValueError) as error:
@@ -68,7 +68,17 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     for key in ("channel_names", "modality"):
         if key in content and not (isinstance(content[key], dict) and content[key]):
             raise ValueError(f"{path}: `{key}` must give each channel's number a name.")
+    reader = content.get("overwrite_image_reader_writer", "")
+    if not isinstance(reader, str):
+        raise ValueError(f"{path}: `overwrite_image_reader_writer` must be the name of one of nnU-Net's readers.")
     return {**content, "labels": labels, "file_ending": ending}
+
+
+def _whole(value: Any) -> int:
+    """A label as a number; text is read as one."""
+    if (number := int(value)) != float(value):
+        raise ValueError(f"{value} is not whole")
+    return number
 
 
 def read_labels(dataset_json: Path) -> Labels:
@@ -129,18 +139,21 @@ def check_label_numbers(dataset_json: Mapping[str, Any]) -> None:
     Raises
     ------
     ValueError
-        If the background is missing or not 0, the labels are not 0, 1, 2 and so on, regions have no order, or the
-        ignored voxels do not have the highest number.
+        If the background is missing, not 0 or alone, the labels are not 0, 1, 2 and so on, regions have no order, or
+        the ignored voxels do not have the highest number.
     """
     labels = dict(dataset_json["labels"])
     ignore = labels.pop("ignore", None)
     if labels.get("background") != 0:
         raise ValueError(f"`background` in dataset.json must be there, with 0, and it is {labels.get('background')}.")
+    if len(labels) < 2 or [] in labels.values():
+        raise ValueError("`labels` in dataset.json must have a class besides the background, each with numbers.")
     groups = [value if isinstance(value, list) else [value] for value in labels.values()]
     numbers = sorted(number for group in groups for number in group)
     if any(len(group) > 1 for group in groups):
         regions = [group for group in groups if set(group) != {0}]
-        if len(dataset_json.get("regions_class_order") or ()) != len(regions):
+        order = dataset_json.get("regions_class_order")
+        if not isinstance(order, list) or len(order) != len(regions):
             raise ValueError(
                 "`labels` in dataset.json has regions: `regions_class_order` must give each of the "
                 f"{len(regions)} the number that it has in predictions."

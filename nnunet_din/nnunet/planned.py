@@ -44,13 +44,39 @@ class PlannedModel:
 
     @cached_property
     def reader(self) -> Any:
-        """nnU-Net's reader and writer of the data set's files, which may turn images."""
-        return self.manager.image_reader_writer_class()
+        """nnU-Net's reader and writer of the data set's files, which may turn images.
 
-    @property
-    def orientation(self) -> str | None:
-        """Directions in which the axes x, y, z of :attr:`reader`'s images run, where it turns them; None: as stored."""
-        return "RAS" if type(self.reader).__name__.endswith("WithReorient") else None
+        Raises
+        ------
+        ValueError
+            If nnU-Net has none of this name.
+        """
+        try:
+            return self.manager.image_reader_writer_class()
+        except Exception as error:  # nnU-Net raises what it pleases about a name that is none
+            name = self.plans.get("image_reader_writer")
+            raise ValueError(f"nnU-Net has no reader of images called {name!r}, as the plans say.") from error
+
+    def as_stored(self, channels: np.ndarray, file: Path) -> np.ndarray:
+        """Turn channels ``(C, Z, Y, X)`` as :attr:`reader` reads them back to the axes of an image file."""
+        import nibabel
+        import SimpleITK as sitk
+
+        name = type(self.reader).__name__
+        if not name.endswith("WithReorient"):  # the others do not turn
+            return channels
+        orienting = sitk.DICOMOrientImageFilter
+        if name.startswith("Nibabel"):  # the two libraries understand some headers differently
+            image: Any = nibabel.load(file)
+            stored = "".join(nibabel.aff2axcodes(image.affine))
+        else:
+            stored = orienting.GetOrientationFromDirectionCosines(sitk.ReadImage(str(file)).GetDirection())
+        turned = []
+        for channel in channels:
+            image = sitk.GetImageFromArray(channel)
+            image.SetDirection(orienting.GetDirectionCosinesFromOrientation("RAS"))
+            turned.append(sitk.GetArrayFromImage(sitk.DICOMOrient(image, stored)))
+        return np.stack(turned)
 
     @property
     def channels(self) -> int:

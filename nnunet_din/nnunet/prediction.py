@@ -62,8 +62,8 @@ class Outcome:
     result: Prediction | Exception
 
 
-def find_cases(sources: Sequence[Path], dataset_json: Mapping) -> dict[str, list[Path]]:
-    """Cases to predict, and the files of their channels.
+def find_cases(sources: Sequence[Path], dataset_json: Mapping) -> dict[str, list[Path] | Exception]:
+    """Cases to predict, and the files of their channels; of an incomplete case in a folder, what is wrong with it.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def find_cases(sources: Sequence[Path], dataset_json: Mapping) -> dict[str, list
     Raises
     ------
     FileNotFoundError
-        If a source or a channel is not there, or a folder holds no case.
+        If a source or a channel of it is not there, or a folder holds no case.
     ValueError
         If a file is not called as nnU-Net calls images, or two have the name of one case.
     """
@@ -94,23 +94,31 @@ def find_cases(sources: Sequence[Path], dataset_json: Mapping) -> dict[str, list
             firsts.append(source)
         else:
             raise FileNotFoundError(f"{source} does not exist.")
-    cases: dict[str, list[Path]] = {}
+    cases: dict[str, list[Path] | Exception] = {}
+    origins: dict[str, Path] = {}
     for first in firsts:
+        files: list[Path] | Exception
         if first.name.endswith(mark):
-            name, files = first.name.removesuffix(mark), channel_files(first, channels, ending)
+            name = first.name.removesuffix(mark)
+            try:
+                files = channel_files(first, channels, ending)
+            except (ValueError, FileNotFoundError) as error:
+                if first in sources:
+                    raise
+                files = error
         elif first.name.endswith(ending) and channels in (1, channels_in(first)):
             name, files = first.name.removesuffix(ending), [first]
         else:
             raise ValueError(f"{first}: the model takes {channels} channels in files called CASE{mark} and so on.")
         if name in cases:
-            raise ValueError(f"{first} and {cases[name][0]} are both of the case {name}.")
-        cases[name] = files
+            raise ValueError(f"{first} and {origins[name]} are both of the case {name}.")
+        cases[name], origins[name] = files, first
     return cases
 
 
 def predict_cases(
     model: TrainedModel,
-    cases: Mapping[str, Sequence[Path]],
+    cases: Mapping[str, list[Path] | Exception],
     out: Path,
     device: str | None = None,
     mirroring: bool = True,
@@ -131,27 +139,37 @@ def predict_cases(
     Raises
     ------
     ValueError
-        If a label map would be written onto an image, the device is not there, the weights do not fit the plans, or
-        nnU-Net does not find the trainer.
+        If something would be written onto an image or its spacing, or into the folder of a data set or a model; if the
+        device is not there, the weights do not fit the plans, or nnU-Net does not find the trainer.
     """
     from nnunet_din.nnunet.predictor import make_predictor
 
     targets = {case: out / f"{case}{model.dataset_json['file_ending']}" for case in cases}
-    refuse_overwriting(targets.values(), [file for files in cases.values() for file in files])
+    outputs = [*targets.values()]
+    inputs = [file for files in cases.values() if isinstance(files, list) for file in files]
+    if type(model.reader).__name__ == "Tiff3DIO":  # beside volumes and label maps, CASE.json holds the spacing
+        outputs += [target.with_suffix(".json") for target in targets.values()]
+        inputs += [file.with_name(f"{file.stem.removesuffix('_0000')}.json") for file in inputs]
+    refuse_overwriting(outputs, inputs)
     if (out / "dataset.json").is_file() and not (out / "plans.json").is_file():
         raise ValueError(f"{out} is the folder of a data set, with a dataset.json of its own: choose another by -o.")
+    if any(out.glob("fold_*/")):
+        raise ValueError(f"{out} is the folder of a model, with a plans.json of its own: choose another by -o.")
     predictor = make_predictor(model, device, mirroring)
     # What nnU-Net's commands for ensembles and postprocessing look for beside predictions.
     for name, content in (("dataset.json", model.dataset_json), ("plans.json", model.plans)):
         write_text(out / name, json.dumps(content, indent=4) + "\n")
     for case, files in cases.items():
+        if isinstance(files, Exception):
+            yield Outcome(case, [], targets[case], files)
+            continue
         result: Prediction | Exception
         try:
             with redirect_stdout(StringIO()):  # nnU-Net says what it does at every step
                 result = predict_case(model, predictor, files, targets[case])
         except Exception as error:  # readers and preprocessors raise what they please
             result = error
-        yield Outcome(case, list(files), targets[case], result)
+        yield Outcome(case, files, targets[case], result)
 
 
 def predict_case(model: TrainedModel, predictor: nnUNetPredictor, files: Sequence[Path], target: Path) -> Prediction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,8 +64,11 @@ def save_figure(figure: Figure, path: Path | str, dpi: float = 150) -> Path:
 
     path = Path(path)
     # Journals refuse matplotlib's default, Type 3 fonts.
-    with rc_context({"pdf.fonttype": 42}), written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, facecolor="white")
+    picture = BytesIO()  # of a file on a full disk, matplotlib's PDF says something else
+    with rc_context({"pdf.fonttype": 42}):
+        figure.savefig(picture, format=path.suffix.removeprefix("."), dpi=dpi, facecolor="white")
+    with written_whole(path) as temporary:
+        temporary.write_bytes(picture.getvalue())
     return path
 
 
