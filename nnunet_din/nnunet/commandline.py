@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -127,7 +126,7 @@ def find_command(name: str) -> str:
     CommandError
         If the command is in neither place.
     """
-    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
         raise CommandError(f"The command {name} is not installed; install nnU-Net with `pip install nnunetv2`.")
     return found

@@ -67,7 +67,7 @@ def write_label_map(path: Path, labels: np.ndarray, properties: dict, reader: An
         If the file does not hold what was written to it, as where the disk is full, which SimpleITK does not notice.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".", suffix=".partial", dir=path.parent) as folder:
+    with TemporaryDirectory(prefix=".", suffix=f".partial.{path.name}", dir=path.parent) as folder:
         temporary = Path(folder, path.name)
         reader.write_seg(labels, str(temporary), properties)
         try:
