@@ -96,7 +96,7 @@ class PlannedModel:
         numpy.ndarray
             Shape ``(channels of the network, Z, Y, X)``, with the plans' spacing and order of axes.
         dict
-            nnU-Net's properties of the case: spacing, shapes, the part that is left after cropping.
+            Properties of the case as nnU-Net notes them: spacing, shapes, the part that is left after cropping.
 
         Raises
         ------
