@@ -75,7 +75,8 @@ class KeepsCheckpoints:
                     also_print_to_console=True,
                 )
                 return
-            raise RuntimeError(f"{path} could not be written ({str(error).splitlines()[0]}). {_REMEDY}") from error
+            reason = (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0]
+            raise RuntimeError(f"{path} could not be written ({reason}). {_REMEDY}") from error
         if path.name == "checkpoint_latest.pth":
             self._saved_at = time.time()
 
