@@ -181,7 +181,7 @@ CASES = {
 
 
 #: Cases that every quick run takes.
-QUICK = ("turned",)
+QUICK = ("mask",)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in QUICK else pytest.mark.slow) for c in CASES])
