@@ -18,7 +18,7 @@ from nnunet_din.presets import preset_for_volumes
 
 #: Operations that make the host wait for the device.
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item", "aten::is_nonzero", "aten::masked_select"}
-LARGE = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("base", "tiny"))) for name in PRESETS]
+DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 
 
 class OnTheDevice(TorchDispatchMode):
@@ -65,9 +65,9 @@ def network_and_size(preset, dimensions):
         return network, size
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@DTYPES
 @pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("preset", LARGE)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_forward_pass(preset, dimensions, dtype):
     network, size = network_and_size(preset, dimensions)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
@@ -78,21 +78,22 @@ def test_forward_pass(preset, dimensions, dtype):
     assert {(output.device.type, output.dtype) for output in outputs} == {("cuda", dtype)}
 
 
+@DTYPES
 @pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("preset", LARGE)
-def test_training_step(preset, dimensions):
+@pytest.mark.parametrize("preset", PRESETS)
+def test_training_step(preset, dimensions, dtype):
     """Forward pass in half precision, loss and backward pass: a gradient in fp32 for every weight."""
     network, size = network_and_size(preset, dimensions)
     with torch.device("meta"):
         loss = AuxiliaryLoss(DINLoss())
         x, target = torch.empty(2, 2, *size), torch.empty(2, 1, *size, dtype=torch.int16)
     with OnTheDevice("meta"):
-        with _AsOnDevices(half_precision=True):
+        with _AsOnDevices(dtype):
             outputs = network(x)
         value = loss(outputs, [target])
-        with _AsOnDevices(half_precision=True):
+        with _AsOnDevices(dtype):
             _backward(value)
-    assert {output.dtype for output in outputs} == {torch.bfloat16} and value.dtype == torch.float32
+    assert {output.dtype for output in outputs} == {dtype} and value.dtype == torch.float32
     for name, p in network.named_parameters():
         assert p.grad is not None and p.grad.dtype == torch.float32, name
 

@@ -71,6 +71,7 @@ def training_memory(network: nn.Module, input_shape: Sequence[int], half_precisi
     half_precision
         Follow the casts of autocast on a GPU instead of fp32 throughout.
     """
+    dtype = torch.bfloat16 if half_precision else None
     network = copy.deepcopy(network).to("meta").train()
     x = torch.empty(*input_shape, device="meta")
     target = torch.empty(0, device="meta")
@@ -82,11 +83,11 @@ def training_memory(network: nn.Module, input_shape: Sequence[int], half_precisi
             target = torch.empty(input_shape[0], 1, *input_shape[2:], dtype=torch.int16)
     parameters = [p for p in network.parameters() if p.requires_grad]
     with _LiveBytes([*parameters, x, target]) as live:
-        with _AsOnDevices(half_precision):
+        with _AsOnDevices(dtype):
             output = network(x)
         value = output.sum() if loss is None else loss(output, target)
         del output
-        with _AsOnDevices(half_precision):
+        with _AsOnDevices(dtype):
             _backward(value)
     return live.peak + OPTIMIZER_BYTES * sum(p.numel() for p in parameters)
 
@@ -135,7 +136,7 @@ class _LiveBytes(TorchDispatchMode):
 
 class _AsOnDevices(TorchFunctionMode):
     """What GPUs do with the operations of a network, on tensors of the meta device, which does otherwise: attention
-    without a matrix of weights in memory and, on demand, autocast's rules.
+    without a matrix of weights in memory and, for a ``dtype`` of half precision, autocast's rules.
     """
 
     HALF = {
@@ -152,14 +153,14 @@ class _AsOnDevices(TorchFunctionMode):
     }
     FULL = {F.layer_norm, torch.layer_norm}
 
-    def __init__(self, half_precision: bool):
+    def __init__(self, dtype: torch.dtype | None):
         super().__init__()
-        self.half_precision = half_precision
+        self.dtype = dtype
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self.half_precision and (func in self.HALF or func in self.FULL):
-            dtype = torch.bfloat16 if func in self.HALF else torch.float32
+        if self.dtype is not None and (func in self.HALF or func in self.FULL):
+            dtype = self.dtype if func in self.HALF else torch.float32
 
             def cast(tensor: Tensor) -> Tensor:
                 return tensor.to(dtype) if tensor.is_floating_point() else tensor
