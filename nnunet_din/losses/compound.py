@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -103,44 +103,39 @@ class DINLoss(nn.Module):
         # The meta device, on which memory is counted, has no autocast to switch off.
         with nullcontext() if target.is_meta else torch.autocast(target.device.type, enabled=False):
             truth, valid = self._truth(target, outputs[0].shape[1])
-            dtype = torch.promote_types(outputs[0].dtype, torch.float32)
-            # Where an output is as large as the target, a copy in fp32 would stay: it is made where it is used.
-            # Full maps with the channels last would take a CPU longer.
-            outputs = [
-                x if x.shape == truth.shape else x.to(dtype, memory_format=torch.contiguous_format) for x in outputs
-            ]
-            boundaries = []
-            if self.boundary is not None:
-                scales = self.boundary.scales_of(truth, dtype, valid)
-                # The largest, which needs most memory itself, comes last.
-                boundaries = [_WithGradient.apply(self._boundary, x, truth, scales) for x in reversed(outputs)][::-1]
-            sums = [
-                checkpoint(self._sums, x, truth, valid, use_reentrant=False, preserve_rng_state=False) for x in outputs
-            ]
-            log_likelihood, intersection, volume = (torch.stack(terms) for terms in zip(*sums, strict=True))
-            n = truth[:, :1].numel() if valid is None else valid.sum().clamp_min(1)
-            parts = {"ce": log_likelihood / (-n * (truth.shape[1] if self.regions else 1))}
-            parts["dice"] = self.dice.of_sums(intersection, volume, self.dice.sum(truth))
-            loss = (self.weight_ce * parts["ce"]).add(parts["dice"], alpha=self.weight_dice)
-            if boundaries:
-                parts["boundary"] = torch.stack(boundaries)
-                loss = loss.add(parts["boundary"], alpha=self.weight_boundary)
+            # Of an output as large as the target, a copy in fp32 would stay: it is made where it is used.
+            outputs = [x if x.shape == truth.shape else _at_least_fp32(x) for x in outputs]
+            parts = self._overlaps(outputs, truth, valid) | self._boundaries(outputs, truth, valid)
             self.parts = {name: of_output[0].detach() for name, of_output in parts.items()}
-            return loss
+            loss = self.weight_ce * parts["ce"] + self.weight_dice * parts["dice"]  # eq. 10
+            return loss + self.weight_boundary * parts["boundary"] if "boundary" in parts else loss
+
+    def _overlaps(self, outputs: Sequence[Tensor], truth: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
+        """Cross-entropy (eq. 7) and soft Dice (eq. 8) of each output."""
+        sums = [checkpoint(self._sums, x, truth, valid, use_reentrant=False, preserve_rng_state=False) for x in outputs]
+        log_likelihood, intersection, volume = (torch.stack(terms) for terms in zip(*sums, strict=True))
+        n = truth[:, :1].numel() if valid is None else valid.sum().clamp_min(1)
+        ce = log_likelihood / (-n * (truth.shape[1] if self.regions else 1))
+        return {"ce": ce, "dice": self.dice.of_sums(intersection, volume, self.dice.sum(truth))}
+
+    def _boundaries(self, outputs: Sequence[Tensor], truth: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
+        """L_bnd (eq. 9) of each output; nothing if it does not count."""
+        if self.boundary is None:
+            return {}
+        scales = self.boundary.scales_of(truth, torch.promote_types(outputs[0].dtype, torch.float32), valid)
+        # The largest, which needs most memory itself, comes last.
+        return {"boundary": torch.stack([self._boundary(x, truth, scales) for x in reversed(outputs)][::-1])}
 
     def _truth(self, target: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
         """One-hot or multi-hot truth ``(N, K, *size)``, 0 where a pixel does not count, and which pixels do."""
         if self.regions:
-            if self.ignore_label is None:
-                return target, None
-            valid = ~target[:, -1:].bool()
-            return target[:, :-1] * valid, valid
-        labels = torch.arange(classes, device=target.device).view(-1, *[1] * (target.ndim - 2))
-        truth = (target == labels).view(torch.uint8)
-        if self.ignore_label is None:
-            return truth, None
-        valid = target != self.ignore_label
-        return truth * valid, valid
+            valid = None if self.ignore_label is None else ~target[:, -1:].bool()
+            truth = target if valid is None else target[:, :-1]
+        else:
+            valid = None if self.ignore_label is None else target != self.ignore_label
+            labels = torch.arange(classes, device=target.device).view(-1, *[1] * (target.ndim - 2))
+            truth = (target == labels).view(torch.uint8)
+        return truth if valid is None else truth * valid, valid
 
     def _probabilities(self, logits: Tensor, truth: Tensor) -> Tensor:
         x = _resized(logits, truth)
@@ -163,17 +158,17 @@ class DINLoss(nn.Module):
         intersection = self.dice.sum(p * truth)  # the last to be computed again: sums keep nothing
         return log_likelihood.sum(), intersection, self.dice.sum(p)
 
-    def _boundary(self, logits: Tensor, truth: Tensor, scales: list[Scale]) -> tuple[Tensor, Tensor]:
-        """L_bnd of one output, and its gradient with respect to the logits, both in fp32 or better."""
+    def _boundary(self, logits: Tensor, truth: Tensor, scales: list[Scale]) -> Tensor:
+        """L_bnd of one output. Its gradient is computed with it: what autograd would keep instead are full maps."""
         assert self.boundary is not None
         with torch.enable_grad():
-            x = _at_least_fp32(logits.requires_grad_())
+            x = _at_least_fp32(logits.detach().requires_grad_())
             edge = get_gradient_edge(x)
             p = self._probabilities(x, truth)
         del x  # a whole map where the logits are in half precision
         difference = p.detach() - truth
         gradient = self.boundary.gradient(difference, scales)
-        return (gradient * difference).sum(), torch.autograd.grad(p, edge, gradient)[0]
+        return _WithGradient.apply(logits, (gradient * difference).sum(), torch.autograd.grad(p, edge, gradient)[0])
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:
@@ -187,21 +182,16 @@ def _resized(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 class _WithGradient(torch.autograd.Function):
-    """``_WithGradient.apply(function, x, *others)`` is the scalar, and its gradient with respect to ``x`` the map, that
-    ``function(x, *others)`` returns.
-    """
+    """``apply(x, value, gradient)`` is the scalar ``value``, whose gradient with respect to ``x`` is known."""
 
     @staticmethod
-    def forward(ctx, function: Callable[..., tuple[Tensor, Tensor]], x: Tensor, *others: object) -> Tensor:
-        """Call the function."""
-        value, gradient = function(x.detach(), *others)
+    def forward(ctx, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """Keep the gradient."""
         ctx.save_for_backward(gradient)
-        ctx.dtype, ctx.n_others = x.dtype, len(others)
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         """Scale the gradient."""
-        (gradient,) = ctx.saved_tensors
-        return None, (grad * gradient).to(ctx.dtype), *[None] * ctx.n_others
+        return grad * ctx.saved_tensors[0], None, None

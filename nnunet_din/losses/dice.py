@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.autograd.function import once_differentiable
 
 
 class SoftDiceLoss(nn.Module):
@@ -42,29 +41,8 @@ class SoftDiceLoss(nn.Module):
         """
         total = volume + true_volume
         if self.batch_dice and distributed.is_available() and distributed.is_initialized():
-            intersection, total = SumOverProcesses.apply(torch.stack([intersection, total]))
+            from torch.distributed.nn.functional import all_reduce  # torch without processes does not have it
+
+            intersection, total = all_reduce(torch.stack([intersection, total]), group=distributed.group.WORLD)
         dice = (2 * intersection + self.smooth) / (total + self.smooth)
         return 1 - dice.mean(-1 if self.batch_dice else (-2, -1))
-
-
-class SumOverProcesses(torch.autograd.Function):
-    """Sum of a tensor over all processes, whose gradient is that of the sum of all processes' losses, as DDP's mean of
-    gradients needs it.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        """Add up."""
-        return _all_reduced(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
-        """Add up the gradients of all processes' losses."""
-        return _all_reduced(grad)
-
-
-def _all_reduced(x: Tensor) -> Tensor:
-    total = x.clone()
-    distributed.all_reduce(total)
-    return total
