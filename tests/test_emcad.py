@@ -9,16 +9,15 @@ import torch
 from torch import nn
 
 from nnunet_din.cost.accounting import count_parameters
-from nnunet_din.network.decoders import DECODERS, build_decoder
-from nnunet_din.network.decoders.emcad import (
+from nnunet_din.network.alternatives.emcad import (
     AttentionGate,
     ChannelAttention,
     EMCADHead,
     MultiScaleConvolution,
     SpatialAttention,
     UpConvolution,
-    channel_shuffle,
 )
+from nnunet_din.network.decoders import DECODERS, build_decoder
 
 #: Widths of PVTv2-B2, EMCAD's own encoder.
 PVT = (64, 128, 320, 512)
@@ -109,17 +108,9 @@ def test_parameters_at_the_widths_of_emcads_paper():
 # ---- the blocks ----
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4, 12])
-def test_channel_shuffle(groups):
-    """Fails if the channels come in another order, or if the shuffle by d / groups does not undo it."""
-    x = torch.randn(2, 12, 3, 2)
-    assert torch.equal(channel_shuffle(x, groups), literal_shuffle(x, groups))
-    assert torch.equal(channel_shuffle(channel_shuffle(x, groups), 12 // groups), x)
-
-
 @pytest.mark.parametrize("expansion", [2, 6])
-def test_reordered_weights_are_a_shuffle(expansion):
-    """Eqs. 4 and 5. Fails if the projection with reordered weights is not the projection of shuffled channels."""
+def test_multi_scale_convolution(expansion):
+    """Eqs. 4 and 5. Fails if the projection does not see the channels shuffled in as many groups as the level has."""
     torch.manual_seed(0)
     block = with_statistics(MultiScaleConvolution(4, expansion))
     x = torch.randn(2, 4, 5, 3, dtype=torch.float64)

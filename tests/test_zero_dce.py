@@ -14,7 +14,8 @@ from nnunet_din.commands.main import main
 from nnunet_din.data import write_dataset
 from nnunet_din.enhancement import enhance_slices, to_unit_interval
 from nnunet_din.enhancement.intensity import INTENSITIES
-from nnunet_din.enhancement.zero_dce import (
+from nnunet_din.enhancement.zero_dce import zero_dce_enhance, zero_dce_parameters
+from nnunet_din.network.alternatives.zero_dce import (
     DCENet,
     apply_curves,
     color_constancy_loss,
@@ -22,9 +23,7 @@ from nnunet_din.enhancement.zero_dce import (
     fit_zero_dce,
     smoothness_loss,
     spatial_consistency_loss,
-    zero_dce_enhance,
     zero_dce_loss,
-    zero_dce_parameters,
 )
 from nnunet_din.nnunet import slices as slices_module
 from nnunet_din.nnunet.slices import training_slices

@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     slices, color = training_slices(raw, size=args.size, seed=args.seed)
 
     from nnunet_din.data.weight_files import write_checkpoint
-    from nnunet_din.enhancement.zero_dce import fit_zero_dce, zero_dce_parameters
+    from nnunet_din.enhancement.zero_dce import zero_dce_parameters
+    from nnunet_din.network.alternatives.zero_dce import fit_zero_dce
 
     iterations = math.ceil(args.epochs * len(slices) / args.batch) if args.epochs else args.iterations
     fit = fit_zero_dce(slices, iterations, size=args.size, batch=args.batch, device=device, seed=args.seed)

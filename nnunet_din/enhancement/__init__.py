@@ -114,16 +114,15 @@ def enhance(
                 f"Enhancement '{method}' works slice by slice only. Methods for whole volumes: {', '.join(VOLUMETRIC)}."
             )
         function = VOLUMETRIC[method]
-    out = _empty_like(data)
-    for channels in _images(data, color):
+    if data.ndim != 4:
+        raise ValueError(f"Expected data of shape (C, Z, H, W), got {data.shape}.")
+    out = np.zeros(data.shape, np.result_type(data.dtype, np.float32))
+    for channels in [slice(None)] if color else [slice(c, c + 1) for c in range(len(data))]:
         f = to_unit_interval(data[channels], percentiles=percentiles, limit=limit, mask=mask)
-        # One slice at a time: the temporaries stay in the cache, and a CT of 1000 slices needs no more memory than one
-        # slice.
+        # Slices one at a time: their temporaries stay in the cache.
         for z in [slice(None)] if volumetric else range(data.shape[1]):
             foreground = None if mask is None else mask[z]
-            if foreground is not None and not foreground.any():
-                out[channels, z] = 0
-            else:
+            if foreground is None or foreground.any():
                 out[channels, z] = function(f[:, z], color=color, mask=foreground, **parameters)
     return out
 
@@ -131,15 +130,3 @@ def enhance(
 def enhance_slices(data: np.ndarray, **arguments) -> np.ndarray:
     """Enhance slice by slice: :func:`enhance` without ``volumetric``."""
     return enhance(data, volumetric=False, **arguments)
-
-
-def _empty_like(data: np.ndarray) -> np.ndarray:
-    """Room for the enhanced version of data of shape ``(C, Z, H, W)``."""
-    if data.ndim != 4:
-        raise ValueError(f"Expected data of shape (C, Z, H, W), got {data.shape}.")
-    return np.empty(data.shape, np.result_type(data.dtype, np.float32))
-
-
-def _images(data: np.ndarray, color: bool) -> list[slice]:
-    """The channels that are enhanced together: all colours, or one by one."""
-    return [slice(None)] if color else [slice(c, c + 1) for c in range(len(data))]

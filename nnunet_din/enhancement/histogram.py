@@ -45,13 +45,8 @@ def histogram_equalize(
     """
     from skimage.exposure import equalize_hist
 
-    _check_bins(n_bins)
-
-    def equalize(image: np.ndarray, inside: np.ndarray) -> np.ndarray | None:
-        values = image[inside]
-        return None if values.size == 0 or np.ptp(values) < _FLAT else equalize_hist(image, n_bins, inside)
-
-    return _by_luminosity(equalize, f, color, mask)
+    _check(f, n_bins, color)
+    return _by_luminosity(lambda image, inside: equalize_hist(image, n_bins, inside), f, color, mask)
 
 
 def adaptive_histogram_equalize(
@@ -93,49 +88,39 @@ def adaptive_histogram_equalize(
     """
     from skimage.exposure import equalize_adapthist
 
-    _check_bins(n_bins)
+    _check(f, n_bins, color)
     if not 0 < clip_limit <= 1:
         raise ValueError(f"clip_limit must lie in (0, 1], got {clip_limit}.")
     if kernel_size is not None and not 0 < kernel_size <= 1:
         raise ValueError(f"kernel_size is a share of the slice and must lie in (0, 1], got {kernel_size}.")
-
-    def equalize(image: np.ndarray, inside: np.ndarray) -> np.ndarray | None:
-        if np.ptp(image) < _FLAT:
-            return None
-        kernel = None if kernel_size is None else [max(int(kernel_size * side), 1) for side in image.shape]
-        return equalize_adapthist(image, kernel, clip_limit, n_bins)
-
-    return _by_luminosity(equalize, f, color, None)
+    kernel = [max(int(kernel_size * side), 1) for side in f.shape[-2:]] if kernel_size else None
+    return _by_luminosity(lambda image, _: equalize_adapthist(image, kernel, clip_limit, n_bins), f, color, None)
 
 
-def _check_bins(n_bins: int) -> None:
+def _check(f: np.ndarray, n_bins: int, color: bool) -> None:
     if n_bins < 2:
         raise ValueError(f"n_bins must be at least 2, got {n_bins}.")
+    if f.ndim < 2 + color:
+        raise ValueError(f"Expected {'(..., C, H, W)' if color else '(..., H, W)'}, got shape {f.shape}.")
 
 
 def _by_luminosity(
-    equalize: Callable[[np.ndarray, np.ndarray], np.ndarray | None], f: np.ndarray, color: bool, mask: np.ndarray | None
+    equalize: Callable[[np.ndarray, np.ndarray], np.ndarray], f: np.ndarray, color: bool, mask: np.ndarray | None
 ) -> np.ndarray:
     """Equalize the luminosity of each slice, and change its channels by as much.
 
-    ``equalize`` takes a slice in (0, 1) and its foreground, both ``(H, W)``, and gives the new slice in [0, 1], or None
-    where there is nothing to equalize.
+    ``equalize`` takes a slice in (0, 1) and its foreground, both ``(H, W)``, and gives the new slice in [0, 1]. A slice
+    whose foreground is constant or empty becomes 0.
     """
-    if f.ndim < 2 + color:
-        raise ValueError(f"Expected {'(..., C, H, W)' if color else '(..., H, W)'}, got shape {f.shape}.")
     phi = np.arctanh(np.clip(f.astype(np.float64), -_EDGE, _EDGE))
-    luminosity = np.tanh(phi.mean(axis=-3)) if color else f
+    grey = phi.mean(axis=-3) if color else phi
+    luminosity = np.tanh(grey) if color else f
     foreground = np.ones(luminosity.shape, bool) if mask is None else np.broadcast_to(mask, luminosity.shape) > 0
-
     out = np.zeros(f.shape, np.float64)
     for index in np.ndindex(luminosity.shape[:-2]):
-        equalized = equalize((luminosity[index] + 1.0) / 2, foreground[index])
-        if equalized is None:
+        values = luminosity[index][foreground[index]]
+        if not values.size or np.ptp(values) < 2 * _FLAT:
             continue
-        equalized = np.clip(2.0 * equalized - 1, -_EDGE, _EDGE)
-        if color:
-            change = np.arctanh(equalized) - np.arctanh(luminosity[index])  # of phi
-            out[index] = np.tanh(phi[index] + change)
-        else:
-            out[index] = equalized
+        equalized = np.clip(2 * equalize((luminosity[index] + 1) / 2, foreground[index]) - 1, -_EDGE, _EDGE)
+        out[index] = np.tanh(phi[index] + np.arctanh(equalized) - grey[index])
     return np.clip(out, -_EDGE, _EDGE).astype(f.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -50,24 +50,12 @@ def to_unit_interval(
     data = data.astype(np.result_type(data.dtype, np.float32), copy=False)
     if not np.isfinite(data).all():
         raise ValueError(f"{np.count_nonzero(~np.isfinite(data))} of {data.size} values are NaN or infinite.")
-    inside = data
-    if mask is not None:
-        mask = np.broadcast_to(mask, data.shape)
-        if mask.any():
-            inside = data[mask]
-    low, high = np.percentile(inside, percentiles)
+    inside = data if mask is None or not np.any(mask) else data[np.broadcast_to(mask, data.shape)]
+    low, high = np.percentile(inside, percentiles).tolist()
     if not high > low:
         return np.zeros_like(data)
-    scale = 2 * limit / (high - low)
-    return np.clip((data - data.dtype.type(low)) * data.dtype.type(scale) - data.dtype.type(limit), -limit, limit)
+    return np.clip((data - low) * (2 * limit / (high - low)) - limit, -limit, limit)
 
 
-class Intensities(TypedDict):
-    """Arguments of :func:`to_unit_interval` as the plans have them."""
-
-    percentiles: list[float]
-    limit: float
-
-
-#: The planners' mapping of intensities to (-1, 1).
-INTENSITIES: Intensities = {"percentiles": [0.5, 99.5], "limit": 0.99}
+#: The planners' mapping of intensities to (-1, 1): arguments of :func:`to_unit_interval`.
+INTENSITIES: dict[str, Any] = {"percentiles": [0.5, 99.5], "limit": 0.99}

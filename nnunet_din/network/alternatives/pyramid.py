@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
@@ -15,10 +14,9 @@ from timm.layers import LayerNorm2d
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
-from nnunet_din.network.containers import ModuleList
+from nnunet_din.containers import ModuleList
 from nnunet_din.network.encoders.base import Encoder, OfStages
 from nnunet_din.network.initialization import init_by_fan_in
-from nnunet_din.network.ops import recompute
 
 #: Models whose windows are not padded take multiples of a window at their smallest resolution: sizes of windows to try.
 WINDOWS = (1, 7, 8, 12, 16)
@@ -63,8 +61,7 @@ class PyramidEncoder(Encoder):
         sizes than its own, or if it has no use for an option.
     """
 
-    edge_stem: nn.Sequential | None
-    edge_pooling: ModuleList[nn.Sequential] | None
+    edge_pooling: ModuleList[nn.Module]
 
     def __init__(
         self,
@@ -76,28 +73,26 @@ class PyramidEncoder(Encoder):
         stem_stride: int = 1,
     ):
         super().__init__()
-        if layer_scale not in (None, 1e-6):
-            raise ValueError(f"layer_scale={layer_scale} has no meaning for encoder '{name}': leave it out.")
+        self.refuse(name, layer_scale=layer_scale)
         self.stride_per_axis = self.input_strides(name, stem_stride)
         pyramid = describe(name)
-        options = {"in_chans": in_channels, **pyramid.options}
+        self.options = {"in_chans": in_channels, **pyramid.options}
         if drop_path_rate:
             if not pyramid.takes_drop_path:
-                raise ValueError(f"drop_path_rate={drop_path_rate} has no meaning for encoder '{name}': leave it out.")
-            options["drop_path_rate"] = drop_path_rate
+                self.refuse(name, drop_path_rate=drop_path_rate)
+            self.options["drop_path_rate"] = drop_path_rate
         self.name = name
         self.channels = pyramid.channels
-        self.levels = pyramid.levels
-        self.options = options
         self.checkpointing = checkpointing
         self.body = self._build_body()
         halvings = pyramid.reduction.bit_length() - 1
         widths = [max(8, self.channels[0] >> (halvings - i)) for i in range(1, halvings)]
-        self.edge_stem = _edge_stem([in_channels, *widths, self.channels[0]], stride=2 if halvings else 1)
+        self.edge_stem: nn.Module = _edge_stem([in_channels, *widths, self.channels[0]], stride=2 if halvings else 1)
         self.edge_pooling = ModuleList(
             nn.Sequential(LayerNorm2d(d_in), nn.Conv2d(d_in, d_out, kernel_size=2, stride=2))
-            for d_in, d_out in itertools.pairwise(self.channels)
+            for d_in, d_out in pairwise(self.channels)
         )
+        self.has_edges: Sequence[bool] = [True] * len(self.channels)
         for module in (self.edge_stem, self.edge_pooling):
             module.apply(init_by_fan_in)
 
@@ -110,29 +105,31 @@ class PyramidEncoder(Encoder):
 
     def keep_stages(self, count: int) -> None:
         """Leave out the stages after the first ``count``; draws the weights again."""
-        self.channels = self.channels[:count]
-        self.levels = self.levels[:count]
-        if self.edge_pooling is not None:
-            self.edge_pooling = self.edge_pooling[: count - 1]
+        self.channels, self.has_edges = self.channels[:count], self.has_edges[:count]
+        self.edge_pooling = self.edge_pooling[: count - 1]
         self.body = self._build_body()
 
-    def leave_out_edges(self) -> None:
-        """Give None for f_low, which some fusions do not use, and drop the layers that make it."""
-        self.edge_stem = self.edge_pooling = None
+    def keep_edges(self, stages: Sequence[bool]) -> None:
+        """Give None for f_low where a stage's fusion does not use it, and drop the layers that make it."""
+        self.has_edges = list(stages)
+        if not stages[0]:
+            self.edge_stem = nn.Identity()
+        for i, has_edges in enumerate(stages[1:]):
+            if not has_edges:
+                self.edge_pooling[i] = nn.Identity()
 
     def forward(self, x: Tensor) -> Sequence[tuple[Tensor | None, Tensor]]:
         """Encode, see :meth:`Encoder.forward`. f_low are the edge features, f_high is the level of the pyramid."""
         highs = _maps(self.body, x)
-        if self.edge_stem is None or self.edge_pooling is None:
-            return [(None, high) for high in highs]
-        lows = [self.edge_stem(x)]
-        lows += [recompute(pooling, high) for pooling, high in zip(self.edge_pooling, highs[:-1], strict=True)]
+        edges = zip([x, *highs], [self.edge_stem, *self.edge_pooling], self.has_edges, strict=False)
+        lows = [layer(f) if has_edges else None for f, layer, has_edges in edges]
         return list(zip(lows, highs, strict=True))
 
     def _build_body(self) -> nn.Module:
-        body = _create(self.name, features_only=True, out_indices=self.levels, **self.options)
+        count = len(self.channels)
+        body = _create(self.name, features_only=True, out_indices=describe(self.name).levels[:count], **self.options)
         # Some models keep layers behind the last level: nothing may wait for their gradients.
-        unused = _unused_parameters(self.name, self.levels)
+        unused = _unused_parameters(self.name, count)
         for key, parameter in body.named_parameters():
             parameter.requires_grad_(key not in unused)
         if self.checkpointing:
@@ -142,25 +139,22 @@ class PyramidEncoder(Encoder):
 
 def _edge_stem(widths: list[int], stride: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for d_in, d_out in itertools.pairwise(widths):
-        layers += [nn.GELU()] if layers else []
-        layers += [nn.Conv2d(d_in, d_out, kernel_size=3, stride=stride, padding=1), LayerNorm2d(d_out)]
-    return nn.Sequential(*layers)
+    for d_in, d_out in pairwise(widths):
+        layers += [nn.Conv2d(d_in, d_out, kernel_size=3, stride=stride, padding=1), LayerNorm2d(d_out), nn.GELU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def _maps(body: nn.Module, x: Tensor) -> list[Tensor]:
     """Bring the levels to ``(N, d_i, H_i, W_i)``; some models of timm give channels last."""
-    levels = body(x)
-    if str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC"):
-        levels = [level.permute(0, 3, 1, 2) for level in levels]
-    return list(levels)
+    channels_last = getattr(body, "output_fmt", "NCHW") == "NHWC"
+    return [level.permute(0, 3, 1, 2) if channels_last else level for level in body(x)]
 
 
 def _checkpoint(body: nn.Module, name: str) -> None:
-    model: Any = body if hasattr(body, "set_grad_checkpointing") else getattr(body, "model", body)
     for module in body.modules():  # what one module keeps for the backward pass, the next must not overwrite
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # to torch, every attribute is a tensor or a module
+    model: Any = getattr(body, "model", body)
     try:
         model.set_grad_checkpointing(True)
     except (AttributeError, AssertionError) as error:  # timm asserts where a model has none
@@ -170,12 +164,13 @@ def _checkpoint(body: nn.Module, name: str) -> None:
 # ---- what a model is like, found out on the meta device ----
 
 
-@dataclass(frozen=True)
-class Pyramid:
+class Pyramid(NamedTuple):
     """The last four levels of a model.
 
     Attributes
     ----------
+    body : torch.nn.Module
+        The model down to these levels, without memory, in evaluation mode.
     levels, channels : tuple of int
         timm's indices of the levels, and their widths.
     reduction : int
@@ -188,6 +183,7 @@ class Pyramid:
         Whether the model has stochastic depth.
     """
 
+    body: nn.Module
     levels: tuple[int, ...]
     channels: tuple[int, ...]
     reduction: int
@@ -209,20 +205,20 @@ def describe(name: str) -> Pyramid:
         arguments = inspect.signature(type(_create(name))).parameters
         options = {"strict_img_size": False} if "strict_img_size" in arguments else {}
         try:
-            info = cast(FeatureInfo, _create(name, features_only=True, **options).feature_info).info
+            info = cast(FeatureInfo, _create(name, features_only=True, **options).feature_info)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"timm's '{name}' gives no feature pyramid ({error}): use another encoder.") from error
-        levels = tuple(range(len(info)))[-4:]
-        channels, reductions = (tuple(info[i][key] for i in levels) for key in ("num_chs", "reduction"))
+        levels = list(range(len(info.info)))[-4:]
+        channels, reductions = tuple(info.channels(levels)), tuple(info.reduction(levels))
         first = reductions[0]
         if reductions != (first, 2 * first, 4 * first, 8 * first) or first.bit_count() != 1:
             raise ValueError(
                 f"Encoder '{name}' must give four levels, each half the size of the one before; its last ones are at "
                 f"1/{', 1/'.join(map(str, reductions))} of the image: use another encoder."
             )
-        body = _create(name, features_only=True, out_indices=levels, **options).eval()
+        body = _create(name, features_only=True, out_indices=tuple(levels), **options).eval()
         stride = _smallest_stride(name, body, reductions)
-    return Pyramid(levels, channels, first, stride, options, "drop_path_rate" in arguments)
+    return Pyramid(body, tuple(levels), channels, first, stride, options, "drop_path_rate" in arguments)
 
 
 def _smallest_stride(name: str, body: nn.Module, reductions: tuple[int, ...]) -> int:
@@ -240,13 +236,13 @@ def _smallest_stride(name: str, body: nn.Module, reductions: tuple[int, ...]) ->
 
 
 @functools.cache
-def _unused_parameters(name: str, levels: tuple[int, ...]) -> frozenset[str]:
+def _unused_parameters(name: str, count: int) -> set[str]:
+    """Names of the parameters on which none of the first ``count`` levels depends."""
     pyramid = describe(name)
-    with torch.device("meta"):
-        body = _create(name, features_only=True, out_indices=levels, **pyramid.options).eval()
-        maps = _maps(body, torch.empty(1, 3, pyramid.stride, 2 * pyramid.stride))
-        torch.stack([y.sum() for y in maps]).sum().backward()
-    return frozenset(key for key, parameter in body.named_parameters() if parameter.grad is None)
+    maps = _maps(pyramid.body, torch.empty(1, 3, pyramid.stride, 2 * pyramid.stride, device="meta"))[:count]
+    keys, parameters = zip(*pyramid.body.named_parameters(), strict=True)
+    gradients = torch.autograd.grad([y.sum() for y in maps], parameters, allow_unused=True)
+    return {key for key, gradient in zip(keys, gradients, strict=True) if gradient is None}
 
 
 def _create(name: str, **options) -> nn.Module:

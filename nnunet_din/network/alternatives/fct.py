@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_din.containers import ModuleList
 from nnunet_din.network.encoders.base import Encoder
 
 
@@ -64,6 +65,8 @@ class FCTEncoder(Encoder):
     WIDTHS = (16, 32, 64, 128)
     HEADS = (2, 4, 8, 12)
 
+    stages: ModuleList[Stage]
+
     def __init__(
         self,
         in_channels: int,
@@ -74,22 +77,15 @@ class FCTEncoder(Encoder):
         stem_stride: int = 1,
     ):
         super().__init__()
-        if layer_scale not in (None, 1e-6):
-            raise ValueError(f"layer_scale={layer_scale} has no meaning for encoder '{name}': leave it out.")
+        self.refuse(name, layer_scale=layer_scale)
         self.stride_per_axis = self.input_strides(name, stem_stride)
         self.name = name
         self.channels = self.WIDTHS
         self.checkpointing = checkpointing
-        self.stages = nn.ModuleList(
-            Stage(
-                in_channels,
-                self.WIDTHS[i - 1] if i else 0,
-                width,
-                heads,
-                pool=2 if i else stem_stride,
-                drop_path_rate=drop_path_rate * i / (len(self.WIDTHS) - 1),
-            )
-            for i, (width, heads) in enumerate(zip(self.WIDTHS, self.HEADS, strict=True))
+        stages = zip((0, *self.WIDTHS), self.WIDTHS, self.HEADS, (stem_stride, 2, 2, 2), strict=False)
+        self.stages = ModuleList(
+            Stage(in_channels, d_in, d, heads, pool, drop_path_rate * i / 3)
+            for i, (d_in, d, heads, pool) in enumerate(stages)
         )
         self.apply(_init)
 
@@ -97,16 +93,14 @@ class FCTEncoder(Encoder):
         """Encode, see :meth:`Encoder.forward`. f_low are the features after pooling, which enter the stage's
         transformer, and f_high is the stage's output.
         """
-        pairs = []
-        image, features = x, None
+        pairs, features = [], None
         for stage in self.stages:
-            if features is not None and features.shape[-2:] != image.shape[-2:]:
-                image = F.avg_pool2d(image, 2)
             if self.checkpointing and self.training:
-                f_low, features = checkpoint(stage, image, features, use_reentrant=False)
+                f_low, features = checkpoint(stage, x, features, use_reentrant=False)
             else:
-                f_low, features = stage(image, features)
+                f_low, features = stage(x, features)
             pairs.append((f_low, features))
+            x = F.avg_pool2d(x, stage.pool)
         return pairs
 
 

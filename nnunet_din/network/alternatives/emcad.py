@@ -18,13 +18,16 @@ Equation numbers here are those of EMCAD's paper. Where it is silent, or DIN ask
 
 from __future__ import annotations
 
-import itertools
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
+from itertools import pairwise
 
 import torch
+from timm.layers import create_conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from nnunet_din.network.alternatives import init_normal
 
 #: Kernel sizes of the multi-scale depthwise convolution (the paper's ablation, Table 5).
 KERNEL_SIZES = (1, 3, 5)
@@ -54,17 +57,16 @@ class EMCADHead(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int | None = None, expansion: int = 6):
         super().__init__()
-        odd = [d for d in in_channels[:-1] if d % 2]
-        if odd:
+        if odd := [d for d in in_channels[:-1] if d % 2]:
             raise ValueError(
                 f"Decoder 'emcad' halves the channels of a level in its gate and cannot halve {odd[0]}: use an encoder "
                 "with even widths or another decoder."
             )
-        self.up = nn.ModuleList(UpConvolution(d_in, d_out) for d_out, d_in in itertools.pairwise(in_channels))
+        self.up = nn.ModuleList(UpConvolution(d_in, d_out) for d_out, d_in in pairwise(in_channels))
         self.gates = nn.ModuleList(AttentionGate(d) for d in in_channels[:-1])
-        self.refine = nn.ModuleList(MultiScaleAttention(d, expansion) for d in in_channels)
+        self.refine = nn.ModuleList(multi_scale_attention(d, expansion) for d in in_channels)
         self.classifier = nn.Conv2d(in_channels[0], num_classes, kernel_size=1)
-        self.apply(_init)
+        self.apply(init_normal)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Decode the levels ``(N, d_i, H_i, W_i)`` to logits ``(N, K, H_0, W_0)``.
@@ -78,7 +80,7 @@ class EMCADHead(nn.Module):
         return self.classifier(y)  # SH, eq. 10
 
 
-class MultiScaleAttention(nn.Module):
+def multi_scale_attention(dim: int, expansion: int) -> nn.Sequential:
     """MSCAM: channel attention, spatial attention, multi-scale convolution, one after the other (eq. 3).
 
     Parameters
@@ -88,16 +90,13 @@ class MultiScaleAttention(nn.Module):
     expansion
         See :class:`MultiScaleConvolution`.
     """
-
-    def __init__(self, dim: int, expansion: int):
-        super().__init__()
-        self.channel_attention = ChannelAttention(dim)
-        self.spatial_attention = SpatialAttention()
-        self.convolution = MultiScaleConvolution(dim, expansion)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the module to a map ``(N, d, H, W)``; the result has the same shape."""
-        return self.convolution(self.spatial_attention(self.channel_attention(x)))  # eq. 3
+    return nn.Sequential(
+        OrderedDict(
+            channel_attention=ChannelAttention(dim),
+            spatial_attention=SpatialAttention(),
+            convolution=MultiScaleConvolution(dim, expansion),
+        )
+    )
 
 
 class ChannelAttention(nn.Module):
@@ -116,8 +115,8 @@ class ChannelAttention(nn.Module):
     def __init__(self, dim: int, reduction: int = 16):
         super().__init__()
         hidden = max(1, dim // reduction)
-        self.reduce = nn.Conv2d(dim, hidden, kernel_size=1, bias=False)  # C_1
-        self.restore = nn.Conv2d(hidden, dim, kernel_size=1, bias=False)  # C_2
+        self.reduce = create_conv2d(dim, hidden, 1)  # C_1
+        self.restore = create_conv2d(hidden, dim, 1)  # C_2
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the module to a map ``(N, d, H, W)``; the result has the same shape."""
@@ -131,7 +130,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
+        self.conv = create_conv2d(2, 1, kernel_size=7)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the module to a map ``(N, d, H, W)``; the result has the same shape."""
@@ -152,19 +151,17 @@ class MultiScaleConvolution(nn.Module):
 
     def __init__(self, dim: int, expansion: int):
         super().__init__()
-        self.expansion = expansion
-        self.expand = nn.Conv2d(dim, expansion * dim, kernel_size=1, bias=False)  # PWC_1
+        self.expand = create_conv2d(dim, expansion * dim, 1)  # PWC_1
         self.expand_norm = nn.BatchNorm2d(expansion * dim)
         self.depthwise = MultiScaleDepthwise(expansion * dim)
-        self.project = nn.Conv2d(expansion * dim, dim, kernel_size=1, bias=False)  # PWC_2
+        self.project = create_conv2d(expansion * dim, dim, 1)  # PWC_2
         self.project_norm = nn.BatchNorm2d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the module to a map ``(N, d, H, W)``; the result has the same shape."""
         y = self.depthwise(F.relu6(self.expand_norm(self.expand(x)), inplace=True))  # (N, e d, H, W)
-        # A shuffle of y in d groups, without a copy of y: the projection's weights are put in the order of y instead.
-        weight = channel_shuffle(self.project.weight, self.expansion)
-        return x + self.project_norm(F.conv2d(y, weight))  # eq. 4
+        y = F.channel_shuffle(y, groups=x.shape[1])  # Zhang et al.: ShuffleNet, CVPR 2018
+        return x + self.project_norm(self.project(y))  # eq. 4
 
 
 class MultiScaleDepthwise(nn.Module):
@@ -178,15 +175,14 @@ class MultiScaleDepthwise(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Conv2d(dim, dim, kernel_size=k, padding=k // 2, groups=dim, bias=False) for k in KERNEL_SIZES
-        )
+        self.convs = nn.ModuleList(create_conv2d(dim, dim, k, groups=dim) for k in KERNEL_SIZES)
         self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in KERNEL_SIZES)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the module to a map ``(N, d, H, W)``; the result has the same shape."""
-        scales = [F.relu6(norm(conv(x)), inplace=True) for conv, norm in zip(self.convs, self.norms, strict=True)]
-        return sum(scales[1:], start=scales[0])  # eq. 5
+        parts = zip(self.convs, self.norms, strict=True)
+        one, three, five = (F.relu6(norm(conv(x)), inplace=True) for conv, norm in parts)
+        return one + three + five  # eq. 5
 
 
 class AttentionGate(nn.Module):
@@ -202,12 +198,11 @@ class AttentionGate(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         hidden = dim // 2
-        grouped = partial(nn.Conv2d, dim, hidden, kernel_size=3, padding=1, groups=hidden, bias=False)
-        self.conv_g = grouped()  # GC_g
-        self.conv_x = grouped()  # GC_x
+        self.conv_g = create_conv2d(dim, hidden, kernel_size=3, groups=hidden)  # GC_g
+        self.conv_x = create_conv2d(dim, hidden, kernel_size=3, groups=hidden)  # GC_x
         self.norm_g = nn.BatchNorm2d(hidden)
         self.norm_x = nn.BatchNorm2d(hidden)
-        self.weigh = nn.Conv2d(hidden, 1, kernel_size=1, bias=False)  # C
+        self.weigh = create_conv2d(hidden, 1, 1)  # C
         self.weigh_norm = nn.BatchNorm2d(1)
 
     def forward(self, g: Tensor, x: Tensor) -> Tensor:
@@ -227,7 +222,7 @@ class UpConvolution(nn.Module):
 
     def __init__(self, dim_in: int, dim: int):
         super().__init__()
-        self.depthwise = nn.Conv2d(dim_in, dim_in, kernel_size=3, padding=1, groups=dim_in, bias=False)
+        self.depthwise = create_conv2d(dim_in, dim_in, kernel_size=3, groups=dim_in)
         self.norm = nn.BatchNorm2d(dim_in)
         self.pointwise = nn.Conv2d(dim_in, dim, kernel_size=1)
 
@@ -235,18 +230,3 @@ class UpConvolution(nn.Module):
         """Shape ``(N, d_in, h, w)`` -> ``(N, d, *size)``; the paper's size is twice that of ``x``."""
         x = F.interpolate(x, size=tuple(size), mode="nearest-exact")
         return self.pointwise(F.relu(self.norm(self.depthwise(x)), inplace=True))  # eq. 9
-
-
-def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Deal the channels out (Zhang et al.: ShuffleNet, CVPR 2018): the first of each group, the second of each, ...
-
-    Shape ``(N, d, H, W)`` -> same; ``groups`` divides d. Shuffling again with ``d / groups`` undoes it.
-    """
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        nn.init.normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
