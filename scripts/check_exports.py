@@ -19,12 +19,14 @@ import torch
 
 from nnunet_din.deployment.export import FORMATS
 from nnunet_din.network import PRESETS, DualInteractionNetwork
+from nnunet_din.nnunet.configurations import network_arguments
 
 #: Beside the presets: what no preset has. Decoders are narrow where only the rest is looked at.
 NETWORKS = {
     "fast, EMCAD": {**PRESETS["fast"], "decoder": "emcad"},
-    "fast, concatenation": {**PRESETS["fast"], "fusion": "concat"},
-    "fast, input fusion": {**PRESETS["fast"], "fusion": "input"},
+    "fast, DIFM at every level": {**PRESETS["fast"], "fusion": "difm"},
+    "fast, concatenation": network_arguments(PRESETS["fast"], {"fusion": "concat"}),
+    "fast, input fusion": network_arguments(PRESETS["fast"], {"fusion": "input"}),
     "fast, three streams, two heads, one query": {
         **PRESETS["fast"],
         "versions": 3,
@@ -34,6 +36,7 @@ NETWORKS = {
     },
     "fast, three DIFMs without merging and gate": {
         **PRESETS["fast"],
+        "fusion": "difm",
         "fused_stages": 3,
         "feature_merging": False,
         "spatial_attention": False,

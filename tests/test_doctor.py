@@ -25,7 +25,8 @@ from nnunet_din.cost import training_step
 from nnunet_din.cost.training_step import CompilationError, Outcome, plan_trial, try_training
 from nnunet_din.diagnosis import installation, machine, training
 from nnunet_din.diagnosis.dataset import dataset_checks
-from nnunet_din.network.encoders.plain import WIDTHS
+from nnunet_din.network.encoders import ENCODERS
+from nnunet_din.network.encoders.plain import WIDTHS, PlainEncoder
 from nnunet_din.plugin import CLASSES
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -526,6 +527,7 @@ def test_arguments_that_are_refused(arguments, message, capsys):
 def tiny_preset(monkeypatch):
     """A network that has every part in place of the preset ``fast``."""
     monkeypatch.setitem(WIDTHS, "plain_tiniest", (8, 8, 16, 16))
+    monkeypatch.setitem(ENCODERS, "plain_tiniest", PlainEncoder)
     options = {**SMALL_NETWORK, "encoder": "plain_tiniest", "decoder_channels": 8, "fused_stages": 2}
     monkeypatch.setitem(training_step.PRESETS, "fast", options)
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from nnunet_din.cost.accounting import training_memory
+from nnunet_din.network.alternatives.fct import ConvolutionalAttention, FCTEncoder
+from nnunet_din.network.alternatives.pyramid import PyramidEncoder
 from nnunet_din.network.encoders import build_encoder, input_stride, known_encoders
-from nnunet_din.network.encoders.fct import ConvolutionalAttention, FCTEncoder
 from nnunet_din.network.encoders.plain import InstanceNorm
-from nnunet_din.network.encoders.pyramid import PyramidEncoder
 
 #: Name -> (stride, resolution of the image by that of the first stage, widths)
 ENCODERS = {

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from nnunet_din import plugin
-from nnunet_din.network import DualInteractionNetwork, adapt_channels, transfer_weights
+from nnunet_din.network import DualInteractionNetwork
+from nnunet_din.weights import adapt_channels, transfer_weights
 
 SMALL = {"encoder": "plain_atto", "decoder_channels": 16, "stem_stride": 2, "upsampling": "pixel_shuffle"}
 ENCODERS = ["plain_atto", "convnext_atto", "fct", "resnet18"]

@@ -8,7 +8,8 @@ import torch
 from nnunet_dataset import SMALL_NETWORK
 from nnunet_din.cost.measurement import TrainingStep, autocast
 from nnunet_din.network import DualInteractionNetwork
-from nnunet_din.network.encoders.plain import WIDTHS
+from nnunet_din.network.encoders import ENCODERS
+from nnunet_din.network.encoders.plain import WIDTHS, PlainEncoder
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 #: Of the intensities of the images of each batch.
@@ -21,6 +22,7 @@ SCALES = torch.tensor([1e-3, 1.0, 1e3]).reshape(3, 1, 1, 1)
 def test_300_steps_stay_finite(dtype, device, monkeypatch):
     """Losses, weights and outputs; in fp16 with the gradients scaled, of which few steps may be left out."""
     monkeypatch.setitem(WIDTHS, "plain_tiniest", (8, 8, 16, 16))
+    monkeypatch.setitem(ENCODERS, "plain_tiniest", PlainEncoder)
     torch.manual_seed(0)
     options = {**SMALL_NETWORK, "encoder": "plain_tiniest", "decoder_channels": 8, "fused_stages": 2}
     network = DualInteractionNetwork(1, 3, **options)

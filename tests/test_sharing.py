@@ -23,14 +23,15 @@ from nnunet_din.data.files import sha256_of
 from nnunet_din.data.weight_files import UnsafeFileError, read_checkpoint, read_tensors, write_tensors
 from nnunet_din.deployment import sharing
 from nnunet_din.deployment.export import export_model
-from nnunet_din.enhancement.zero_dce import DCENet, zero_dce_enhance, zero_dce_parameters
-from nnunet_din.network import DualInteractionNetwork, load_pretrained_encoders
-from nnunet_din.network.encoders import pretrained
+from nnunet_din.enhancement.zero_dce import zero_dce_enhance, zero_dce_parameters
+from nnunet_din.network import DualInteractionNetwork
+from nnunet_din.network.alternatives.zero_dce import DCENet
 from nnunet_din.nnunet.fine_tuning import load_pretrained_weights
 from nnunet_din.nnunet.known_classes import check_network
 from nnunet_din.nnunet.predictor import read_model_folder
 from nnunet_din.nnunet.training_log import read_training
 from nnunet_din.trainers.checkpoints import KeepsCheckpoints
+from nnunet_din.weights import load_pretrained_encoders, pretrained
 
 # ---- files that would run something ----
 
@@ -114,11 +115,11 @@ def test_weights_are_fetched_without_unpickling(monkeypatch):
     """Timm unpickles the file that a repository's description names, and others while the variable is set."""
     asked = {}
     monkeypatch.setattr(pretrained.timm, "create_model", lambda name, **options: asked.update(options) or network())
-    pretrained._create("hf-hub:someone/model", "hf-hub:someone/model")
+    pretrained._create("hf-hub:someone/model")
     assert asked["pretrained_cfg_overlay"] == {"hf_hub_filename": None}
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(ValueError, match="because TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: unset it"):
-        pretrained._create("hf-hub:someone/model", "hf-hub:someone/model")
+        pretrained._create("hf-hub:someone/model")
 
 
 def test_threads_do_not_switch_off_each_others_safety(tmp_path):

@@ -17,14 +17,14 @@ from nnunet_din.network import (
     build_encoder,
     input_stride,
     input_strides,
-    load_pretrained_encoders,
     reference,
 )
 from nnunet_din.network.fusion.attention import CrossAttention, window_edges
-from nnunet_din.network.initialization import inflate
 from nnunet_din.network.reference import ReferenceNetwork
 from nnunet_din.network.resize import shuffle_pixels
 from nnunet_din.presets import preset_for_volumes
+from nnunet_din.weights import load_pretrained_encoders
+from nnunet_din.weights.adaptation import inflate
 
 #: Data whose slices lie far apart: rows and columns are pooled first. And voxels of equal edges.
 IN_PLANE_FIRST = {
@@ -82,8 +82,7 @@ def test_network_equals_the_literal_one_forward_and_backward(options, size, dtyp
 
 
 @pytest.mark.slow
-def test_prediction_in_slices_equals_the_reference():
-    """A CPU without gradients, at a size above the threshold of the slices."""
+def test_prediction_equals_the_reference():
     torch.manual_seed(0)
     network = DualInteractionNetwork(1, 4, encoder="plain_atto", decoder_channels=128, **ISOTROPIC).eval()
     x = torch.randn(1, 2, 64, 80, 64)
@@ -269,9 +268,10 @@ def test_far_slices_are_fused_one_by_one():
     arguments = preset_for_volumes("fast", *TOPOLOGIES["in-plane first"], fusion_kernel=[1, 3, 3])
     with torch.device("meta"):
         network = DualInteractionNetwork(1, 4, **arguments)
-    for difm in network.difms:
-        assert difm.merging[0].conv.kernel_size == difm.ffn[0].project.kernel_size == (1, 3, 3)
-        assert difm.attention.window == (1, 7, 7)
+    for fusion in network.difms[:2]:
+        assert fusion.conv.kernel_size == (1, 3, 3)
+    for difm in network.difms[2:]:
+        assert difm.ffn[0].depthwise.kernel_size == (1, 3, 3) and difm.attention.window == (1, 7, 7)
     assert network.encoders[0].stages[0][0][0].kernel_size == (3, 3, 3)
 
 

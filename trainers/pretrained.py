@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunet_din.network import load_pretrained_encoders
+from nnunet_din.weights import load_pretrained_encoders
 
 from .din_trainer import bare, nnUNetTrainerDIN
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -15,7 +16,7 @@ from torch import nn
 from nnunet_din.cost.accounting import count_parameters, multiply_adds_by_part, training_memory
 from nnunet_din.data.progress import progress
 from nnunet_din.losses import AuxiliaryLoss, DINLoss
-from nnunet_din.network import DualInteractionNetwork
+from nnunet_din.network import DualInteractionNetwork, SegFormerHead
 from nnunet_din.nnunet.training_device import autocast_dtype
 
 #: Direct children of the network -> name in the report.
@@ -49,10 +50,17 @@ def count(kwargs: dict, channels: int, classes: int, size: Sequence[int]) -> dic
         row = parts.setdefault(part, {"parameters": 0, "multiply_adds": 0, "literal_multiply_adds": 0})
         row["parameters"] += count_parameters(module)
         row["multiply_adds"] += multiply_adds[child]
-        literal = getattr(module, "literal_multiply_adds", None)
-        row["literal_multiply_adds"] += literal(levels[0], levels) if literal else multiply_adds[child]
+        printed = printed_multiply_adds(module, levels) if isinstance(module, SegFormerHead) else multiply_adds[child]
+        row["literal_multiply_adds"] += printed
     parts["total"] = {key: sum(row[key] for row in parts.values()) for key in parts["decoder"]}
     return parts
+
+
+def printed_multiply_adds(head: SegFormerHead, levels: Sequence[Sequence[int]]) -> int:
+    """Multiply-adds of the decoder for one image with levels of these sizes, in the order that the paper prints."""
+    pixels = [math.prod(size) for size in levels]
+    linear = sum(layer.weight.numel() * n for layer, n in zip(head.linear, pixels, strict=True))
+    return linear + pixels[0] * (head.fuse.weight.numel() + head.classifier.weight.numel())
 
 
 @contextmanager

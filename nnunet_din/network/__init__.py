@@ -9,16 +9,18 @@ with warnings.catch_warnings():
 
 from nnunet_din.network.decoders import DECODERS, EMCADHead, SegFormerHead, build_decoder
 from nnunet_din.network.din import DualInteractionNetwork
-from nnunet_din.network.encoders import build_encoder, input_stride, input_strides, known_encoders
+from nnunet_din.network.encoders import (
+    FCTEncoder,
+    PyramidEncoder,
+    build_encoder,
+    input_stride,
+    input_strides,
+    known_encoders,
+)
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
-from nnunet_din.network.encoders.fct import FCTEncoder
 from nnunet_din.network.encoders.plain import PlainEncoder
-from nnunet_din.network.encoders.pretrained import LoadReport, load_pretrained_encoders
-from nnunet_din.network.encoders.pyramid import PyramidEncoder
 from nnunet_din.network.fusion import FUSIONS, ConcatenationFusion, InputFusion, build_fusion
 from nnunet_din.network.fusion.difm import DualInteractiveFusionModule
-from nnunet_din.network.initialization import adapt_channels
-from nnunet_din.network.transfer import Transfer, transfer_weights
 from nnunet_din.presets import PRESETS
 
 __all__ = [
@@ -32,18 +34,13 @@ __all__ = [
     "EMCADHead",
     "FCTEncoder",
     "InputFusion",
-    "LoadReport",
     "PlainEncoder",
     "PyramidEncoder",
     "SegFormerHead",
-    "Transfer",
-    "adapt_channels",
     "build_decoder",
     "build_encoder",
     "build_fusion",
     "input_stride",
     "input_strides",
     "known_encoders",
-    "load_pretrained_encoders",
-    "transfer_weights",
 ]

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from nnunet_din.containers import ModuleList
 from nnunet_din.dimensions import convolution
-from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.initialization import init_by_fan_in
-from nnunet_din.network.ops import classify
 
 
 class AuxiliaryHeads(nn.Module):
@@ -33,5 +32,4 @@ class AuxiliaryHeads(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Classify the levels ``(N, d_i, *size_i)``: logits ``(N, K, *size_i)``."""
-        pairs = zip(self.seg_layers, features, strict=True)
-        return [classify(x, layer) for layer, x in pairs]
+        return [layer(x) for layer, x in zip(self.seg_layers, features, strict=True)]

@@ -11,20 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_din.containers import ModuleList
 from nnunet_din.dimensions import CHANNELS_LAST, resize
 from nnunet_din.network.auxiliary import AuxiliaryHeads
-from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.decoders import build_decoder
 from nnunet_din.network.encoders import build_encoder
-from nnunet_din.network.encoders.base import OfStages, kernels_of_stages, strides_of_stages
-from nnunet_din.network.fusion import build_fusion, check_options, get_fusion
+from nnunet_din.network.encoders.base import Encoder, OfStages, kernels_of_stages, strides_of_stages
+from nnunet_din.network.fusion import build_fusions, check_options, get_fusion
+from nnunet_din.network.fusion.base import Fusion
 from nnunet_din.network.resize import shuffle_pixels
 
-#: Arguments of the network that are not the plans' to set.
-_NOT_OPTIONS = ("input_channels", "num_classes", "deep_supervision", "fusion_options")
 UPSAMPLING = ("bilinear", "pixel_shuffle")
 #: Beginning of the names of the auxiliary heads' weights.
 AUXILIARY_PREFIX = "auxiliary_heads."
+NOT_NNUNETS_OUTPUTS = (
+    "DIN's auxiliary outputs are not those of nnU-Net's deep supervision. To train in nnU-Net, use "
+    "-tr nnUNetTrainerDIN (or one of its variants), or another trainer without deep supervision such as "
+    "nnUNetTrainerNoDeepSupervision."
+)
 
 
 class DualInteractionNetwork(nn.Module):
@@ -48,7 +52,8 @@ class DualInteractionNetwork(nn.Module):
         Versions that are used, each by an encoder of its own: 0 is the original. None: all of them. ``[0]`` is the
         paper's "only I", ``[1]`` "only E", ``[0, 0]`` "I + I" (Table 4).
     fusion
-        Name of the fusion (:data:`nnunet_din.network.FUSIONS`).
+        Name of the fusion (:data:`nnunet_din.network.FUSIONS`); or names of those of the four stages, the highest
+        resolution first.
     fused_stages
         Stages that have a DIFM, and that the decoder sees: 4 in the paper. The smallest resolution is left out first
         (Table 6), and the encoders end where the last DIFM is.
@@ -75,7 +80,8 @@ class DualInteractionNetwork(nn.Module):
         Whether the network has auxiliary heads, see :meth:`add_auxiliary_heads`. nnU-Net and other programs pass it to
         every network; DIN's trainers add the heads themselves.
     **fusion_options
-        Arguments of the fusion, for example those of :class:`nnunet_din.network.DualInteractiveFusionModule`.
+        Arguments of the fusions, for example those of :class:`nnunet_din.network.DualInteractiveFusionModule`. Each
+        stage's takes those that it has.
 
     Attributes
     ----------
@@ -92,6 +98,9 @@ class DualInteractionNetwork(nn.Module):
         For unknown names, or options out of range.
     """
 
+    deep_supervision = False
+    origin: str | None = None
+
     def __init__(
         self,
         input_channels: int,
@@ -101,7 +110,7 @@ class DualInteractionNetwork(nn.Module):
         drop_path_rate: float = 0.0,
         versions: int = 2,
         inputs: Sequence[int] | None = None,
-        fusion: str = "difm",
+        fusion: str | Sequence[str] = "difm",
         fused_stages: int = 4,
         decoder: str = "segformer",
         decoder_channels: int = 768,
@@ -115,68 +124,60 @@ class DualInteractionNetwork(nn.Module):
         **fusion_options,
     ):
         super().__init__()
-        own = [name for name in inspect.signature(type(self)).parameters if name not in _NOT_OPTIONS]
-        check_options(fusion, fusion_options, own)
-        self.input_channels = input_channels
-        self.num_classes = num_classes
-        self.checkpointing = checkpointing
-        self.versions = versions
+        self.input_channels, self.num_classes, self.versions = input_channels, num_classes, versions
         self.inputs = list(range(versions)) if inputs is None else list(inputs)
-        if versions < 1:
-            raise ValueError(f"versions must be at least 1, got {versions}.")
-        if decoder_channels < 1:
-            raise ValueError(f"decoder_channels must be at least 1, got {decoder_channels}.")
-        if not self.inputs or not set(self.inputs) <= set(range(versions)):
-            raise ValueError(f"inputs must name some of the {versions} versions of the image by number, got {inputs}.")
-        if not 1 <= fused_stages <= 4:
-            raise ValueError(f"fused_stages must be 1 to 4, got {fused_stages}.")
-        if upsampling not in UPSAMPLING:
-            raise ValueError(f"Unknown upsampling '{upsampling}'. Known: {', '.join(UPSAMPLING)}.")
-        options = {
-            "layer_scale": layer_scale,
-            "drop_path_rate": drop_path_rate,
-            "checkpointing": checkpointing,
-            "stem_stride": stem_stride,
-            "strides": strides,
-            "kernel_sizes": kernel_sizes,
-        }
-        self.one_encoder = getattr(get_fusion(fusion), "one_encoder", False)
-        widths = [input_channels * len(self.inputs)] if self.one_encoder else [input_channels] * len(self.inputs)
-        self.encoders = ModuleList(build_encoder(encoder, width, **options) for width in widths)
-        if fused_stages < 4:
-            for each in self.encoders:
-                each.keep_stages(fused_stages)
-        channels = self.encoders[0].channels
-        self.dimensions = len(self.encoders[0].stride_per_axis)
-        kernels = kernels_of_stages(kernel_sizes, 3, self.dimensions)[: len(channels)]
-        kernels = [[min(k, 3) for k in kernel] for kernel in kernels]
-        of_fusions = [fused_along(kernel, fusion_kernel) for kernel in kernels]
-        self.difms = ModuleList(
-            build_fusion(fusion, d, len(widths), kernel, **fusion_options)
-            for d, kernel in zip(channels, of_fusions, strict=True)
+        self.checkpointing = checkpointing
+        _check_numbers(versions, self.inputs, decoder_channels, fused_stages)
+        fusions = names_of_stages(fusion)
+        check_options(fusions, fusion_options, OPTIONS)
+        self.one_encoder = reads_all_inputs_at_once(fusions)
+        self.encoders = self._build_encoders(
+            encoder, layer_scale, drop_path_rate, stem_stride, strides, kernel_sizes, fused_stages
         )
-        if not self.difms[0].needs_edges:
-            for each in self.encoders:
-                each.leave_out_edges()
-        self.subpixels = (1,) * self.dimensions
-        if upsampling == "pixel_shuffle":
-            self.subpixels = tuple(strides_of_stages(stem_stride, strides)[0])
+        self.dimensions = len(self.encoders[0].stride_per_axis)
+        kernels = [[min(k, 3) for k in kernel] for kernel in kernels_of_stages(kernel_sizes, 3, self.dimensions)]
+        self.difms = self._build_fusions(fusions[:fused_stages], kernels, fusion_kernel, fusion_options)
+        self.subpixels = subpixels(upsampling, strides_of_stages(stem_stride, strides)[0])
         outputs = num_classes * math.prod(self.subpixels)
-        self.decoder = build_decoder(decoder, channels, outputs, decoder_channels, kernels[0])
+        self.decoder = build_decoder(decoder, self.encoders[0].channels, outputs, decoder_channels, kernels[0])
         self.auxiliary_heads: AuxiliaryHeads | None = None
-        self.deep_supervision = False
-        self.origin: str | None = None
         # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions): keep
         # them last in memory. On a CPU, large depthwise kernels of volumes are quicker that way, too.
         self.to(memory_format=CHANNELS_LAST[self.dimensions])
         if deep_supervision:
-            warnings.warn(
-                "DIN's auxiliary outputs are not those of nnU-Net's deep supervision. To train in nnU-Net, use "
-                "-tr nnUNetTrainerDIN (or one of its variants), or another trainer without deep supervision such as "
-                "nnUNetTrainerNoDeepSupervision.",
-                stacklevel=2,
-            )
+            warnings.warn(NOT_NNUNETS_OUTPUTS, stacklevel=2)
             self.add_auxiliary_heads()
+
+    def _build_encoders(
+        self,
+        name: str,
+        layer_scale: float | None,
+        drop_path_rate: float,
+        stem_stride: int,
+        strides: OfStages | None,
+        kernel_sizes: OfStages | None,
+        stages: int,
+    ) -> ModuleList[Encoder]:
+        """One encoder an input, or one for all, down to the last fused stage."""
+        options: dict = {"layer_scale": layer_scale, "drop_path_rate": drop_path_rate, "stem_stride": stem_stride}
+        options |= {"checkpointing": self.checkpointing, "strides": strides, "kernel_sizes": kernel_sizes}
+        n = len(self.inputs)
+        widths = [n * self.input_channels] if self.one_encoder else [self.input_channels] * n
+        encoders = ModuleList(build_encoder(name, width, **options) for width in widths)
+        if stages < 4:
+            for encoder in encoders:
+                encoder.keep_stages(stages)
+        return encoders
+
+    def _build_fusions(
+        self, names: Sequence[str], kernels: OfStages, fusion_kernel: Sequence[int] | None, options: dict
+    ) -> ModuleList[Fusion]:
+        """A fusion a stage; encoders leave out what none of them uses."""
+        of_fusions = [fused_along(kernel, fusion_kernel) for kernel in kernels[: len(names)]]
+        fusions = build_fusions(names, self.encoders[0].channels, len(self.encoders), of_fusions, **options)
+        for encoder in self.encoders:
+            encoder.keep_edges([fusion.needs_edges for fusion in fusions])
+        return fusions
 
     def add_auxiliary_heads(self) -> None:
         """Give every fused level a classifier of its own, for training, and switch :attr:`deep_supervision` on.
@@ -252,11 +253,12 @@ class DualInteractionNetwork(nn.Module):
         Auxiliary heads may be missing on either side: they have no part in the segmentation.
         """
         own = self.state_dict()
-        heads = {key: value for key, value in own.items() if key.startswith(AUXILIARY_PREFIX)}
         given = {key: value for key, value in state_dict.items() if not key.startswith(AUXILIARY_PREFIX)}
-        if heads and all(key in state_dict and state_dict[key].shape == heads[key].shape for key in heads):
-            heads = {key: state_dict[key] for key in heads}
-        state_dict = {**given, **heads}
+        for key in own.keys() - given.keys():
+            if key.startswith(AUXILIARY_PREFIX):
+                fits = key in state_dict and state_dict[key].shape == own[key].shape
+                given[key] = state_dict[key] if fits else own[key]
+        state_dict = given
         differing = [key for key in own if key in state_dict and state_dict[key].shape != own[key].shape]
         if strict:
             differing += sorted(own.keys() ^ state_dict.keys())
@@ -272,8 +274,56 @@ class DualInteractionNetwork(nn.Module):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
+#: Arguments of the network that the plans may set, without those of its fusions.
+OPTIONS = [
+    name
+    for name in inspect.signature(DualInteractionNetwork).parameters
+    if name not in ("input_channels", "num_classes", "deep_supervision", "fusion_options")
+]
+
+
 def _shape(state_dict, key: str):
     return tuple(state_dict[key].shape) if key in state_dict else "missing"
+
+
+def _check_numbers(versions: int, inputs: Sequence[int], decoder_channels: int, fused_stages: int) -> None:
+    if versions < 1:
+        raise ValueError(f"versions must be at least 1, got {versions}.")
+    if decoder_channels < 1:
+        raise ValueError(f"decoder_channels must be at least 1, got {decoder_channels}.")
+    if not inputs or not set(inputs) <= set(range(versions)):
+        raise ValueError(f"inputs must name some of the {versions} versions of the image by number, got {inputs}.")
+    if not 1 <= fused_stages <= 4:
+        raise ValueError(f"fused_stages must be 1 to 4, got {fused_stages}.")
+
+
+def names_of_stages(fusion: str | Sequence[str]) -> list[str]:
+    """Names of the fusions of the four stages; ValueError if there are not as many."""
+    fusions = [fusion] * 4 if isinstance(fusion, str) else list(fusion)
+    if len(fusions) != 4:
+        raise ValueError(f"fusion must be one name, or one for each of the four stages, got {fusions}.")
+    return fusions
+
+
+def reads_all_inputs_at_once(fusions: Sequence[str]) -> bool:
+    """Whether one encoder reads the concatenated inputs; ValueError if some fusions want that and others do not."""
+    wanted = {get_fusion(name).one_encoder for name in fusions}
+    if len(wanted) > 1:
+        raise ValueError(f"Fusion 'input' has one encoder for all inputs and cannot stand beside others: {fusions}.")
+    return wanted.pop()
+
+
+def subpixels(upsampling: str, stem_stride: Sequence[int]) -> tuple[int, ...]:
+    """Pixels along each axis that the decoder predicts from one feature.
+
+    Raises
+    ------
+    ValueError
+        If the way of upsampling is not known.
+    """
+    if upsampling not in UPSAMPLING:
+        raise ValueError(f"Unknown upsampling '{upsampling}'. Known: {', '.join(UPSAMPLING)}.")
+    return tuple(stem_stride if upsampling == "pixel_shuffle" else [1] * len(stem_stride))
 
 
 def fused_along(of_stage: Sequence[int], fusion_kernel: Sequence[int] | None) -> list[int]:

@@ -1,11 +1,8 @@
-"""Weights at the start: random ones, and those of a layer for other channels."""
+"""Random weights at the start."""
 
 from __future__ import annotations
 
-import math
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nnunet_din.dimensions import Convolution
 
@@ -16,59 +13,6 @@ def init_by_fan_in(module: nn.Module) -> None:
     The widths of the stages differ by a factor of eight, so that one fixed standard deviation cannot fit all.
     """
     if isinstance(module, Convolution):
-        fan_in = module.in_channels * math.prod(module.kernel_size)
-        nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
+        nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def inflate(weight: Tensor, planes: int) -> Tensor:
-    """Give the kernel of a convolution on slices a third axis, along which it does not look: it stands in the middle
-    plane, or, of an even number, with half of it in each of the middle two.
-
-    Parameters
-    ----------
-    weight
-        Shape ``(d, C, kh, kw)``.
-    planes
-        Edge along the new axis.
-
-    Returns
-    -------
-    Tensor
-        Shape ``(d, C, planes, kh, kw)``.
-    """
-    middle = slice((planes - 1) // 2, planes // 2 + 1)
-    inflated = weight.new_zeros(*weight.shape[:2], planes, *weight.shape[2:])
-    inflated[:, :, middle] = weight[:, :, None] / (2 - planes % 2)
-    return inflated
-
-
-def adapt_channels(weight: Tensor, channels: int, versions: int = 1) -> Tensor:
-    """Adapt the weights of a convolution on images to another number of channels, as timm does.
-
-    One channel gets the sum, more get the given channels in turn, scaled so that the response to an image with the same
-    values in all channels stays about what it was.
-
-    Parameters
-    ----------
-    weight
-        Shape ``(d, versions * C, kh, kw)``.
-    channels
-        The new number of channels C'.
-    versions
-        Images side by side along the channels, each adapted by itself.
-
-    Returns
-    -------
-    Tensor
-        Shape ``(d, versions * C', kh, kw)``.
-    """
-    weight = weight.unflatten(1, (versions, -1))
-    before = weight.shape[2]
-    if channels == 1:
-        weight = weight.sum(dim=2, keepdim=True)
-    else:
-        turn = torch.arange(channels, device=weight.device) % before
-        weight = weight[:, :, turn] * (before / channels)
-    return weight.flatten(1, 2)

@@ -23,7 +23,8 @@ from nnunet_din.network.din import DualInteractionNetwork
 from nnunet_din.network.encoders.convnext import ConvNeXtBlock, ConvNeXtEncoder
 from nnunet_din.network.encoders.plain import PlainEncoder
 from nnunet_din.network.fusion.attention import Windows
-from nnunet_din.network.fusion.difm import DualInteractiveFusionModule, GatedFeedForward
+from nnunet_din.network.fusion.concat import ConcatenationFusion
+from nnunet_din.network.fusion.difm import DualInteractiveFusionModule, FeatureMerging, GatedFeedForward
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -43,13 +44,12 @@ class ReferenceNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Original and enhanced image, ``(N, 2C, *size)`` -> logits ``(N, K, *size)``."""
-        difms = [of_kind(DualInteractiveFusionModule, difm) for difm in self.network.difms]
         decoder = of_kind(SegFormerHead, self.network.decoder)
         image, enhanced = x.chunk(2, dim=1)
         pairs_i, pairs_e = (
             encode(encoder, version) for encoder, version in zip(self.network.encoders, (image, enhanced), strict=True)
         )
-        fused = [fuse(difm, pair_i, pair_e) for difm, pair_i, pair_e in zip(difms, pairs_i, pairs_e, strict=True)]
+        fused = [fuse(*level) for level in zip(self.network.difms, pairs_i, pairs_e, strict=True)]
         # Behind a stem with stride, eq. 14 gives the logits at the stem's resolution.
         logits = shuffle_pixels(decode(decoder, fused), self.network.subpixels)
         return resize(logits, x.shape[2:])
@@ -67,8 +67,6 @@ def encode(encoder: nn.Module, x: Tensor) -> list[tuple[Tensor, Tensor]]:
     if isinstance(encoder, PlainEncoder):  # not the paper's, and has this one form only
         return encoder(x)
     encoder = of_kind(ConvNeXtEncoder, encoder)
-    if encoder.edge_pooling is None:
-        raise TypeError("The paper's network has f_low, and this encoder left it out.")
     x = encoder.stem(x)
     pairs = []
     for i, stage in enumerate(of_kind(convnext.ConvNeXtStage, stage) for stage in encoder.stages):
@@ -93,18 +91,27 @@ def convnext_block(block: ConvNeXtBlock | convnext.ConvNeXtBlock, x: Tensor) -> 
     return x + block.drop_path(y)
 
 
-def fuse(difm: DualInteractiveFusionModule, image: tuple[Tensor, Tensor], enhanced: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply the DIFM (Fig. 2b) to the pairs (f_low, f_high) of both images."""
+def fuse(fusion: nn.Module, image: tuple[Tensor, Tensor], enhanced: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply the DIFM (Fig. 2b), or the concatenation in its place, to the pairs (f_low, f_high) of both images."""
+    if isinstance(fusion, ConcatenationFusion):
+        return fusion.conv(torch.cat([image[1], enhanced[1]], dim=1))
+    difm = of_kind(DualInteractiveFusionModule, fusion)
     if difm.merging is None:
         raise TypeError("The paper's network merges f_low and f_high, and this one does not.")
-    f_i = difm.merging[0].conv(torch.cat(image, dim=1))  # eq. 1
-    f_e = difm.merging[1].conv(torch.cat(enhanced, dim=1))
+    f_i, f_e = (merge(merging, *pair) for merging, pair in zip(difm.merging, (image, enhanced), strict=True))
     q_i, k_i, v_i = difm.attention.project[0](f_i).chunk(3, dim=1)
     q_e, k_e, v_e = difm.attention.project[1](f_e).chunk(3, dim=1)
     windows = Windows(f_i.shape[2:], difm.attention.window)
     f_ie = attend(q_i, k_e, v_e, windows) + q_i  # eq. 3
     f_ei = attend(q_e, k_i, v_i, windows) + q_e
+    if difm.joint_ffn:
+        return spatial_gate(feed_forward(difm.ffn[0], f_ie + f_ei))
     return spatial_gate(feed_forward(difm.ffn[0], f_ie)) + spatial_gate(feed_forward(difm.ffn[1], f_ei))
+
+
+def merge(merging: FeatureMerging, f_low: Tensor, f_high: Tensor) -> Tensor:
+    """Merge the low- and the high-level features of an image (eq. 1)."""
+    return merging.conv(merging.depthwise(torch.cat([f_low, f_high], dim=1)))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
@@ -121,7 +128,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
 
 def feed_forward(ffn: GatedFeedForward, f: Tensor) -> Tensor:
     """Apply the gated feed-forward network (eqs. 4 and 5)."""
-    f1, f2 = ffn.expand(ffn.norm(f)).chunk(2, dim=1)
+    f1, f2 = ffn.depthwise(ffn.expand(ffn.norm(f))).chunk(2, dim=1)
     return ffn.project(F.gelu(f1) * f2) + f
 
 

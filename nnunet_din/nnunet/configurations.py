@@ -151,8 +151,11 @@ def network_arguments(inherited: Mapping, network: Mapping, enhancements: Sequen
         Of the configuration, one for each enhanced version; None: the inherited number of them.
     """
     from nnunet_din.network.encoders import has_layer_scale
+    from nnunet_din.network.fusion import without_options_of_others
 
     arguments = {**inherited, **network}
+    if "fusion" in network:
+        arguments = {**without_options_of_others(network["fusion"], inherited), **network}
     if "encoder" in network and "layer_scale" not in network and not has_layer_scale(network["encoder"]):
         arguments.pop("layer_scale", None)
     if enhancements is not None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from nnunet_din.data.weight_files import UnreadableFileError, read_checkpoint
 from nnunet_din.network.din import DualInteractionNetwork
-from nnunet_din.network.transfer import transfer_weights
+from nnunet_din.weights import transfer_weights
 
 
 def load_pretrained_weights(network: DualInteractionNetwork, path: str | Path) -> None:
-    """Start a network from a checkpoint of nnU-Net, see :func:`nnunet_din.network.transfer.transfer_weights`.
+    """Start a network from a checkpoint of nnU-Net, see :func:`nnunet_din.weights.transfer_weights`.
 
     What was done is printed, and kept in ``network.origin`` for the log of the training.
 

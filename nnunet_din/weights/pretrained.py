@@ -7,19 +7,20 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 import timm
 import torch
 from timm.models import clean_state_dict
+from timm.models.convnext import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_din.data.files import sha256_of
 from nnunet_din.data.weight_files import UnreadableFileError, read_weights, unreadable
+from nnunet_din.network.alternatives.pyramid import PyramidEncoder, describe
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
-from nnunet_din.network.encoders.pyramid import PyramidEncoder
-from nnunet_din.network.initialization import adapt_channels, inflate
+from nnunet_din.weights.adaptation import adapt_channels, inflate
 
 if TYPE_CHECKING:
     from nnunet_din.network.din import DualInteractionNetwork
@@ -65,18 +66,14 @@ class LoadReport:
     not_used: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [
-            f"Pretrained encoder weights from {self.source}: {len(self.loaded)} entries loaded into both encoders."
-        ]
-        for title, entries in (
-            ("fitted to this encoder", self.adapted),
-            ("shape differs, random weights kept", self.mismatched),
-            ("not in the source, random weights kept", self.not_in_file),
-            ("in the source, not used", self.not_used),
-        ):
-            if entries:
-                lines.append(f"  {title}: {'; '.join(entries)}")
-        return "\n".join(lines)
+        rest = {
+            "fitted to this encoder": self.adapted,
+            "shape differs, random weights kept": self.mismatched,
+            "not in the source, random weights kept": self.not_in_file,
+            "in the source, not used": self.not_used,
+        }
+        first = f"Pretrained encoder weights from {self.source}: {len(self.loaded)} entries loaded into both encoders."
+        return "\n".join([first, *(f"  {title}: {'; '.join(entries)}" for title, entries in rest.items() if entries)])
 
 
 def load_pretrained_encoders(network: DualInteractionNetwork, source: str | Path) -> LoadReport:
@@ -107,33 +104,26 @@ def load_pretrained_encoders(network: DualInteractionNetwork, source: str | Path
     encoder = network.encoders[0]
     if type(encoder) not in READERS:
         raise ValueError(f"There are no pretrained weights for encoder '{encoder.name}': use -tr nnUNetTrainerDIN.")
-    reader, essential = READERS[type(encoder)]
     source = _resolve(source)
-    weights = reader(source, encoder)
-    own = encoder.state_dict()
+    weights, own = READERS[type(encoder)](source, encoder), encoder.state_dict()
     report = LoadReport(f"{source} (SHA-256 {sha256_of(source)})" if isinstance(source, Path) else source)
-    given = weights
-    if _is_another_stem(weights.get(STEM), own.get(STEM)):
-        weights = {**weights, STEM: _fit_stem(weights[STEM], own[STEM])}
-    weights = weights | {
-        key: inflate(weight, own[key].shape[2])
-        for key, weight in weights.items()
-        if key in own and weight.ndim == 4 and own[key].ndim == 5
-    }
     fitting: dict[str, Tensor] = {}
     for key, value in own.items():
         if key not in weights:
             report.not_in_file.append(key)
-        elif weights[key].shape != value.shape:
-            report.mismatched.append(_difference(key, weights[key], value))
-        else:
-            fitting[key] = weights[key]
-            report.loaded.append(key)
-            if given[key].shape != value.shape:
-                report.adapted.append(_difference(key, given[key], value))
+            continue
+        fitted = _fit(key, weights[key], value)
+        difference = f"{key}: {tuple(weights[key].shape)}, {tuple(value.shape)}"
+        if fitted.shape != value.shape:
+            report.mismatched.append(difference)
+            continue
+        fitting[key] = fitted
+        if weights[key].shape != value.shape:
+            report.adapted.append(difference)
+    report.loaded = list(fitting)
     report.not_used = sorted(weights.keys() - own.keys())
     # The stem's LayerNorm and a bias or two fit many networks by chance: without the blocks, nothing was pretrained.
-    if not all(key in fitting for key in own if essential in key):
+    if not all(key in fitting for key in own if ".blocks." in key or key.startswith("body.")):
         raise _does_not_fit(source, encoder.name, f"{len(fitting)} of {len(own)} entries agree in name and shape")
     for each in network.encoders:
         each.load_state_dict(fitting, strict=False)
@@ -147,26 +137,27 @@ def _resolve(source: str | Path) -> str | Path:
     safetensors by torch.load, which cannot.
     """
     path = Path(str(source).removeprefix(LOCAL_PREFIX)).expanduser()
+    if path.is_dir():
+        named = [path / name for name in FILE_NAMES if (path / name).is_file()]
+        files = named[:1] or sorted(file for file in path.iterdir() if file.suffix in FILE_ENDINGS)
+        if len(files) != 1:
+            raise ValueError(
+                f"Pretrained weights '{source}': the folder holds {'more than one' if files else 'no'} file with "
+                f"weights ({', '.join(file.name for file in files) or ', '.join(FILE_ENDINGS)}). Name the file itself."
+            )
+        return files[0]
     if path.is_file():
         return path
-    if not path.is_dir():
-        if str(source).startswith(LOCAL_PREFIX):
-            raise ValueError(f"Pretrained weights '{source}': there is no such folder.")
-        return str(source)
-    for name in FILE_NAMES:
-        if (path / name).is_file():
-            return path / name
-    files = sorted(file for file in path.iterdir() if file.suffix in FILE_ENDINGS)
-    if len(files) != 1:
-        raise ValueError(
-            f"Pretrained weights '{source}': the folder holds {'no' if not files else 'more than one'} file with "
-            f"weights ({', '.join(file.name for file in files) or ', '.join(FILE_ENDINGS)}). Name the file itself."
-        )
-    return files[0]
+    if str(source).startswith(LOCAL_PREFIX):
+        raise ValueError(f"Pretrained weights '{source}': there is no such folder.")
+    return str(source)
 
 
-def _is_another_stem(theirs: Tensor | None, ours: Tensor | None) -> TypeGuard[Tensor]:
-    return theirs is not None and ours is not None and len(theirs) == len(ours) and theirs.shape != ours.shape
+def _fit(key: str, theirs: Tensor, ours: Tensor) -> Tensor:
+    """Fit the stem of slices to DIN's, and kernels on slices to those on volumes; all else stays as it is."""
+    if key == STEM and theirs.ndim == 4 and len(theirs) == len(ours) and theirs.shape != ours.shape:
+        theirs = _fit_stem(theirs, ours)
+    return inflate(theirs, ours.shape[2]) if theirs.ndim == 4 and ours.ndim == 5 else theirs
 
 
 def _fit_stem(weight: Tensor, like: Tensor) -> Tensor:
@@ -180,52 +171,35 @@ def _fit_stem(weight: Tensor, like: Tensor) -> Tensor:
     return torch.einsum("dcyx,pyx->dcp", weight, enlarged).unflatten(2, kernel).to(like.dtype)
 
 
-def _difference(key: str, theirs: Tensor, ours: Tensor) -> str:
-    return f"{key}: {tuple(theirs.shape)}, {tuple(ours.shape)}"
-
-
 def _read_convnext(source: str | Path, encoder: ConvNeXtEncoder) -> dict[str, Tensor]:
     """State dict with timm's key names, on the CPU."""
-    encoder_name = encoder.name
+    if not isinstance(source, Path):
+        return _create(_known_to_timm(source, encoder.name)).state_dict()
     # The full classifier's names are needed to recognise the file; nothing of this model is kept.
     with torch.device("cpu"):
-        reference = timm.create_model(encoder_name)
-    if isinstance(source, Path):
-        from timm.models.convnext import checkpoint_filter_fn
-
-        try:
-            return checkpoint_filter_fn(_read_file(source), reference)
-        except KeyError as error:  # an entry of a foreign file that timm's renaming cannot place
-            raise _does_not_fit(source, encoder_name, f"unexpected entry {error}") from error
-    _check_name(source, encoder_name)
-    return _create(source, str(source)).state_dict()
+        reference = timm.create_model(encoder.name)
+    try:
+        return checkpoint_filter_fn(_read_file(source), reference)
+    except KeyError as error:  # an entry of a foreign file that timm's renaming cannot place
+        raise _does_not_fit(source, encoder.name, f"unexpected entry {error}") from error
 
 
 def _read_pyramid(source: str | Path, encoder: PyramidEncoder) -> dict[str, Tensor]:
     """State dict with the encoder's key names, the first convolution adapted to its channels as timm does it."""
-    name, weights = encoder.name, None
-    if isinstance(source, Path):
-        weights = _read_file(source)
-    else:
-        _check_name(source, name)
-        name = str(source)
-        if not name.startswith(HUB_PREFIXES) and name.partition(".")[0] != encoder.name:
-            raise _does_not_fit(source, encoder.name, "they are another model's")
     with torch.device("cpu"):
-        if weights is not None:
+        if isinstance(source, Path):
+            name, given = encoder.name, {"state_dict": _read_file(source)}
             # Strict, as timm is not where it leaves the classifier out. timm changes what it is given.
             try:
-                timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(weights)})
+                _create(name, {"state_dict": dict(given["state_dict"])})
             except (RuntimeError, KeyError) as error:
-                raise _does_not_fit(source, encoder.name, str(error).splitlines()[0]) from error
-        body = _create(
-            source,
-            name,
-            None if weights is None else {"state_dict": weights},
-            features_only=True,
-            out_indices=encoder.levels,
-            **encoder.options,
-        )
+                raise _does_not_fit(source, name, str(error).splitlines()[0]) from error
+        else:
+            name, given = _known_to_timm(source, encoder.name), None
+            if not name.startswith(HUB_PREFIXES) and name.partition(".")[0] != encoder.name:
+                raise _does_not_fit(source, encoder.name, "they are another model's")
+        levels = describe(encoder.name).levels[: len(encoder.channels)]
+        body = _create(name, given, features_only=True, out_indices=levels, **encoder.options)
     return {f"body.{key}": value for key, value in body.state_dict().items()}
 
 
@@ -240,8 +214,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return clean_state_dict(content)
 
 
-def _create(source: str | Path, name: str, overlay: dict | None = None, **options) -> nn.Module:
-    """Let timm fetch weights, if none are given in ``overlay``.
+def _create(name: str, overlay: dict | None = None, **options) -> nn.Module:
+    """Let timm build a model with its weights, which it fetches if ``overlay`` has none.
 
     timm would unpickle a file that a repository's description names, and any file that fails a safe reading with a
     TypeError while :data:`_UNSAFE` is set.
@@ -252,17 +226,17 @@ def _create(source: str | Path, name: str, overlay: dict | None = None, **option
     try:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except pickle.UnpicklingError as error:
-        raise unreadable(source, error) from error
+        raise unreadable(name, error) from error
 
 
-def _check_name(source: str | Path, encoder_name: str) -> None:
-    if str(source).startswith(HUB_PREFIXES):  # timm asks the hub
-        return
-    if str(source).partition(".")[0] not in timm.list_models():
+def _known_to_timm(name: str, encoder_name: str) -> str:
+    """The name of weights, if timm has them or asks the hub for them."""
+    if not name.startswith(HUB_PREFIXES) and name.partition(".")[0] not in timm.list_models():
         raise ValueError(
-            f"Pretrained weights '{source}': no such file or folder, and timm knows no model of that name. timm has "
+            f"Pretrained weights '{name}': no such file or folder, and timm knows no model of that name. timm has "
             f"for {encoder_name}: {_known(encoder_name)}."
         )
+    return name
 
 
 def _does_not_fit(source: str | Path, encoder_name: str, reason: str) -> ValueError:
@@ -276,8 +250,8 @@ def _known(encoder_name: str) -> str:
     return ", ".join(timm.list_pretrained(encoder_name + "*")) or "none"
 
 
-#: Class of the encoder -> its reader, and a part of the names of the entries that a source must have.
-READERS: dict[type[nn.Module], tuple[Callable[..., dict[str, Tensor]], str]] = {
-    ConvNeXtEncoder: (_read_convnext, ".blocks."),
-    PyramidEncoder: (_read_pyramid, "body."),
+#: Class of the encoder -> its reader.
+READERS: dict[type[nn.Module], Callable[..., dict[str, Tensor]]] = {
+    ConvNeXtEncoder: _read_convnext,
+    PyramidEncoder: _read_pyramid,
 }

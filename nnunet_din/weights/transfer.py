@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nnunet_din.network.din import AUXILIARY_PREFIX, DualInteractionNetwork
-from nnunet_din.network.initialization import adapt_channels
+from nnunet_din.weights.adaptation import adapt_channels
 
 #: Beginnings of the names of what depends on the classes. nnU-Net's own networks keep their heads to themselves, too.
 HEADS = ("decoder.classifier.", AUXILIARY_PREFIX)

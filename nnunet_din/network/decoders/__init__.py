@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from nnunet_din.dimensions import NoVolumesError
-from nnunet_din.network.decoders.emcad import EMCADHead
+from nnunet_din.network.alternatives.emcad import EMCADHead
 from nnunet_din.network.decoders.segformer import SegFormerHead
 
 #: Name in the plans -> class, called with (in_channels, num_classes, channels); with ``kernel_size``, too, for what is

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 
 import timm
 
 from nnunet_din.dimensions import NoVolumesError
+from nnunet_din.network.alternatives.fct import FCTEncoder
+from nnunet_din.network.alternatives.pyramid import PyramidEncoder
 from nnunet_din.network.encoders.base import Encoder, OfStages
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
-from nnunet_din.network.encoders.fct import FCTEncoder
 from nnunet_din.network.encoders.plain import WIDTHS, PlainEncoder
-from nnunet_din.network.encoders.pyramid import PyramidEncoder
 
-#: Prefix of the encoder's name -> class, called with (in_channels, name, **options). Every other model of timm is a
-#: PyramidEncoder.
+#: Name -> class, called with (in_channels, name, **options). Every other model of timm is a PyramidEncoder.
 ENCODERS: dict[str, type[Encoder]] = {
-    "convnext": ConvNeXtEncoder,
+    **dict.fromkeys(timm.list_models("convnext*"), ConvNeXtEncoder),
     "fct": FCTEncoder,
-    "plain": PlainEncoder,
+    **dict.fromkeys(WIDTHS, PlainEncoder),
 }
 
 
@@ -27,7 +25,7 @@ def known_encoders() -> list[str]:
     """List the names with an encoder of their own; :func:`build_encoder` accepts any timm model with a feature pyramid,
     too.
     """
-    return sorted([*timm.list_models("convnext*"), "fct", *WIDTHS])
+    return sorted(ENCODERS)
 
 
 def build_encoder(name: str, in_channels: int, **options) -> Encoder:
@@ -50,12 +48,8 @@ def build_encoder(name: str, in_channels: int, **options) -> Encoder:
     ValueError
         If the name is not known, the message lists those that are; or if the encoder has no use for an option.
     """
-    for option in ("strides", "kernel_sizes"):
-        if options.get(option) is None:
-            options.pop(option, None)
-        elif option not in inspect.signature(_encoder_class(name)).parameters:
-            raise _two_axes_only(name)
-    return _encoder_class(name)(in_channels, name, **options)
+    of_stages = {key: value for key in ("strides", "kernel_sizes") if (value := options.pop(key, None)) is not None}
+    return _encoder_class(name, bool(of_stages))(in_channels, name, **options, **of_stages)
 
 
 def input_strides(
@@ -68,24 +62,12 @@ def input_strides(
     ValueError
         If no encoder has such a name, or not with these strides.
     """
-    kind = _encoder_class(encoder)
-    if strides is None:
-        return kind.input_strides(encoder, stem_stride)
-    if "strides" not in inspect.signature(kind).parameters:
-        raise _two_axes_only(encoder)
-    return kind.input_strides(encoder, stem_stride, strides)
+    return _encoder_class(encoder, strides is not None).input_strides(encoder, stem_stride, strides)
 
 
 def input_stride(encoder: str = "convnext_base", stem_stride: int = 1, strides: OfStages | None = None, **_) -> int:
     """The largest of :func:`input_strides`: inputs whose edges are multiples of it fit."""
     return max(input_strides(encoder, stem_stride, strides))
-
-
-def _two_axes_only(name: str) -> NoVolumesError:
-    return NoVolumesError(
-        f"Encoder '{name}' is for 2-D images and has strides and kernels of its own: leave `strides` and "
-        f"`kernel_sizes` out, or take one of {', '.join(WIDTHS)} or a ConvNeXt."
-    )
 
 
 def has_layer_scale(encoder: str) -> bool:
@@ -99,13 +81,18 @@ def has_layer_scale(encoder: str) -> bool:
     return issubclass(_encoder_class(encoder), ConvNeXtEncoder) and not encoder.startswith("convnextv2")
 
 
-def _encoder_class(name: str) -> type[Encoder]:
-    if name in known_encoders():
-        return ENCODERS[max((p for p in ENCODERS if name.startswith(p)), key=len)]
-    if name in timm.list_models():
-        return PyramidEncoder
-    close = difflib.get_close_matches(name, timm.list_models())
-    raise ValueError(
-        f"Unknown encoder '{name}'. Known encoders: {', '.join(known_encoders())}, and any other timm model with a "
-        f"feature pyramid{', such as ' if close else ''}{', '.join(close)}."
-    )
+def _encoder_class(name: str, of_stages: bool = False) -> type[Encoder]:
+    """Class by name; ``of_stages``: one that takes ``strides`` and ``kernel_sizes``."""
+    if name not in ENCODERS and name not in timm.list_models():
+        close = difflib.get_close_matches(name, timm.list_models())
+        raise ValueError(
+            f"Unknown encoder '{name}'. Known encoders: {', '.join(known_encoders())}, and any other timm model with a "
+            f"feature pyramid{', such as ' if close else ''}{', '.join(close)}."
+        )
+    encoder = ENCODERS.get(name, PyramidEncoder)
+    if of_stages and not encoder.takes_strides:
+        raise NoVolumesError(
+            f"Encoder '{name}' is for 2-D images and has strides and kernels of its own: leave `strides` and "
+            f"`kernel_sizes` out, or take one of {', '.join(WIDTHS)} or a ConvNeXt."
+        )
+    return encoder

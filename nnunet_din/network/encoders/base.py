@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
@@ -21,6 +21,8 @@ class Encoder(nn.Module, ABC):
 
     Attributes
     ----------
+    takes_strides : bool
+        Whether the class has the options ``strides`` and ``kernel_sizes``, and so takes volumes.
     name : str
         Name of the encoder in the plans.
     channels : tuple of int
@@ -31,6 +33,7 @@ class Encoder(nn.Module, ABC):
         The stages' layers.
     """
 
+    takes_strides: ClassVar[bool] = False
     name: str
     channels: tuple[int, ...]
     stride_per_axis: tuple[int, ...]
@@ -46,14 +49,22 @@ class Encoder(nn.Module, ABC):
         """What :attr:`stride_per_axis` will be, without building anything; ValueError for strides out of range."""
         return tuple(math.prod(axis) for axis in zip(*strides_of_stages(stem_stride, strides), strict=True))
 
+    @staticmethod
+    def refuse(name: str, **values: float | None) -> None:
+        """Refuse options without a meaning for the encoder, unless they are None, 0, or timm's layer scale, 1e-6."""
+        for option, value in values.items():
+            if value not in (None, 0, 1e-6):
+                raise ValueError(f"{option}={value} has no meaning for encoder '{name}': leave it out.")
+
     def keep_stages(self, count: int) -> None:
         """Leave out the stages after the first ``count``."""
         self.stages = self.stages[:count]
         self.channels = self.channels[:count]
 
-    def leave_out_edges(self) -> None:
-        """Drop the layers that only f_low needs, which some fusions do not use, and give None for it. Without such
-        layers, nothing changes.
+    def keep_edges(self, stages: Sequence[bool]) -> None:
+        """Give None for f_low where a stage's fusion does not use it, and drop the layers that only f_low needs.
+
+        Without such layers, nothing changes.
         """
 
     @abstractmethod

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.dimensions import Convolution, NoVolumesError, convolution
-from nnunet_din.network.containers import ModuleList, Sequential
+from nnunet_din.containers import ModuleList, Sequential
+from nnunet_din.dimensions import Convolution, NoVolumesError, channels_first, channels_last, convolution
 from nnunet_din.network.encoders.base import Encoder, OfStages, kernels_of_stages, strides_of_stages
-from nnunet_din.network.ops import LAYER_NORMS, normalize, pixelwise, pointwise, recompute
+from nnunet_din.network.ops import LAYER_NORMS, normalize, pointwise, recompute
 
 
 class ConvNeXtBlock(nn.Module):
@@ -49,8 +49,8 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(N, d, *size)`` -> same."""
-        y = pixelwise((self._expand, self._project), self.conv_dw(x), len(self.mlp.fc1.weight))
-        return x + self.drop_path(y)
+        y = recompute(self._expand, channels_last(self.conv_dw(x)))
+        return x + self.drop_path(channels_first(recompute(self._project, y)))
 
     def _expand(self, x: Tensor) -> Tensor:
         return pointwise(normalize(x, self.norm), self.mlp.fc1)
@@ -99,8 +99,8 @@ class ConvNeXtEncoder(Encoder):
         Each edge of the input must be a multiple of the axis' number.
     """
 
+    takes_strides = True
     stages: Sequential[convnext.ConvNeXtStage]
-    edge_pooling: ModuleList[nn.Sequential] | None
 
     def __init__(
         self,
@@ -135,6 +135,7 @@ class ConvNeXtEncoder(Encoder):
         if strides is not None or kernel_sizes is not None:
             for stage, stride, kernel_size in zip(self.stages, (None, *poolings), kernels, strict=True):
                 _replace_convolutions(stage, stride, kernel_size)
+        self.has_edges = [True] * 4
         # Two kinds of pooling convolution (Table 14): the stages' own feed the blocks, these give f_edge.
         self.edge_pooling = ModuleList(
             nn.Sequential(layer_norm(d_in), convolution(d_in, d_out, stride, stride))
@@ -146,12 +147,14 @@ class ConvNeXtEncoder(Encoder):
     def keep_stages(self, count: int) -> None:
         """Leave out the stages after the first ``count``."""
         super().keep_stages(count)
-        if self.edge_pooling is not None:
-            self.edge_pooling = self.edge_pooling[: count - 1]
+        self.edge_pooling = self.edge_pooling[: count - 1]
 
-    def leave_out_edges(self) -> None:
-        """Give None for f_low, which some fusions do not use, and drop the layers that make it."""
-        self.edge_pooling = None
+    def keep_edges(self, stages: Sequence[bool]) -> None:
+        """Give None for f_low where a stage's fusion does not use it, and drop the layers that make it."""
+        self.has_edges = list(stages)
+        for i, has_edges in enumerate(stages[1:]):
+            if not has_edges:
+                self.edge_pooling[i] = nn.Identity()
 
     def forward(self, x: Tensor) -> Sequence[tuple[Tensor | None, Tensor]]:
         """Encode, see :meth:`Encoder.forward`. f_low are the edge features after the (first) pooling layer and f_high
@@ -161,7 +164,7 @@ class ConvNeXtEncoder(Encoder):
         pairs = []
         for i, stage in enumerate(self.stages):
             f_low = None
-            if self.edge_pooling is not None:
+            if self.has_edges[i]:
                 f_low = recompute(self.edge_pooling[i - 1], x) if i else x
             x = recompute(stage.downsample, x) if i else x
             for block in stage.blocks:

@@ -7,13 +7,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.dimensions import CHANNELS_LAST, convolution
-from nnunet_din.network.containers import ModuleList
+from nnunet_din.containers import ModuleList
+from nnunet_din.dimensions import convolution
 from nnunet_din.network.encoders.base import Encoder, OfStages, kernels_of_stages, strides_of_stages
-from nnunet_din.network.ops import in_graph
+from nnunet_din.network.ops import recompute
 
 #: Widths of the four stages by the encoder's name: those of the ConvNeXt of that size.
 WIDTHS = {
@@ -61,6 +59,7 @@ class PlainEncoder(Encoder):
         If an option is set that has no meaning here, or is out of range.
     """
 
+    takes_strides = True
     stages: ModuleList[nn.Sequential]
 
     def __init__(
@@ -75,10 +74,7 @@ class PlainEncoder(Encoder):
         kernel_sizes: OfStages | None = None,
     ):
         super().__init__()
-        if layer_scale not in (None, 1e-6):
-            raise ValueError(f"layer_scale={layer_scale} has no meaning for encoder '{name}': leave it out.")
-        if drop_path_rate:
-            raise ValueError(f"drop_path_rate={drop_path_rate} has no meaning for encoder '{name}': leave it out.")
+        self.refuse(name, layer_scale=layer_scale, drop_path_rate=drop_path_rate)
         self.stride_per_axis = self.input_strides(name, stem_stride, strides)
         self.name = name
         self.channels = WIDTHS[name]
@@ -97,15 +93,10 @@ class PlainEncoder(Encoder):
         """Encode, see :meth:`Encoder.forward`."""
         pairs = []
         for first, second in self.stages:
-            f_low = self._keeping_input(first, x)
-            x = self._keeping_input(second, f_low)
+            f_low = recompute(first, x) if self.checkpointing else first(x)
+            x = recompute(second, f_low) if self.checkpointing else second(f_low)
             pairs.append((f_low, x))
         return pairs
-
-    def _keeping_input(self, layer: nn.Module, x: Tensor) -> Tensor:
-        if self.checkpointing and self.training:
-            return checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
-        return layer(x)
 
 
 def layer(d_in: int, d_out: int, kernel_size: Sequence[int], stride: int | Sequence[int] = 1) -> nn.Sequential:
@@ -118,52 +109,13 @@ def layer(d_in: int, d_out: int, kernel_size: Sequence[int], stride: int | Seque
 
 
 class InstanceNorm(nn.InstanceNorm2d):
-    """Instance normalization that takes maps of a single pixel, too, which torch's module refuses, and any number of
-    axes.
-    """
+    """Instance normalization of maps with any number of axes, even of a single pixel, which torch's module refuses."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(N, d, *size)`` -> same."""
-        if x.device.type == "cpu" and x.dtype == self.weight.dtype and not in_graph():
-            return _NormalizeImages.apply(_in_memory_channels_last(x), self.weight, self.bias, self.eps)
+        if x.device.type == "cpu":
+            # torch's instance_norm copies maps with the channels last. Its gradient for a batch of one is wrong there
+            # if the gradient that comes back has the channels last (torch 2.15).
+            return torch.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
+        # For group_norm, autocast on a GPU would make fp32 of half precision.
         return torch.instance_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, True)
-
-
-class _NormalizeImages(torch.autograd.Function):
-    """Instance normalization of maps with the channels last in memory, as BatchNorm of each image.
-
-    torch's own copies such maps to channels first and back in either pass. Its gradient for a batch of one image is
-    wrong on a CPU if the gradient that comes back has the channels last (torch 2.15).
-
-    ``_NormalizeImages.apply(x, weight, bias, eps)`` with ``x`` of shape ``(N, d, *size)``.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        """Normalize every image."""
-        y = torch.empty_like(x)
-        mean, inverse_std = x.new_empty(2, *x.shape[:2])
-        for image, out, m, s in zip(x.split(1), y.split(1), mean, inverse_std, strict=True):
-            torch.ops.aten.native_batch_norm.out(
-                image, weight, bias, None, None, True, 0.0, eps, out=out, save_mean=m, save_invstd=s
-            )
-        ctx.save_for_backward(x, weight, mean, inverse_std)
-        ctx.eps = eps
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Gradients of maps, weight and bias."""
-        x, weight, mean, inverse_std = ctx.saved_tensors
-        images = zip(_in_memory_channels_last(grad).split(1), x.split(1), mean, inverse_std, strict=True)
-        of_images = [
-            torch.ops.aten.native_batch_norm_backward(g, f, weight, None, None, m, s, True, ctx.eps, [True] * 3)
-            for g, f, m, s in images
-        ]
-        grad_x, grad_weight, grad_bias = zip(*of_images, strict=True)
-        return torch.cat(grad_x), torch.stack(grad_weight).sum(0), torch.stack(grad_bias).sum(0), None
-
-
-def _in_memory_channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=CHANNELS_LAST[x.ndim - 2])

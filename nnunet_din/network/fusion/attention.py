@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.containers import ModuleList
 from nnunet_din.dimensions import channels_first, channels_last, convolution
-from nnunet_din.network.containers import ModuleList
-from nnunet_din.network.ops import ceil_div, exporting, in_slices, pointwise
+from nnunet_din.network.ops import ceil_div, exporting, pointwise
 
 #: Where a pixel attends: in its window, or along the lines through it.
 ATTENTIONS = ("window", "axial")
@@ -95,42 +93,26 @@ class CrossAttention(nn.Module):
 
     def _attend_within(self, windows: Windows | GraphWindows, streams: Sequence[Tensor]) -> list[Tensor]:
         """Attend within the windows of a partition."""
-        inputs = [windows.cut(f) for f in streams]
-        mask = windows.key_mask(streams[0].device)
-        if mask is not None:
-            inputs.append(mask.repeat(streams[0].shape[0], 1, 1, 1))
-        results = in_slices(self._attend, *inputs, dim=0, width=3 * inputs[0][0].numel())
-        return [windows.join(f, streams[0].shape[0]) for f in results]
-
-    def _attend(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Windows of all streams, ``(N * windows, L, d)``, and the mask of keys if there is one -> windows of the
-        results.
-        """
-        streams, masks = inputs[: len(self.project)], inputs[len(self.project) :]
+        n, q, k, v = streams[0].shape[0], {}, {}, {}
         # Q, K, V are linear in each pixel, so that one map is cut into windows instead of three.
-        q, k, v = {}, {}, {}
-        for i, (x, layer) in enumerate(zip(streams, self.project, strict=True)):
-            parts = list(self._heads(pointwise(x, layer), self.has_query[i] + 2 * self.has_key[i]))
+        for i, (f, layer) in enumerate(zip(streams, self.project, strict=True)):
+            parts = list(self._heads(pointwise(windows.cut(f), layer), self.has_query[i] + 2 * self.has_key[i]))
             if self.has_query[i]:
                 q[i] = parts.pop(0)
             if self.has_key[i]:
                 k[i], v[i] = parts
+        mask = windows.key_mask(streams[0].device)
         results = []
         for i, others in self.attended.items():
-            mask = torch.cat([*masks] * len(others), dim=-1) if masks else None
+            of_others = None if mask is None else mask.repeat(n, 1, 1, len(others))
             keys, values = (_concatenate([t[j] for j in others]) for t in (k, v))
-            f = attend(q[i], keys, values, mask)  # eq. 2
-            results.append(self._merge(f + q[i]))  # eq. 3
-        return tuple(results)
+            f = attend(q[i], keys, values, of_others) + q[i]  # eqs. 2 and 3
+            results.append(windows.join(f.transpose(1, 2).flatten(2), n))
+        return results
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """Shape ``(N * windows, L, parts d)`` -> parts of shape ``(N * windows, heads, L, d / heads)``."""
         return x.unflatten(2, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-
-    @staticmethod
-    def _merge(x: Tensor) -> Tensor:
-        """Shape ``(N * windows, heads, L, d / heads)`` -> ``(N * windows, L, d)``."""
-        return x.transpose(1, 2).flatten(2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -193,17 +175,17 @@ class Windows:
         self.size = tuple(size)
         self.counts = [ceil_div(n, edge) for n, edge in zip(size, largest, strict=True)]
         self.edges = [ceil_div(n, count) for n, count in zip(size, self.counts, strict=True)]
-        self.padding = [count * edge - n for n, count, edge in zip(size, self.counts, self.edges, strict=True)]
-        self.padded = any(self.padding)
 
     def cut(self, x: Tensor) -> Tensor:
-        """Cut a map ``(N, d, *size)`` into windows of L pixels, ``(N * windows, L, d)``."""
-        n, d = x.shape[:2]
-        x = channels_last(x)  # as in memory
-        if self.padded:
-            x = F.pad(x, (0, 0, *(p for padding in reversed(self.padding) for p in (0, padding))))
-        x = x.reshape(n, *itertools.chain.from_iterable(zip(self.counts, self.edges, strict=True)), d)
+        """Cut a map ``(N, d, *size)`` into windows of L places, ``(N * windows, L, d)``."""
+        return self._cut(self._spread(channels_last(x)))
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """Places of all windows side by side, ``(N, *(count * edge), d)`` -> windows."""
         axes = len(self.counts)
+        x = x.reshape(
+            x.shape[0], *itertools.chain.from_iterable(zip(self.counts, self.edges, strict=True)), x.shape[-1]
+        )
         x = x.permute(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), -1)  # (N, *counts, *edges, d)
         return x.flatten(0, axes).flatten(1, -2)
 
@@ -214,24 +196,32 @@ class Windows:
         pairs = itertools.chain.from_iterable((1 + axis, 1 + axes + axis) for axis in range(axes))
         x = x.permute(0, *pairs, -1)  # (N, count, edge, count, edge, ..., d)
         x = x.reshape(n, *(count * edge for count, edge in zip(self.counts, self.edges, strict=True)), d)
-        for axis, length in enumerate(self.size, start=1):
-            x = x.narrow(axis, 0, length)
-        return channels_first(x)
+        return channels_first(self._gather(x))
 
     def key_mask(self, device: torch.device) -> Tensor | None:
         """Which keys are pixels of the map and not padding, boolean ``(windows, 1, 1, L)``; None if all are."""
-        if not self.padded:
+        if all(n == count * edge for n, count, edge in zip(self.size, self.counts, self.edges, strict=True)):
             return None
-        inside = torch.ones(1, 1, *self.size, device=device)
-        return self.cut(inside)[:, None, None, :, 0] > 0
+        return self.cut(torch.ones(1, 1, *self.size, device=device))[:, None, None, :, 0] > 0
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """Map ``(N, *size, d)`` -> places of all windows."""
+        padding = [count * edge - n for n, count, edge in zip(self.size, self.counts, self.edges, strict=True)]
+        return F.pad(x, (0, 0, *(p for n in reversed(padding) for p in (0, n)))) if any(padding) else x
+
+    def _gather(self, x: Tensor) -> Tensor:
+        """Inverse of :meth:`_spread`."""
+        for axis, length in enumerate(self.size, start=1):
+            x = x.narrow(axis, 0, length)
+        return x
 
 
-class GraphWindows:
+class GraphWindows(Windows):
     """The windows of :class:`Windows` in a graph for maps of any size.
 
     Shapes that are quotients of quotients, rounded up, are beyond what torch and onnxruntime reason about. So every
-    window has the largest size here: places that read one pixel each. Which one is computed by the graph itself, and
-    places of no pixel are masked.
+    window has the largest size here. Which pixel a place reads is computed by the graph itself, and places of none are
+    masked.
 
     Parameters
     ----------
@@ -240,58 +230,31 @@ class GraphWindows:
     """
 
     def __init__(self, size: Sequence[int], largest: Sequence[int]):
-        self.size, self.largest = tuple(size), tuple(largest)
-        self.counts = [ceil_div(n, edge) for n, edge in zip(size, largest, strict=True)]
-        self.edges = [ceil_div(n, count) for n, count in zip(size, self.counts, strict=True)]
-
-    def cut(self, f: Tensor) -> Tensor:
-        """Cut a map ``(N, d, *size)`` into windows of L places, ``(N * windows, L, d)``."""
-        n, d = f.shape[:2]
-        within = (x.clamp(max=length - 1) for x, length in zip(self._pixels(f.device), self.size, strict=True))
-        read = _row_major(within, self.size)
-        windows = channels_last(f).flatten(1, -2).index_select(1, read.flatten())
-        return windows.view(n * math.prod(self.counts), math.prod(self.largest), d)
-
-    def join(self, windows: Tensor, n: int) -> Tensor:
-        """Put windows of n maps together to maps again: the inverse of :meth:`cut`."""
-        axes = len(self.size)
-        numbers, places = [], []
-        for axis, (length, edge) in enumerate(zip(self.size, self.edges, strict=True)):
-            x = _along(torch.arange(length, device=windows.device), axis, axes)
-            numbers.append(x // edge)
-            places.append(x - numbers[-1] * edge)
-        read = _row_major(numbers, self.counts) * math.prod(self.largest) + _row_major(places, self.largest)
-        all_places = windows.reshape(n, math.prod(self.counts) * math.prod(self.largest), windows.shape[-1])
-        return channels_first(all_places.index_select(1, read.flatten()).unflatten(1, self.size))
+        super().__init__(size, largest)
+        self.in_use, self.edges = self.edges, list(largest)
 
     def key_mask(self, device: torch.device) -> Tensor:
         """Which places hold a pixel of their window, boolean ``(windows, 1, 1, L)``."""
-        axes, masks = len(self.size), []
-        for axis, x in enumerate(self._pixels(device)):
-            place = _along(torch.arange(self.largest[axis], device=device), axis, axes)
-            masks.append((place < self.edges[axis]) & (x < self.size[axis]))
-        inside = functools.reduce(torch.logical_and, masks)
-        return inside.view(math.prod(self.counts), 1, 1, math.prod(self.largest))
+        mask = torch.ones(1, *[1] * len(self.size), 1, dtype=torch.bool, device=device)
+        for axis, (length, in_use) in enumerate(zip(self.size, self.in_use, strict=True), start=1):
+            place, pixel = self._places(axis, device)
+            mask = mask & ((place < in_use) & (pixel < length)).view(-1, *[1] * (len(self.size) + 1 - axis))
+        return self._cut(mask)[:, None, None, :, 0]
 
-    def _pixels(self, device: torch.device) -> list[Tensor]:
-        """Where the places of all windows lie along each axis, or would lie if the map did not end: shaped to be
-        broadcast to ``(*counts, *largest)``.
-        """
-        axes, result = len(self.size), []
-        for axis, (count, edge, largest) in enumerate(zip(self.counts, self.edges, self.largest, strict=True)):
-            first = torch.arange(count, device=device) * edge
-            place = _along(torch.arange(largest, device=device), axis, axes)
-            result.append(_along(first, axis, 2 * axes) + place)
-        return result
+    def _places(self, axis: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of all places along an axis, the number in their window, and the pixel if the map did not end."""
+        window = torch.arange(self.counts[axis - 1], device=device)[:, None]
+        place = torch.arange(self.edges[axis - 1], device=device).expand(window.shape[0], -1)
+        return place.flatten(), (window * self.in_use[axis - 1] + place).flatten()
 
+    def _spread(self, x: Tensor) -> Tensor:
+        for axis, length in enumerate(self.size, start=1):
+            x = x.index_select(axis, self._places(axis, x.device)[1].clamp(max=length - 1))
+        return x
 
-def _along(x: Tensor, axis: int, axes: int) -> Tensor:
-    """Vector -> the same along one of several axes, to be broadcast."""
-    return x[(None,) * axis + (slice(None),) + (None,) * (axes - 1 - axis)]
-
-
-def _row_major(coordinates: Iterable[Tensor], size: Sequence[int]) -> Tensor:
-    """Number of the element at these coordinates in memory."""
-    pairs = zip(coordinates, size, strict=True)
-    first, _ = next(pairs)
-    return functools.reduce(lambda number, pair: number * pair[1] + pair[0], pairs, first)
+    def _gather(self, x: Tensor) -> Tensor:
+        for axis, (length, in_use, edge) in enumerate(zip(self.size, self.in_use, self.edges, strict=True), start=1):
+            pixel = torch.arange(length, device=x.device)
+            window = pixel // in_use
+            x = x.index_select(axis, window * (edge - in_use) + pixel)
+        return x

@@ -8,27 +8,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.containers import ModuleList
 from nnunet_din.dimensions import convolution
-from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.fusion.attention import CrossAttention
 from nnunet_din.network.fusion.base import Fusion
 from nnunet_din.network.initialization import init_by_fan_in
-from nnunet_din.network.ops import LAYER_NORMS, normalize, pixelwise, pointwise, recompute
+from nnunet_din.network.ops import LAYER_NORMS, recompute
+
+#: How a part of DIFM looks at the neighbours of a pixel: by a convolution of all channels, as the paper does; by one of
+#: each channel and one of the pixel; not at all.
+CONVOLUTION_KINDS = ("dense", "depthwise", "pointwise")
 
 
 class FeatureMerging(nn.Module):
-    """Merge low- and high-level features of one image by a convolution (eq. 1): 2d -> d channels."""
+    """Merge low- and high-level features of one image by a convolution (eq. 1): 2d -> d channels.
 
-    def __init__(self, dim: int, kernel_size: Sequence[int] = (3, 3)):
+    Parameters
+    ----------
+    dim
+        Channels d.
+    kernel_size
+        Of the convolution along each axis.
+    kind
+        One of :data:`CONVOLUTION_KINDS`.
+    """
+
+    def __init__(self, dim: int, kernel_size: Sequence[int] = (3, 3), kind: str = "dense"):
         super().__init__()
-        self.conv = convolution(2 * dim, dim, kernel_size)
+        self.depthwise = depthwise(2 * dim, kernel_size, kind)
+        self.conv = convolution(2 * dim, dim, dense_kernel(kernel_size, kind))
 
     def forward(self, f_low: Tensor, f_high: Tensor) -> Tensor:
         """Merge two maps ``(N, d, *size)`` to one of the same shape."""
-        return recompute(self._merge, f_low, f_high)
-
-    def _merge(self, f_low: Tensor, f_high: Tensor) -> Tensor:
-        return self.conv(torch.cat((f_low, f_high), dim=1))
+        return recompute(lambda *pair: self.conv(self.depthwise(torch.cat(pair, dim=1))), f_low, f_high)
 
 
 class GatedFeedForward(nn.Module):
@@ -41,34 +53,38 @@ class GatedFeedForward(nn.Module):
     expansion
         Each of the two chunks has ``expansion * d`` channels.
     kernel_size
-        Of the second convolution along each axis.
+        Of the convolution that looks at neighbours, along each axis.
+    kind
+        One of :data:`CONVOLUTION_KINDS`. "dense" is the last convolution, as in the paper; "depthwise" stands in front
+        of the gate, as in Restormer (Zamir et al.: CVPR 2022).
     """
 
-    def __init__(self, dim: int, expansion: int = 2, kernel_size: Sequence[int] = (3, 3)):
+    def __init__(self, dim: int, expansion: int = 2, kernel_size: Sequence[int] = (3, 3), kind: str = "dense"):
         super().__init__()
-        dimensions = len(kernel_size)
-        self.norm = LAYER_NORMS[dimensions](dim)
-        self.expand = convolution(dim, 2 * expansion * dim, [1] * dimensions)
-        self.project = convolution(expansion * dim, dim, kernel_size)
+        self.norm = LAYER_NORMS[len(kernel_size)](dim)
+        self.expand = convolution(dim, 2 * expansion * dim, [1] * len(kernel_size))
+        self.depthwise = depthwise(2 * expansion * dim, kernel_size, kind)
+        self.project = convolution(expansion * dim, dim, dense_kernel(kernel_size, kind))
 
     def forward(self, f: Tensor) -> Tensor:
         """Apply the module to a map ``(N, d, *size)``; the result has the same shape."""
-        # What lies between the two has 4d channels. Of volumes it is computed again rather than kept, for a tenth less
-        # memory.
-        functions = (self._expand, self._gate) if f.ndim == 4 else (self._expand_and_gate,)
-        return pixelwise(functions, f, self.expand.out_channels, then=self.project) + f  # eq. 5
+        return recompute(self._gated, f) + f  # eq. 5
 
-    def _expand(self, f: Tensor) -> Tensor:
-        """Pixels ``(M, d)`` -> f1 and f2 side by side, ``(M, 2 expansion d)``."""
-        return pointwise(normalize(f, self.norm), self.expand)
+    def _gated(self, f: Tensor) -> Tensor:
+        f1, f2 = self.depthwise(self.expand(self.norm(f))).chunk(2, dim=1)  # eq. 4
+        return self.project(F.gelu(f1) * f2)
 
-    def _expand_and_gate(self, f: Tensor) -> Tensor:
-        return self._gate(self._expand(f))
 
-    @staticmethod
-    def _gate(f12: Tensor) -> Tensor:
-        f1, f2 = f12.chunk(2, dim=-1)  # eq. 4
-        return F.gelu(f1) * f2
+def depthwise(channels: int, kernel_size: Sequence[int], kind: str) -> nn.Module:
+    """Convolution of each channel by itself, where the kind has one."""
+    if kind not in CONVOLUTION_KINDS:
+        raise ValueError(f"Unknown kind of convolution '{kind}'. Known: {', '.join(CONVOLUTION_KINDS)}.")
+    return convolution(channels, channels, kernel_size, groups=channels) if kind == "depthwise" else nn.Identity()
+
+
+def dense_kernel(kernel_size: Sequence[int], kind: str) -> Sequence[int]:
+    """Kernel of the convolution of all channels."""
+    return kernel_size if kind == "dense" else [1] * len(kernel_size)
 
 
 def global_spatial_attention(f: Tensor) -> Tensor:
@@ -91,12 +107,14 @@ class DualInteractiveFusionModule(Fusion):
         Merge f_low and f_high (eq. 1); without it, f_high alone counts.
     spatial_attention
         Gate by global spatial attention (eq. 6).
-    queries, window_size, num_heads
+    queries, window_size, num_heads, attention
         See :class:`CrossAttention`.
     ffn_expansion
         See :class:`GatedFeedForward`.
-    attention
-        See :class:`CrossAttention`.
+    merging_convolution, ffn_convolution
+        How the two look at neighbours (:data:`CONVOLUTION_KINDS`).
+    joint_ffn
+        Add the directions in front of one feed-forward network and gate, not behind one for each.
     kernel_size
         Of the merging and of the feed-forward network's convolution along each axis.
     """
@@ -113,22 +131,38 @@ class DualInteractiveFusionModule(Fusion):
         ffn_expansion: int = 2,
         attention: str = "window",
         kernel_size: Sequence[int] = (3, 3),
+        merging_convolution: str = "dense",
+        ffn_convolution: str = "dense",
+        joint_ffn: bool = False,
     ):
         super().__init__()
         self.needs_edges = feature_merging
         self.spatial_attention = spatial_attention
-        self.merging = ModuleList(FeatureMerging(dim, kernel_size) for _ in range(streams)) if feature_merging else None
+        self.joint_ffn = joint_ffn
+        self.merging = None
+        if feature_merging:
+            self.merging = ModuleList(FeatureMerging(dim, kernel_size, merging_convolution) for _ in range(streams))
         self.attention = CrossAttention(dim, streams, queries, window_size, num_heads, attention, kernel_size)
-        self.ffn = ModuleList(GatedFeedForward(dim, ffn_expansion, kernel_size) for _ in self.attention.queries)
+        results = 1 if joint_ffn else len(self.attention.queries)
+        self.ffn = ModuleList(
+            GatedFeedForward(dim, ffn_expansion, kernel_size, ffn_convolution) for _ in range(results)
+        )
         self.apply(init_by_fan_in)
 
     def forward(self, *pairs: tuple[Tensor | None, Tensor]) -> Tensor:
         """Fuse ``(f_low, f_high)`` of every stream, each ``(N, d, *size)``, to F_IE + F_EI, ``(N, d, *size)``."""
-        if self.merging is None:
-            streams = [f_high for _, f_high in pairs]
-        else:
+        streams = [f_high for _, f_high in pairs]
+        if self.merging is not None:
             streams = [merge(*pair) for merge, pair in zip(self.merging, pairs, strict=True)]
-        results = [ffn(f) for ffn, f in zip(self.ffn, self.attention(streams), strict=True)]
+        directions = self.attention(streams)
+        if self.joint_ffn:
+            directions = [add(directions)]
+        results = [ffn(f) for ffn, f in zip(self.ffn, directions, strict=True)]
         if self.spatial_attention:
             results = [global_spatial_attention(f) for f in results]
-        return sum(results[1:], start=results[0])
+        return add(results)
+
+
+def add(maps: Sequence[Tensor]) -> Tensor:
+    """Sum of maps of one shape."""
+    return sum(maps[1:], start=maps[0])
