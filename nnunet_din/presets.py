@@ -13,8 +13,7 @@ PRESETS: dict[str, dict] = {
     "base": {"encoder": "convnext_base", "layer_scale": 1.0, "decoder_channels": 768},
     "tiny": {"encoder": "convnext_tiny", "layer_scale": 1.0, "decoder_channels": 256},
     "atto": {"encoder": "convnext_atto", "layer_scale": 1.0, "decoder_channels": 128},
-    # For trainings from random weights, see PlainEncoder. DIFM where maps are small, in its light form; the two finest
-    # levels take four fifths of the paper's fusions, and give no more than concatenation in as many steps.
+    # For trainings from random weights, see PlainEncoder; DIFM where maps are small, in a light form (docs/method.md).
     "fast": {
         "encoder": "plain_atto",
         "decoder_channels": 128,

@@ -169,7 +169,7 @@ def test_patch_covers_the_median_slice(dataset, plans):
 )
 def test_patch_and_batch_fit_the_memory(dataset, cls, median, gb, capsys):
     p = planner(dataset, cls, gpu_memory_target_in_gb=gb)
-    n_pixels = 1e9
+    n_pixels = 1e10
     patch, batch, checkpointing = p._patch_and_batch_size(median, n_pixels)
     stride = input_stride(**PRESETS[cls.preset])
     assert all(edge % stride == 0 for edge in patch)

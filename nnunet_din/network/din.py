@@ -125,14 +125,11 @@ class DualInteractionNetwork(nn.Module):
     ):
         super().__init__()
         self.input_channels, self.num_classes, self.versions = input_channels, num_classes, versions
-        self.inputs = list(range(versions)) if inputs is None else list(inputs)
-        self.checkpointing = checkpointing
-        _check_numbers(versions, self.inputs, decoder_channels, fused_stages)
-        fusions = names_of_stages(fusion)
-        check_options(fusions, fusion_options, OPTIONS)
-        self.one_encoder = reads_all_inputs_at_once(fusions)
+        self.inputs = chosen_inputs(inputs, versions)
+        fusions = names_of_stages(fusion, fused_stages)
+        self.one_encoder = reads_all_inputs_at_once(fusions, fusion_options)
         self.encoders = self._build_encoders(
-            encoder, layer_scale, drop_path_rate, stem_stride, strides, kernel_sizes, fused_stages
+            encoder, fused_stages, checkpointing, layer_scale, drop_path_rate, stem_stride, strides, kernel_sizes
         )
         self.dimensions = len(self.encoders[0].stride_per_axis)
         kernels = [[min(k, 3) for k in kernel] for kernel in kernels_of_stages(kernel_sizes, 3, self.dimensions)]
@@ -145,22 +142,23 @@ class DualInteractionNetwork(nn.Module):
         # them last in memory. On a CPU, large depthwise kernels of volumes are quicker that way, too.
         self.to(memory_format=CHANNELS_LAST[self.dimensions])
         if deep_supervision:
-            warnings.warn(NOT_NNUNETS_OUTPUTS, stacklevel=2)
-            self.add_auxiliary_heads()
+            self._add_auxiliary_heads_for_others()
 
     def _build_encoders(
         self,
         name: str,
+        stages: int,
+        checkpointing: bool,
         layer_scale: float | None,
         drop_path_rate: float,
         stem_stride: int,
         strides: OfStages | None,
         kernel_sizes: OfStages | None,
-        stages: int,
     ) -> ModuleList[Encoder]:
         """One encoder an input, or one for all, down to the last fused stage."""
+        self.checkpointing = checkpointing
         options: dict = {"layer_scale": layer_scale, "drop_path_rate": drop_path_rate, "stem_stride": stem_stride}
-        options |= {"checkpointing": self.checkpointing, "strides": strides, "kernel_sizes": kernel_sizes}
+        options |= {"checkpointing": checkpointing, "strides": strides, "kernel_sizes": kernel_sizes}
         n = len(self.inputs)
         widths = [n * self.input_channels] if self.one_encoder else [self.input_channels] * n
         encoders = ModuleList(build_encoder(name, width, **options) for width in widths)
@@ -178,6 +176,10 @@ class DualInteractionNetwork(nn.Module):
         for encoder in self.encoders:
             encoder.keep_edges([fusion.needs_edges for fusion in fusions])
         return fusions
+
+    def _add_auxiliary_heads_for_others(self) -> None:
+        warnings.warn(NOT_NNUNETS_OUTPUTS, stacklevel=3)
+        self.add_auxiliary_heads()
 
     def add_auxiliary_heads(self) -> None:
         """Give every fused level a classifier of its own, for training, and switch :attr:`deep_supervision` on.
@@ -286,27 +288,34 @@ def _shape(state_dict, key: str):
     return tuple(state_dict[key].shape) if key in state_dict else "missing"
 
 
-def _check_numbers(versions: int, inputs: Sequence[int], decoder_channels: int, fused_stages: int) -> None:
+def chosen_inputs(inputs: Sequence[int] | None, versions: int) -> list[int]:
+    """Versions of the image that are used, all of them for None; ValueError if one is not there."""
     if versions < 1:
         raise ValueError(f"versions must be at least 1, got {versions}.")
-    if decoder_channels < 1:
-        raise ValueError(f"decoder_channels must be at least 1, got {decoder_channels}.")
-    if not inputs or not set(inputs) <= set(range(versions)):
+    if inputs is not None and not (inputs and set(inputs) <= set(range(versions))):
         raise ValueError(f"inputs must name some of the {versions} versions of the image by number, got {inputs}.")
+    return list(range(versions) if inputs is None else inputs)
+
+
+def names_of_stages(fusion: str | Sequence[str], fused_stages: int) -> list[str]:
+    """Names of the fusions of the four stages; ValueError if there are not as many, or more or fewer are asked for."""
     if not 1 <= fused_stages <= 4:
         raise ValueError(f"fused_stages must be 1 to 4, got {fused_stages}.")
-
-
-def names_of_stages(fusion: str | Sequence[str]) -> list[str]:
-    """Names of the fusions of the four stages; ValueError if there are not as many."""
     fusions = [fusion] * 4 if isinstance(fusion, str) else list(fusion)
     if len(fusions) != 4:
         raise ValueError(f"fusion must be one name, or one for each of the four stages, got {fusions}.")
     return fusions
 
 
-def reads_all_inputs_at_once(fusions: Sequence[str]) -> bool:
-    """Whether one encoder reads the concatenated inputs; ValueError if some fusions want that and others do not."""
+def reads_all_inputs_at_once(fusions: Sequence[str], options: dict) -> bool:
+    """Whether one encoder reads the concatenated inputs.
+
+    Raises
+    ------
+    ValueError
+        If some fusions want that and others do not, or none of them has one of the options.
+    """
+    check_options(fusions, options, OPTIONS)
     wanted = {get_fusion(name).one_encoder for name in fusions}
     if len(wanted) > 1:
         raise ValueError(f"Fusion 'input' has one encoder for all inputs and cannot stand beside others: {fusions}.")

@@ -36,10 +36,13 @@ def build_decoder(
     Raises
     ------
     ValueError
-        If the name is not known, the message lists those that are; or if the decoder has no such kernels.
+        If the name is not known, the message lists those that are; if there are no channels; or if the decoder has no
+        such kernels.
     """
     if name not in DECODERS:
         raise ValueError(f"Unknown decoder '{name}'. Known decoders: {', '.join(sorted(DECODERS))}.")
+    if channels < 1:
+        raise ValueError(f"decoder_channels must be at least 1, got {channels}.")
     decoder = DECODERS[name]
     if tuple(kernel_size) == (3, 3):
         return decoder(in_channels, num_classes, channels)

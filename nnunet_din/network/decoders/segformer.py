@@ -89,38 +89,34 @@ def fuse_levels(
     # The linear layers' biases pass through the zero-padded convolution: their map is lower at the border.
     bias = torch.stack([c.movedim(1, -1) @ b for c, b in zip(slices, biases, strict=True)]).sum(0)
     y = convolve(kernel.new_ones(1, 1, *size), bias[:, None])
-    low = []
     for x, weight, c in zip(features, weights, slices, strict=True):
         composed = torch.einsum("ok...,kd->od...", c, weight)  # C_i[dy,dx] W_i
         if x.shape[2:] == size:
             y = y + convolve(x, composed)
         else:
-            low.append((channels_last(x), composed.movedim((0, 1), (-1, -2))))
-    return y + channels_first(convolve_resized(low, size)) if low else y
+            y = y + channels_first(convolve_resized(channels_last(x), composed.movedim((0, 1), (-1, -2)), size))
+    return y
 
 
-def convolve_resized(levels: Sequence[tuple[Tensor, Tensor]], size: Sequence[int]) -> Tensor:
-    """``sum_i conv_i(resize(x_i, size))``, where each kernel meets its map while that is small.
+def convolve_resized(x: Tensor, kernel: Tensor, size: Sequence[int]) -> Tensor:
+    """``conv(resize(x, size))``, where the kernel meets the map while that is small.
 
-    Resize and shift along an axis are one matrix; the axes follow one another.
+    Resize and shift along an axis are one matrix for all taps; the axes follow one another.
 
     Parameters
     ----------
-    levels
-        Maps with the channels last, ``(N, *size_i, d_i)``, and their kernels, ``(*taps, d_i, D)``.
+    x
+        Map with the channels last, ``(N, *size_i, d)``.
+    kernel
+        Shape ``(*taps, d, D)``.
     size
         Of the result, ``(N, *size, D)``.
     """
+    matrix = resize_and_shift_matrix(x.shape[1], size[0], x, len(kernel))  # (size[0], taps, size_i[0])
     if len(size) == 1:
-        ((x, kernel),) = levels
-        matrix = resize_and_shift_matrix(x.shape[1], size[0], x, len(kernel)).transpose(1, 2).flatten(1)
-        x = (x @ kernel.movedim(0, 1).flatten(1)).unflatten(2, (len(kernel), -1)).flatten(1, 2)  # taps beside pixels
-        return torch.bmm(matrix.expand(x.shape[0], -1, -1), x)
-    matrices: list[Tensor] = []
-    planes: list[Tensor] = []
-    for x, kernel in levels:
-        matrices += resize_and_shift_matrix(x.shape[1], size[0], x, len(kernel)).unbind(1)
-        lines = (convolve_resized([(x.flatten(0, 1), taps)], size[1:]) for taps in kernel)
-        planes += [line.unflatten(0, x.shape[:2]).flatten(2) for line in lines]
-    of_all, x = torch.cat(matrices, dim=1), torch.cat(planes, dim=1)
-    return torch.bmm(of_all.expand(x.shape[0], -1, -1), x).unflatten(2, (*size[1:], -1))
+        # Taps beside their pixels, as in memory.
+        columns = (x @ kernel.movedim(0, 1).flatten(1)).unflatten(2, (len(kernel), -1)).flatten(1, 2)
+        return torch.bmm(matrix.transpose(1, 2).flatten(1).expand(x.shape[0], -1, -1), columns)
+    rows = (convolve_resized(x.flatten(0, 1), taps, size[1:]) for taps in kernel)
+    of_all_taps = torch.cat([row.unflatten(0, x.shape[:2]).flatten(2) for row in rows], dim=1)
+    return torch.bmm(matrix.flatten(1).expand(x.shape[0], -1, -1), of_all_taps).unflatten(2, (*size[1:], -1))

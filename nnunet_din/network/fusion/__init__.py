@@ -68,10 +68,12 @@ def build_fusions(
 
     Parameters
     ----------
-    names, dims, kernel_sizes
+    names, dims
         Of each scale, see :func:`build_fusion`.
     streams
         Number of streams.
+    kernel_sizes
+        Of each scale.
     **options
         Options of any fusions.
 

@@ -107,16 +107,18 @@ class DualInteractiveFusionModule(Fusion):
         Merge f_low and f_high (eq. 1); without it, f_high alone counts.
     spatial_attention
         Gate by global spatial attention (eq. 6).
-    queries, window_size, num_heads, attention
+    queries, window_size, num_heads
         See :class:`CrossAttention`.
     ffn_expansion
         See :class:`GatedFeedForward`.
+    attention
+        See :class:`CrossAttention`.
+    kernel_size
+        Of the merging and of the feed-forward network's convolution along each axis.
     merging_convolution, ffn_convolution
         How the two look at neighbours (:data:`CONVOLUTION_KINDS`).
     joint_ffn
         Add the directions in front of one feed-forward network and gate, not behind one for each.
-    kernel_size
-        Of the merging and of the feed-forward network's convolution along each axis.
     """
 
     def __init__(
