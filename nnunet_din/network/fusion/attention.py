@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -89,7 +90,7 @@ class CrossAttention(nn.Module):
         axes = range(len(size))
         lines = [Windows(size, [n if axis == along else 1 for axis, n in enumerate(size)]) for along in axes]
         of_queries = zip(*(self._attend_within(line, streams) for line in lines), strict=True)
-        return [sum(maps[1:], start=maps[0]) / len(lines) for maps in of_queries]
+        return [functools.reduce(torch.add, maps) / len(lines) for maps in of_queries]
 
     def _attend_within(self, windows: Windows | GraphWindows, streams: Sequence[Tensor]) -> list[Tensor]:
         """Attend within the windows of a partition."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -158,13 +159,8 @@ class DualInteractiveFusionModule(Fusion):
             streams = [merge(*pair) for merge, pair in zip(self.merging, pairs, strict=True)]
         directions = self.attention(streams)
         if self.joint_ffn:
-            directions = [add(directions)]
+            directions = [reduce(torch.add, directions)]
         results = [ffn(f) for ffn, f in zip(self.ffn, directions, strict=True)]
         if self.spatial_attention:
             results = [global_spatial_attention(f) for f in results]
-        return add(results)
-
-
-def add(maps: Sequence[Tensor]) -> Tensor:
-    """Sum of maps of one shape."""
-    return sum(maps[1:], start=maps[0])
+        return reduce(torch.add, results)
