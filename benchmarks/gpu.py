@@ -4,10 +4,10 @@
     PYTHONPATH=. python benchmarks/gpu.py --tiny --device cpu  tries the script itself
     PYTHONPATH=. python benchmarks/gpu.py table                prints the table of docs/gpu.md from benchmarks/gpu.json
 
-Every figure is printed and written as soon as it is there, so that a run that is stopped loses nothing. A figure that
-fails is recorded with its error, and the rest goes on. Needed are torch, timm and what this package imports of its own
-on the way, never nnunetv2; nnU-Net's networks come from dynamic-network-architectures, and without it their rows hold
-the error.
+Every figure is printed and written as soon as it is there. A figure that fails is recorded with its error, and the rest
+goes on. A run that was stopped, or whose time was too short, loses nothing: the next one asks what its file does not
+answer. Needed are torch, timm and what this package imports of its own on the way, never nnunetv2; nnU-Net's networks
+come from dynamic-network-architectures, and without it their rows hold the error.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ import copy
 import gc
 import json
 import math
+import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -37,12 +39,13 @@ from nnunet_din.cost.accounting import MEMORY_MARGIN, training_memory
 from nnunet_din.cost.measurement import (
     TrainingStep,
     autocast,
+    cudnn_as_in_training,
     peak_memory,
     prediction,
     reserved_memory,
     seconds_of,
 )
-from nnunet_din.cost.training_step import plan_trial, try_training
+from nnunet_din.cost.training_step import first_line, plan_trial
 from nnunet_din.data.files import write_text
 from nnunet_din.network import DualInteractionNetwork
 from nnunet_din.network.fusion.attention import CrossAttention
@@ -83,6 +86,8 @@ class Scale:
         Batch and map with more attention windows than a launch's grid may have (65535).
     repeats : int
         Timed steps.
+    kernels : int
+        Longest kernels that are named.
     backend : str
         Backend of torch.compile.
     patience : float
@@ -101,11 +106,12 @@ class Scale:
     )
     counted_classes: tuple[int, ...] = (4, 16, 118)
     planned: tuple[tuple[str, float], ...] = (("tiny", 12.0), ("base", 24.0))
-    planned_patch: tuple[int, int] = (256, 216)
+    planned_patch: tuple[int, ...] = (256, 216)
     literal: tuple[str, ...] = ("fast", "base")
     literal_shape: tuple[int, ...] = (2, 224, 224)
     windows: tuple[int, ...] = (64, 256, 216)
     repeats: int = 10
+    kernels: int = 12
     backend: str = "inductor"
     patience: float = 1.0
 
@@ -129,12 +135,39 @@ TINY = Scale(
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A network whose speed is measured.
+
+    Attributes
+    ----------
+    network : str
+        "DIN" and a preset, or one of :data:`STOCK`.
+    patch : tuple of int
+        Its edges.
+    batch : int or None
+        Images a step; None: as many as the planners take for ``gigabytes``.
+    compiled : bool
+        Whether it is compiled.
+    """
+
+    network: str
+    patch: tuple[int, ...]
+    batch: int | None
+    gigabytes: float = 0.0
+    compiled: bool = True
+
+    def __str__(self) -> str:
+        size = f"{self.gigabytes:g} GB" if self.batch is None else by((self.batch, *self.patch))
+        return f"{self.network}, {size}" + ("" if self.compiled else ", eager")
+
+
+@dataclass(frozen=True)
 class Run:
-    """Where and how large to measure, and the process that compiles meanwhile."""
+    """Where and how large to measure, and the networks that compile meanwhile."""
 
     device: torch.device
     scale: Scale
-    second: subprocess.Popen | None = None
+    contestants: dict[Entry, Contestant] = field(default_factory=dict)
 
 
 #: Name of a figure, and the function that measures it: numbers or texts by what they are.
@@ -319,6 +352,7 @@ def counts(run: Run) -> Figures:
             yield f"{preset}, {by(shape)}, {classes} classes", partial(counted, preset, shape, classes, run)
 
 
+@cudnn_as_in_training()
 def counted(preset: str, shape: Sequence[int], classes: int, run: Run) -> dict:
     """The planners' count of a training step, and what the step takes."""
     dtype, axes = autocast_dtype(run.device), len(shape) - 1
@@ -337,144 +371,209 @@ def counted(preset: str, shape: Sequence[int], classes: int, run: Run) -> dict:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Compilation in the second process
-
-
-def compilations(run: Run) -> Figures:
-    """Everything but fast in 2-D, whose compilation is timed later; what is compiled here is then in torch's cache."""
-    one_step = replace(run, scale=replace(run.scale, repeats=1))
-    for preset, gigabytes in reversed(run.scale.planned):
-        yield f"{preset}, the planners' batch", partial(seconds_only, planned, preset, gigabytes, one_step)
-    slices, volumes = run.scale.compared
-    for shape, names in ((slices, STOCK), (volumes, ("DIN fast", *STOCK))):
-        for name in names:
-            yield f"{name}, {by(shape)}", partial(seconds_only, compiled, name, shape, one_step, {})
-
-
-def seconds_only(measure: Callable[..., dict], *args: object) -> dict:
-    """Seconds of compilation: nothing else is right while another process measures."""
-    torch._dynamo.reset()
-    return {key: value for key, value in measure(*args).items() if key.startswith("compilation s")}
-
-
-def second_process(run: Run) -> Figures:
-    """Wait for it, so that nothing else is on the GPU while speed is measured."""
-    yield "ends", partial(end_of_second, run)
-
-
-def end_of_second(run: Run) -> dict:
-    """Whether it ended by itself."""
-    try:
-        return {"status": str(run.second.wait(60 * run.scale.patience))}
-    except subprocess.TimeoutExpired:
-        run.second.kill()
-        return {"status": "stopped after its time"}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # Speed
 
 
-class Contestant:
-    """A network with its training step and its prediction, each in what nnU-Net computes in."""
+class Trained:
+    """A network with its training step and its prediction, each in what nnU-Net computes in, in this process."""
 
-    def __init__(self, name: str, shape: Sequence[int], run: Run):
+    def __init__(self, entry: Entry, scale: Scale, device: torch.device):
         torch.manual_seed(0)
-        self.run, self.n = run, shape[0]
-        is_din, patch = name.startswith("DIN"), shape[1:]
-        with run.device:
-            self.network = din("fast", len(patch)) if is_din else stock(name, patch)
-        self.x, target = batch_of(shape, 1 + is_din, CLASSES, run.device)
-        make_step, dtype = TrainingStep if is_din else stock_step, autocast_dtype(run.device)
-        self.training = make_step(self.network, self.x, target, dtype)
-        self.supervised = self.network if is_din else self.network.decoder
+        self.entry, self.scale, self.device = entry, scale, device
+        kind, _, preset = entry.network.partition(" ")
+        self.plans: dict[str, float] = {}
+        self.n = entry.batch or 0
+        if entry.batch is None:
+            trial = plan_trial(preset, device, entry.patch, None, entry.gigabytes)
+            self.n, self.plans = trial.batch, {"batch": trial.batch, "counted GB": trial.counted_bytes / 1e9}
+        with device:
+            self.network = din(preset, len(entry.patch)) if preset else stock(kind, entry.patch)
+        self.x, target = batch_of((self.n, *entry.patch), 2 if preset else 1, CLASSES, device)
+        make_step, dtype = TrainingStep if preset else stock_step, autocast_dtype(device)
+        self.step = make_step(self.network, self.x, target, dtype)
+        self.supervised = self.network if preset else self.network.decoder
 
-    def prediction(self) -> Tensor:
+    def predict(self) -> Tensor:
         """Logits, in fp16 on a GPU, without the outputs that training alone has."""
         self.network.eval()
         self.supervised.deep_supervision = False
-        with torch.no_grad(), autocast(self.run.device, torch.float16 if self.run.device.type == "cuda" else None):
+        with torch.no_grad(), autocast(self.device, torch.float16 if self.device.type == "cuda" else None):
             logits = self.network(self.x)
         self.supervised.deep_supervision = True
         return logits
 
     def compile(self) -> dict:
-        """Speed before, seconds of compilation, what it changes, and memory of a training step."""
-        self.training()
-        eager = self.n / median_seconds(self.training, self.run)
-        expected = self.prediction()
+        """Seconds of compilation, and what it changes."""
+        if not self.entry.compiled:
+            return {}
+        expected = self.predict()
         # For one shape, as in nnU-Net's training: shapes that differ from network to network would else be variable.
-        self.network.compile(backend=self.run.scale.backend, dynamic=False)
-        predicting = seconds_of(self.prediction, self.run.device)
-        changed = difference([self.prediction()], [expected])
-        return {
-            "compilation s (prediction)": predicting,
-            "compilation s (training)": seconds_of(self.training, self.run.device),
-            "against eager": changed,
-            "eager images/s": eager,
-            **memory(self.training, self.network, self.run.device),
-        }
+        self.network.compile(backend=self.scale.backend, dynamic=False)
+        predicting = seconds_of(self.predict, self.device)
+        changed = difference([self.predict()], [expected])
+        training = seconds_of(self.step, self.device)
+        return {"prediction s": predicting, "training s": training, "against eager": changed}
+
+    def warm_up(self) -> dict:
+        """Seconds in which cuDNN chooses its algorithms, and memory of a training step."""
+        torch.backends.cudnn.benchmark = True  # as nnUNetv2_train
+        seconds = seconds_of(self.step, self.device) + seconds_of(self.predict, self.device)
+        return {"first steps s": seconds, **self.plans, **memory(self.step, self.network, self.device)}
+
+    def training(self) -> float:
+        """Images a second of one step."""
+        return self.n / seconds_of(self.step, self.device)
+
+    def prediction(self) -> float:
+        """Images a second of one forward pass."""
+        return self.n / seconds_of(self.predict, self.device)
+
+    def loss(self) -> float:
+        """Seconds of the loss of all outputs and its gradients."""
+        with autocast(self.device, self.step.dtype):
+            outputs = [output.detach().requires_grad_() for output in self.network.train()(self.x)]
+
+        def loss() -> None:
+            with autocast(self.device, self.step.dtype):
+                value = self.step.auxiliary_loss(outputs, self.step.target)
+            value.backward()
+
+        loss()
+        return statistics.median(seconds_of(loss, self.device) for _ in range(self.scale.repeats))
+
+    def kernels(self) -> dict:
+        """Milliseconds of the kernels that take longest in a training step, by name."""
+        from torch.profiler import ProfilerActivity, profile
+
+        on_gpu = self.device.type == "cuda"
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+            seconds_of(self.step, self.device)
+        spent = {e.key: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in profiler.key_averages()}
+        longest = sorted(spent, key=spent.__getitem__, reverse=True)[: self.scale.kernels]
+        return {"all ms": sum(spent.values()) / 1000, **{f"`{key[:60]}`": spent[key] / 1000 for key in longest}}
 
 
-def speed(axes: int, run: Run) -> Figures:
-    """DIN fast beside nnU-Net's networks on the same patch and batch, compiled, in turn."""
-    torch._dynamo.reset()  # which keeps a limited number of networks
-    shape = run.scale.compared[axes - 2]
-    made: dict[str, Contestant] = {}
-    for name in ("DIN fast", *STOCK):
-        yield f"{name}, {by(shape)}", partial(compiled, name, shape, run, made)
-    yield "training, images/s", partial(in_turn, "training", run, made)
-    yield "prediction, images/s", partial(in_turn, "prediction", run, made)
-    yield "loss in a training step of DIN fast", partial(loss_share, run, made)
+class Contestant:
+    """A :class:`Trained` in a process of its own: all compile at once, and then each waits until it is asked."""
+
+    def __init__(self, entry: Entry, run: Run):
+        context = torch.multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=answer, args=(theirs, entry, run.scale, run.device), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.patience = run.scale.patience
+        self.answers: dict[str, dict] = {}
+        self.connection.send("compile")
+
+    def compiled(self) -> dict:
+        """Wait for it."""
+        if "compile" not in self.answers:
+            self.answers["compile"] = self._receive()
+        return self.answers["compile"]
+
+    def warm(self) -> dict:
+        """Make it ready for measurements."""
+        self.compiled()
+        if "warm_up" not in self.answers:
+            self.answers["warm_up"] = self("warm_up")
+        return self.answers["warm_up"]
+
+    def __call__(self, what: str) -> object:
+        """What this method of :class:`Trained` returns."""
+        self.connection.send(what)
+        return self._receive()
+
+    def _receive(self) -> object:
+        if not self.connection.poll(120 * self.patience):
+            self.process.kill()  # it would answer an earlier question next time
+            raise TimeoutError("no answer")
+        result = self.connection.recv()
+        if isinstance(result, Exception):
+            raise result
+        return result
 
 
-def compiled(name: str, shape: Sequence[int], run: Run, made: dict[str, Contestant]) -> dict:
-    """Compile a contestant; it takes part if that works."""
-    contestant = Contestant(name, shape, run)
-    result = contestant.compile()
-    made[name] = contestant
+def answer(connection: Connection, *arguments: object) -> None:
+    """Answer questions until nobody is there to ask."""
+    torch.backends.cudnn.allow_tf32 = False
+    trained = None
+    with suppress(EOFError):
+        while True:
+            what = connection.recv()
+            try:
+                trained = trained or Trained(*arguments)
+                result = getattr(trained, what)()
+            except Exception as error:  # the other networks count
+                result = RuntimeError(f"{type(error).__name__}: {first_line(error)}")
+            gc.collect()
+            torch.cuda.empty_cache()  # the others share the device
+            connection.send(result)
+
+
+def entries(scale: Scale) -> dict[str, list[Entry]]:
+    """Whose speed is compared: in 2-D, in 3-D, and in the batches that the planners take for their memory target."""
+    result = {}
+    for batch, *patch in scale.compared:
+        compiled = [Entry(name, tuple(patch), batch) for name in ("DIN fast", *STOCK)]
+        result[f"{len(patch)}-D"] = [*compiled, Entry("DIN fast", tuple(patch), batch, compiled=False)]
+    result["planned"] = [Entry(f"DIN {name}", scale.planned_patch, None, gb) for name, gb in scale.planned]
     return result
 
 
-def in_turn(kind: str, run: Run, made: dict[str, Contestant]) -> dict:
-    """Images a second of each, step by step in turn, so that a device that slows down slows all."""
-    steps = {name: getattr(contestant, kind) for name, contestant in made.items()}
-    rounds = [{name: seconds_of(step, run.device) for name, step in steps.items()} for _ in range(run.scale.repeats)]
-    rates = {name: made[name].n / statistics.median(r[name] for r in rounds) for name in made}
-    ratios = {f"DIN fast / {name}": rates["DIN fast"] / rates[name] for name in made if name != "DIN fast"}
-    return {**rates, **ratios}
+def compilations(run: Run) -> Figures:
+    """All at once."""
+    for entry, contestant in run.contestants.items():
+        if entry.compiled:
+            yield str(entry), contestant.compiled
 
 
-def loss_share(run: Run, made: dict[str, Contestant]) -> dict:
+def speed(kind: str, run: Run) -> Figures:
+    """DIN fast beside nnU-Net's networks on the same patch and batch, in turn; memory of their training steps."""
+    made = {entry: run.contestants[entry] for entry in entries(run.scale)[kind]}
+    for entry, contestant in made.items():
+        yield str(entry), contestant.warm
+    yield "training, images/s", partial(in_turn, "training", run, made)
+    yield "prediction, images/s", partial(in_turn, "prediction", run, made)
+    yield "loss in a training step of DIN fast", partial(loss_share, run, made)
+    yield "longest kernels of a training step of DIN fast", partial(next(iter(made.values())), "kernels")
+
+
+def in_turn(kind: str, run: Run, made: dict[Entry, Contestant]) -> dict:
+    """Images a second of each that works, step by step in turn, so that a device that slows down slows all."""
+    rates: dict[str, list[float]] = {}
+    for _ in range(run.scale.repeats):
+        for entry, contestant in made.items():
+            with suppress(Exception):  # which its own figure tells
+                contestant.warm()
+                rates.setdefault(entry.network + ("" if entry.compiled else ", eager"), []).append(contestant(kind))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        **medians,
+        **{f"DIN fast / {name}": medians["DIN fast"] / medians[name] for name in STOCK if name in medians},
+    }
+
+
+def loss_share(run: Run, made: dict[Entry, Contestant]) -> dict:
     """Seconds of the loss and its gradients, all outputs, beside those of the whole step."""
-    contestant = made["DIN fast"]
-    step = contestant.training
-    with autocast(run.device, step.dtype):
-        outputs = [output.detach().requires_grad_() for output in step.network.train()(step.x)]
-
-    def loss() -> None:
-        step.auxiliary_loss(outputs, step.target).backward()
-
-    loss()
-    part, whole = median_seconds(loss, run), median_seconds(step, run)
+    entry, contestant = next(iter(made.items()))
+    contestant.warm()
+    part = contestant("loss")
+    whole = statistics.median(entry.batch / contestant("training") for _ in range(run.scale.repeats))
     return {"loss ms": 1000 * part, "step ms": 1000 * whole, "share": part / whole}
 
 
 def larger(run: Run) -> Figures:
-    """Tiny, then base, in the batches that the planners take for their own memory target."""
-    for preset, gigabytes in run.scale.planned:
-        yield f"{preset}, {gigabytes:g} GB", partial(planned, preset, gigabytes, run)
+    """Tiny and base in the batches that the planners take for their memory target."""
+    for entry in entries(run.scale)["planned"]:
+        yield str(entry), partial(planned, run.contestants[entry], run)
 
 
-def planned(preset: str, gigabytes: float, run: Run) -> dict:
-    """Images a second in training, compiled, and the peak."""
-    torch._dynamo.reset()  # else shapes that differ from those before would be variable
-    trial = plan_trial(preset, run.device, run.scale.planned_patch, None, gigabytes)
-    outcome = try_training(trial, run.scale.backend == "inductor", run.scale.repeats)
-    result = {"batch": trial.batch, "images/s": trial.batch / statistics.median(outcome.seconds)}
-    result |= {"compilation s": outcome.first_seconds, "counted GB": trial.counted_bytes / 1e9}
-    result |= {"allocated GB": outcome.peak_memory_bytes / 1e9, "compiled against eager": outcome.difference}
-    return {key: value for key, value in {**result, "half against fp32": outcome.rounding}.items() if value is not None}
+def planned(contestant: Contestant, run: Run) -> dict:
+    """Images a second, and the peak of a training step."""
+    result = contestant.warm()
+    rates = {k: statistics.median(contestant(k) for _ in range(run.scale.repeats)) for k in ("training", "prediction")}
+    return {**result, **{f"{kind}, images/s": rate for kind, rate in rates.items()}}
 
 
 def literal(run: Run) -> Figures:
@@ -483,6 +582,7 @@ def literal(run: Run) -> Figures:
         yield f"{preset}, eager", partial(against_literal, preset, run)
 
 
+@cudnn_as_in_training()
 def against_literal(preset: str, run: Run) -> dict:
     """Seconds of a forward pass and of a training step, and memory of a step: literal / ours."""
     torch.manual_seed(0)
@@ -506,21 +606,23 @@ def against_literal(preset: str, run: Run) -> dict:
 QUESTIONS = [
     ("Does everything run, and give what a CPU gives (largest difference / largest value)?", 70, runs),
     ("Does the planners' count of a training step hold?", 90, counts),
-    ("Is the second process done?", 61, second_process),
-    ("How fast is `fast` in 2-D beside nnU-Net's networks?", 120, partial(speed, 2)),
-    ("How fast is it in 3-D?", 90, partial(speed, 3)),
+    ("How long does torch.compile take (all at once)?", 120, compilations),
+    ("How fast is `fast` in 2-D beside nnU-Net's networks?", 100, partial(speed, "2-D")),
+    ("How fast is it in 3-D?", 100, partial(speed, "3-D")),
     ("What do `tiny` and `base` train in the planners' batches?", 60, larger),
-    ("How does the literal network compare (literal / ours)?", 50, literal),
+    ("How does the literal network compare (literal / ours)?", 60, literal),
 ]
-IN_SECOND = [("How long does torch.compile take (in a second process, beside the first questions)?", 200, compilations)]
 
 
 def ask(questions: list, run: Run, minutes: float, report: dict, path: Path) -> None:
-    """Measure figure by figure; each is printed and written at once."""
+    """Measure figure by figure what the report does not answer; each is printed and written at once."""
     begin = time.monotonic()
+    answered = [(figure["question"], figure["figure"]) for figure in report["figures"]]
     for question, seconds, figures in questions:
         last = min(time.monotonic() + run.scale.patience * seconds, begin + 60 * minutes)
         for name, measure in figures(run):
+            if (question, name) in answered:
+                continue
             figure = {"question": question, "figure": name}
             start = time.monotonic()
             if start > last:
@@ -529,9 +631,8 @@ def ask(questions: list, run: Run, minutes: float, report: dict, path: Path) -> 
                 try:
                     figure["result"] = {key: rounded(value) for key, value in measure().items()}
                 except Exception as error:  # whatever it is, the other figures count
-                    line = (str(error).strip().splitlines() or [""])[0]
-                    figure["error"] = f"{type(error).__name__}: {line}"
-            figure["seconds"] = round(time.monotonic() - start, 1)
+                    figure["error"] = f"{type(error).__name__}: {first_line(error)}"
+            figure |= {"seconds": round(time.monotonic() - start, 1), "commit": report["commit"]}
             report["figures"].append(figure)
             write_text(path, json.dumps(report, indent=1) + "\n")
             print(f"{start - begin:5.0f} s  {name}: {text_of(figure)}", flush=True)
@@ -561,13 +662,13 @@ def text_of(figure: dict) -> str:
 
 def table(report: dict) -> str:
     """Markdown: what measured, and a row for each figure, or one for a question without any."""
-    about = [f"{key} {report[key]}" for key in ("device", "torch", "commit", "date") if key in report]
+    about = [f"{key} {report[key]}" for key in ("device", "torch", "date") if key in report]
     lines = [f"Measured on: {', '.join(about)}." if about else "Nothing has been measured yet.", ""]
-    lines += ["| question | figure | result |", "| --- | --- | --- |"]
-    for question, *_ in [*QUESTIONS[:2], *IN_SECOND, *QUESTIONS[3:]]:
+    lines += ["| question | figure | result | commit |", "| --- | --- | --- | --- |"]
+    for question, *_ in QUESTIONS:
         figures = [figure for figure in report["figures"] if figure["question"] == question]
-        lines += [f"| {question} | {figure['figure']} | {text_of(figure)} |" for figure in figures]
-        lines += [] if figures else [f"| {question} | | not measured yet |"]
+        lines += [f"| {question} | {f['figure']} | {text_of(f)} | `{f['commit']}` |" for f in figures]
+        lines += [] if figures else [f"| {question} | | not measured yet | |"]
     return "\n".join(lines)
 
 
@@ -580,50 +681,48 @@ def commit() -> str:
         return "unknown"
 
 
+def begun(path: Path, report: dict) -> dict:
+    """The report with what its file answers already, where that is of the same device and torch."""
+    with suppress(FileNotFoundError):
+        before = json.loads(path.read_text())
+        if all(before.get(key) == report[key] for key in ("device", "torch")):
+            report["figures"] = [figure for figure in before["figures"] if "result" in figure]
+    return report
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="ask", choices=["ask", "table", "compile"], help="default: ask")
+    parser.add_argument("what", nargs="?", default="ask", choices=["ask", "table"], help="default: ask")
     parser.add_argument("--minutes", type=float, default=9, help="for all together (default: 9)")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="try this script: small sizes, torch.compile without code")
     parser.add_argument("--json", type=Path, help="file of the figures (default: benchmarks/gpu.json; none if --tiny)")
     parser.add_argument("--commit", help="what to name it by where there is no git")
     args = parser.parse_args(argv)
-    temporary = Path(tempfile.mkdtemp())
-    path = args.json or (temporary if args.tiny else HERE) / "gpu.json"
+    path = args.json or (Path(tempfile.mkdtemp()) if args.tiny else HERE) / "gpu.json"
     if args.what == "table":
         print(table(json.loads(path.read_text())))
         return
     device = torch.device(args.device)
     if device.type != "cuda" and not args.tiny:
         parser.error("a CPU gives no figure of a GPU: --tiny tries this script there")
-    torch.backends.cudnn.benchmark = True  # as nnUNetv2_train
     torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32
-    scale = TINY if args.tiny else Scale()
     report = {
-        "command": " ".join(["python benchmarks/gpu.py", *(sys.argv[1:] if argv is None else argv)]),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}",
         "commit": args.commit or commit(),
         "date": date.today().isoformat(),
         "figures": [],
     }
+    report = begun(path, report)
     print(table(report).splitlines()[0], flush=True)
-    if args.what == "compile":
-        ask(IN_SECOND, Run(device, scale), args.minutes, report, path)
-        return
-    second_file = temporary / "second.json"
-    command = [sys.executable, __file__, "compile", "--json", str(second_file), "--device", args.device]
-    second = subprocess.Popen([*command, *["--tiny"] * args.tiny], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        ask(QUESTIONS, Run(device, scale, second), args.minutes, report, path)
-    finally:
-        second.kill()
-        if second_file.exists():
-            report["figures"] += json.loads(second_file.read_text())["figures"]
-        write_text(path, json.dumps(report, indent=1) + "\n")
-        print(f"\n{table(report)}\n\n{path}")
+    # Each of the processes would else start as many that compile as there are processors.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2")
+    run = Run(device, TINY if args.tiny else Scale())
+    run.contestants.update({e: Contestant(e, run) for group in entries(run.scale).values() for e in group})
+    ask(QUESTIONS, run, args.minutes, report, path)
+    print(f"\n{table(report)}\n\n{path}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def gpu():
 
 @pytest.mark.slow
 def test_all_questions_on_a_cpu_without_nnunet(tmp_path):
-    """Every figure is measured, those of the second process too, although nnU-Net cannot be imported."""
+    """Every figure is measured, those of the other processes too, although nnU-Net cannot be imported."""
     # A module that is None in sys.modules cannot be imported; every process of Python begins with this file.
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({MISSING}))\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
@@ -53,7 +53,7 @@ def test_a_figure_that_fails_or_comes_too_late_does_not_end_the_rest(gpu, tmp_pa
         yield "bad", lambda: [][0]
         yield "overflowing", lambda: {"norm": float("inf"), "kernel": "none"}
 
-    report = {"figures": []}
+    report = {"figures": [], "commit": "abc"}
     gpu.ask([("first?", 60, figures), ("late?", -1, figures)], run, 9, report, tmp_path / "gpu.json")
     assert json.loads((tmp_path / "gpu.json").read_text()) == report
     texts = [gpu.text_of(figure) for figure in report["figures"]]
@@ -76,10 +76,33 @@ def test_the_documentation_holds_the_table_of_the_figures(gpu, capsys):
 
 def test_the_table_shows_figures_in_their_place(gpu):
     (question, *_), (other, *_) = gpu.QUESTIONS[:2]
-    figure = {"question": question, "figure": "fast, 2-D", "result": {"difference": 0.001}}
+    figure = {"question": question, "figure": "fast, 2-D", "result": {"difference": 0.001}, "commit": "abc"}
     lines = gpu.table({"device": "a device", "date": "2026-01-01", "figures": [figure]}).splitlines()
     assert lines[0] == "Measured on: device a device, date 2026-01-01."
-    assert lines[4:6] == [f"| {question} | fast, 2-D | difference 0.001 |", f"| {other} | | not measured yet |"]
+    assert lines[4] == f"| {question} | fast, 2-D | difference 0.001 | `abc` |"
+    assert lines[5] == f"| {other} | | not measured yet | |"
+
+
+def test_another_run_asks_only_what_the_file_does_not_answer(gpu, tmp_path):
+    """Of the same device and torch; what failed before is asked again."""
+    path, asked = tmp_path / "gpu.json", []
+
+    def figures(run):
+        yield "answered", lambda: asked.append("answered")
+        yield "failed before", lambda: asked.append("failed before") or {"s": 1.0}
+
+    question = {"question": "first?", "commit": "abc"}
+    before = [
+        {**question, "figure": "answered", "result": {"s": 2.0}},
+        {**question, "figure": "failed before", "error": ""},
+    ]
+    path.write_text(json.dumps({"device": "a GPU", "torch": "2.11", "figures": before}))
+    new = {"device": "a GPU", "torch": "2.11", "commit": "def", "figures": []}
+    report = gpu.begun(path, dict(new))
+    gpu.ask([("first?", 60, figures)], gpu.Run(gpu.torch.device("cpu"), gpu.Scale()), 9, report, path)
+    assert asked == ["failed before"]
+    assert [(f["commit"], f["result"]) for f in report["figures"]] == [("abc", {"s": 2.0}), ("def", {"s": 1.0})]
+    assert gpu.begun(path, {**new, "device": "another GPU"})["figures"] == []
 
 
 @pytest.mark.parametrize("patch", [(512, 512), (128, 128, 128)])
