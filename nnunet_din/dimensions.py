@@ -28,6 +28,8 @@ CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 #: Number of axes -> function.
 AVERAGE_POOLINGS: dict[int, Callable[..., Tensor]] = {2: F.avg_pool2d, 3: F.avg_pool3d}
 MAX_POOLINGS: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
+ADAPTIVE_AVERAGE_POOLINGS: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+ADAPTIVE_MAX_POOLINGS: dict[int, Callable[..., Tensor]] = {2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
 
 
 def convolution(

@@ -67,15 +67,9 @@ def batch(trainer, seed=0):
 def test_class_attributes_are_what_the_trainer_uses(make, name):
     trainer = make(name)
     cls = type(trainer)
-    for key in (
-        "initial_lr",
-        "weight_decay",
-        "num_epochs",
-        "num_iterations_per_epoch",
-        "enable_deep_supervision",
-        "save_every",
-    ):
-        assert getattr(trainer, key) == getattr(cls, key)
+    keys = ("weight_decay", "num_epochs", "num_iterations_per_epoch", "enable_deep_supervision", "save_every")
+    assert all(getattr(trainer, key) == getattr(cls, key) for key in keys)
+    assert trainer.initial_lr == (cls.initial_lr or 5e-4)
     assert trainer.my_init_kwargs.keys() == {"plans", "configuration", "fold", "dataset_json", "device"}
 
 
@@ -122,12 +116,26 @@ def test_every_setting_of_the_plans_is_the_trainers():
     assert set(SETTINGS) <= set(vars(nnUNetTrainerDIN))
 
 
+@pytest.mark.parametrize(("encoder", "expected"), [("convnext_atto", 5e-4), ("plain_atto", 1e-3)])
+def test_the_learning_rate_is_the_encoders(make, encoder, expected):
+    def change(plans):
+        arguments = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+        arguments.pop("layer_scale", None)
+        arguments["encoder"] = encoder
+
+    trainer = make(change=change)
+    trainer.network = nn.Linear(2, 2)
+    optimizer, _ = trainer.configure_optimizers()
+    assert trainer.initial_lr == expected
+    assert {group["initial_lr"] for group in optimizer.param_groups} == {expected}
+
+
 def test_the_papers_hyper_parameters():
     paper, ours = find_trainer("nnUNetTrainerDIN_paper"), nnUNetTrainerDIN
     assert (paper.initial_lr, paper.warmup, paper.num_epochs, paper.num_iterations_per_epoch) == (1e-4, 0, 300, 250)
     assert not paper.enable_deep_supervision
     assert (paper.weight_ce, paper.weight_dice, paper.weight_boundary) == (0.3, 0.7, 1.0)
-    assert (ours.initial_lr, ours.warmup, ours.weight_decay, ours.num_epochs) == (5e-4, 0.05, 0.05, 300)
+    assert (ours.initial_lr, ours.warmup, ours.weight_decay, ours.num_epochs) == (None, 0.05, 0.05, 300)
     lengths = {n: find_trainer(f"nnUNetTrainerDIN_{n}epochs").num_epochs for n in (5, 50, 100)}
     assert lengths == {5: 5, 50: 50, 100: 100}
 

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_din.enhancement import get_enhancement
 from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.losses import AuxiliaryLoss, DINLoss
-from nnunet_din.network import input_strides
+from nnunet_din.network import input_strides, learning_rate
 from nnunet_din.network.din import AUXILIARY_PREFIX, DualInteractionNetwork
 from nnunet_din.nnunet.tracking import TensorBoardLogger
 from nnunet_din.nnunet.training_device import autocast_dtype
@@ -41,8 +41,8 @@ from .loss_parts import LogsLossParts
 class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
     """Trains a DIN configuration from random weights, with what was measured to work (docs/results.md).
 
-    CE + Dice + L_bnd of the segmentation and of the fused levels, AdamW at 5e-4 after a warm-up, 300 epochs, rotation
-    within 20 degrees and flips.
+    CE + Dice + L_bnd of the segmentation and of the fused levels, AdamW after a warm-up, 300 epochs, rotation within 20
+    degrees and flips.
     :class:`nnunet_din.trainers.paper.nnUNetTrainerDIN_paper` is the paper's text to the letter.
 
     Hyper-parameters are class attributes; a variant is a subclass that changes them. A configuration of the plans may
@@ -51,8 +51,11 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
 
     Attributes
     ----------
-    initial_lr, weight_decay : float
-        Of AdamW; normalizations, biases and other vectors are not decayed.
+    initial_lr : float or None
+        Learning rate of AdamW after the warm-up. None: the one that suits the encoder
+        (:attr:`nnunet_din.network.encoders.base.Encoder.learning_rate`).
+    weight_decay : float
+        Weight decay of AdamW; normalizations, biases and other vectors are not decayed.
     warmup : float
         Share of the training over which the learning rate grows linearly from 0.
     num_epochs, num_iterations_per_epoch, num_val_iterations_per_epoch, save_every : int
@@ -88,7 +91,7 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
         Whether the curves are written for TensorBoard, too, to the folder ``tensorboard`` of the fold.
     """
 
-    initial_lr = 5e-4
+    initial_lr: float | None = None
     weight_decay = 5e-2
     warmup = 0.05
     num_epochs = 300
@@ -125,6 +128,8 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             delattr(self, name)
         for name, value in settings.items():
             setattr(self, name, value)
+        if self.initial_lr is None:
+            self.initial_lr = learning_rate(**self.configuration_manager.network_arch_init_kwargs)
         # A class method in nnU-Net, which cannot know the plans.
         self.get_training_transforms = partial(  # type: ignore[method-assign]
             type(self).get_training_transforms,

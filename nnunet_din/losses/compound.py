@@ -12,8 +12,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.dimensions import resize
-from nnunet_din.losses.boundary import MultiScaleBoundaryLoss, Scale
+from nnunet_din.dimensions import ADAPTIVE_AVERAGE_POOLINGS, ADAPTIVE_MAX_POOLINGS
+from nnunet_din.losses.boundary import MultiScaleBoundaryLoss
 from nnunet_din.losses.dice import SoftDiceLoss
 
 
@@ -85,13 +85,11 @@ class DINLoss(nn.Module):
     def of_outputs(self, outputs: Sequence[Tensor], target: Tensor) -> Tensor:
         """Compute the loss of each of several outputs for the same images.
 
-        Full maps of one output at a time are in memory: for the backward pass, those of cross-entropy and Dice are
-        computed again, and of L_bnd the gradient is kept, at the output's own resolution.
-
         Parameters
         ----------
         outputs
-            Logits ``(N, K, *size_i)``, which are resized linearly to the size of the target.
+            Logits ``(N, K, *size_i)``. The truth of an output that is smaller than the target is the share of each
+            class in a pixel of it; such a pixel counts if all of its area does.
         target
             See :meth:`forward`.
 
@@ -103,28 +101,28 @@ class DINLoss(nn.Module):
         # The meta device, on which memory is counted, has no autocast to switch off.
         with nullcontext() if target.is_meta else torch.autocast(target.device.type, enabled=False):
             truth, valid = self._truth(target, outputs[0].shape[1])
-            # Of an output as large as the target, a copy in fp32 would stay: it is made where it is used.
-            outputs = [x if x.shape == truth.shape else _at_least_fp32(x) for x in outputs]
-            parts = self._overlaps(outputs, truth, valid) | self._boundaries(outputs, truth, valid)
-            self.parts = {name: of_output[0].detach() for name, of_output in parts.items()}
+            scenes = [_at_size(truth, valid, x.shape[2:]) for x in outputs]
+            sums = (self._overlap(x, *scene) for x, scene in zip(outputs, scenes, strict=True))
+            ce, *of_dice = (torch.stack(terms) for terms in zip(*sums, strict=True))
+            parts = {"ce": ce, "dice": self.dice.of_sums(*of_dice)}
             loss = self.weight_ce * parts["ce"] + self.weight_dice * parts["dice"]  # eq. 10
-            return loss + self.weight_boundary * parts["boundary"] if "boundary" in parts else loss
+            if self.boundary is not None:
+                boundaries = (self._boundary(x, *scene) for x, scene in zip(outputs, scenes, strict=True))
+                parts["boundary"] = torch.stack(list(boundaries))
+                loss = loss + self.weight_boundary * parts["boundary"]
+            self.parts = {name: of_output[0].detach() for name, of_output in parts.items()}
+            return loss
 
-    def _overlaps(self, outputs: Sequence[Tensor], truth: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
-        """Cross-entropy (eq. 7) and soft Dice (eq. 8) of each output."""
-        sums = [checkpoint(self._sums, x, truth, valid, use_reentrant=False, preserve_rng_state=False) for x in outputs]
-        log_likelihood, intersection, volume = (torch.stack(terms) for terms in zip(*sums, strict=True))
-        n = truth[:, :1].numel() if valid is None else valid.sum().clamp_min(1)
-        ce = log_likelihood / (-n * (truth.shape[1] if self.regions else 1))
-        return {"ce": ce, "dice": self.dice.of_sums(intersection, volume, self.dice.sum(truth))}
-
-    def _boundaries(self, outputs: Sequence[Tensor], truth: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
-        """L_bnd (eq. 9) of each output; nothing if it does not count."""
-        if self.boundary is None:
-            return {}
-        scales = self.boundary.scales_of(truth, torch.promote_types(outputs[0].dtype, torch.float32), valid)
-        # The largest, which needs most memory itself, comes last.
-        return {"boundary": torch.stack([self._boundary(x, truth, scales) for x in reversed(outputs)][::-1])}
+    def _overlap(self, logits: Tensor, truth: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
+        """Cross-entropy (eq. 7) and the sums of soft Dice (eq. 8) of one output; their maps are computed again in the
+        backward pass.
+        """
+        log_likelihood, intersection, volume = checkpoint(
+            self._sums, logits, truth, valid, use_reentrant=False, preserve_rng_state=False
+        )
+        pixels = truth[:, 0].numel() if valid is None else valid.sum().clamp_min(1)
+        ce = log_likelihood / (-pixels * (truth.shape[1] if self.regions else 1))
+        return ce, intersection, volume, self.dice.sum(truth)
 
     def _truth(self, target: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
         """One-hot or multi-hot truth ``(N, K, *size)``, 0 where a pixel does not count, and which pixels do."""
@@ -137,37 +135,33 @@ class DINLoss(nn.Module):
             truth = (target == labels).view(torch.uint8)
         return truth if valid is None else truth * valid, valid
 
-    def _probabilities(self, logits: Tensor, truth: Tensor) -> Tensor:
-        x = _resized(logits, truth)
-        return x.sigmoid() if self.regions else x.softmax(1)
-
     def _sums(self, logits: Tensor, truth: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of the log-likelihood over all pixels, and sums for the Dice loss: of the intersection, and of the
         probabilities.
         """
+        x = _at_least_fp32(logits)
         if self.regions:
-            x = _resized(logits, truth)
             log_likelihood, p = x * truth - F.softplus(x), x.sigmoid()
             if valid is not None:
                 log_likelihood = log_likelihood * valid
         else:
-            log_p = _resized(logits, truth).log_softmax(1)
+            log_p = x.log_softmax(1)
             log_likelihood, p = log_p * truth, log_p.exp()  # eq. 7
         if valid is not None:
             p = p * valid
         intersection = self.dice.sum(p * truth)  # the last to be computed again: sums keep nothing
         return log_likelihood.sum(), intersection, self.dice.sum(p)
 
-    def _boundary(self, logits: Tensor, truth: Tensor, scales: list[Scale]) -> Tensor:
+    def _boundary(self, logits: Tensor, truth: Tensor, valid: Tensor | None) -> Tensor:
         """L_bnd of one output. Its gradient is computed with it: what autograd would keep instead are full maps."""
         assert self.boundary is not None
         with torch.enable_grad():
             x = _at_least_fp32(logits.detach().requires_grad_())
             edge = get_gradient_edge(x)
-            p = self._probabilities(x, truth)
+            p = x.sigmoid() if self.regions else x.softmax(1)
         del x  # a whole map where the logits are in half precision
         difference = p.detach() - truth
-        gradient = self.boundary.gradient(difference, scales)
+        gradient = self.boundary.gradient(difference, self.boundary.scales_of(truth, difference.dtype, valid))
         return _WithGradient.apply(logits, (gradient * difference).sum(), torch.autograd.grad(p, edge, gradient)[0])
 
 
@@ -175,10 +169,15 @@ def _at_least_fp32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _resized(logits: Tensor, truth: Tensor) -> Tensor:
-    """The logits at the size of the truth, in fp32 or better."""
-    x = _at_least_fp32(logits)
-    return x if x.shape == truth.shape else resize(x, truth.shape[2:])
+def _at_size(truth: Tensor, valid: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Truth and valid pixels of an output of this size."""
+    if truth.shape[2:] == size:
+        return truth, valid
+    shares = ADAPTIVE_AVERAGE_POOLINGS[len(size)](truth.float(), size)
+    if valid is None:
+        return shares, None
+    valid = ADAPTIVE_MAX_POOLINGS[len(size)]((~valid).float(), size) == 0
+    return shares * valid, valid
 
 
 class _WithGradient(torch.autograd.Function):

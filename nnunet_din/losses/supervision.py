@@ -13,8 +13,8 @@ from nnunet_din.losses.compound import DINLoss
 class AuxiliaryLoss(nn.Module):
     """The weighted mean of the loss of the segmentation and those of the auxiliary outputs.
 
-    Auxiliary outputs are resized to the target, which keeps thin structures that a target of their resolution would
-    lose.
+    Each output is compared with the truth at its own resolution. That truth is the share of each class in a pixel, in
+    which thin structures stay that a choice of one class would lose.
 
     Parameters
     ----------

@@ -16,6 +16,7 @@ from nnunet_din.network.encoders import (
     input_stride,
     input_strides,
     known_encoders,
+    learning_rate,
 )
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
 from nnunet_din.network.encoders.plain import PlainEncoder
@@ -43,4 +44,5 @@ __all__ = [
     "input_stride",
     "input_strides",
     "known_encoders",
+    "learning_rate",
 ]

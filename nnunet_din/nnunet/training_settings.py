@@ -51,7 +51,9 @@ SETTINGS: dict[str, Kind] = {
     "num_iterations_per_epoch": _COUNT,
     "num_val_iterations_per_epoch": _COUNT,
     "save_every": _COUNT,
-    "initial_lr": Kind("a number above 0, at most 1", float, least=1e-12, most=1),
+    "initial_lr": Kind(
+        "a number above 0, at most 1, or null for what suits the encoder", float, least=1e-12, most=1, optional=True
+    ),
     "weight_decay": _WEIGHT,
     "warmup": _SHARE,
     "enable_deep_supervision": _YES_OR_NO,

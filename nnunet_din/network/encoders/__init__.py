@@ -70,6 +70,17 @@ def input_stride(encoder: str = "convnext_base", stem_stride: int = 1, strides: 
     return max(input_strides(encoder, stem_stride, strides))
 
 
+def learning_rate(encoder: str = "convnext_base", **_) -> float:
+    """The encoder's :attr:`Encoder.learning_rate`, from the network's keyword arguments as in the plans.
+
+    Raises
+    ------
+    ValueError
+        If no encoder has such a name.
+    """
+    return _encoder_class(encoder).learning_rate
+
+
 def has_layer_scale(encoder: str) -> bool:
     """Whether the blocks of the encoder with this name have a layer scale; ConvNeXt V2's have none.
 

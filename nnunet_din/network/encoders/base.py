@@ -23,6 +23,8 @@ class Encoder(nn.Module, ABC):
     ----------
     takes_strides : bool
         Whether the class has the options ``strides`` and ``kernel_sizes``, and so takes volumes.
+    learning_rate : float
+        Largest learning rate of AdamW that suits trainings from random weights.
     name : str
         Name of the encoder in the plans.
     channels : tuple of int
@@ -34,6 +36,7 @@ class Encoder(nn.Module, ABC):
     """
 
     takes_strides: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 5e-4
     name: str
     channels: tuple[int, ...]
     stride_per_axis: tuple[int, ...]

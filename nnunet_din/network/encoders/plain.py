@@ -60,6 +60,7 @@ class PlainEncoder(Encoder):
     """
 
     takes_strides = True
+    learning_rate = 1e-3
     stages: ModuleList[nn.Sequential]
 
     def __init__(
