@@ -207,12 +207,10 @@ def signed_rank_p(difference: np.ndarray) -> float:
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Return p-values corrected for their number by Holm's step-down method; NaN stays NaN and does not count."""
-    from statsmodels.stats.multitest import multipletests
-
     corrected = np.asarray(p_values, dtype=float).copy()
-    known = ~np.isnan(corrected)
-    if known.any():
-        corrected[known] = multipletests(corrected[known], method="holm")[1]
+    ascending = np.argsort(corrected)[: np.count_nonzero(~np.isnan(corrected))]  # NaN come last
+    factors = np.arange(len(ascending), 0, -1)
+    corrected[ascending] = np.minimum(np.maximum.accumulate(corrected[ascending] * factors), 1)
     return corrected
 
 
