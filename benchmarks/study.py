@@ -224,7 +224,7 @@ def predictions_of(study: Study, model: str) -> Path:
 
 
 def predict_test_cases(trainer, study: Study, output: Path) -> None:
-    """Predict imagesTs as nnUNetv2_predict does, which could not find the class that this script made."""
+    """Predict imagesTs as nnUNetv2_predict does, with the network at hand."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     predictor = nnUNetPredictor(device=trainer.device, perform_everything_on_device=trainer.device.type == "cuda")
@@ -307,6 +307,8 @@ def make_trainer(run: dict, study: Study, epochs: int):
     )
     for name, value in values.items():
         setattr(trainer, name, value)
+    # In checkpoints, so that every command can read them; the folder has its name already.
+    trainer_class.__name__ = base.__name__
     return trainer
 
 

@@ -22,10 +22,12 @@ from torch import nn
 
 from nnunet_dataset import SMALL_NETWORK, preprocess
 from nnunet_din.cost.measurement import TrainingStep
+from nnunet_din.enhancement import enhance
 from nnunet_din.network import PRESETS
 from nnunet_din.nnunet.training_settings import SETTINGS
 from nnunet_din.plugin import CLASSES
 from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN, rotated_extent
+from nnunet_din.trainers.enhance_augmented import EnhanceAugmented
 
 TRAINERS = [name for name in CLASSES if name.startswith("nnUNetTrainerDIN")]
 CPU = torch.device("cpu")
@@ -404,6 +406,54 @@ def test_nnunet_augmentation_is_nnunets():
     spatial = next(t for t in stock if type(t).__name__ == "SpatialTransform")
     own = next(t for t in ours if type(t).__name__ == "SpatialTransform")
     assert (own.p_rotation, own.p_scaling) == (spatial.p_rotation, spatial.p_scaling)
+
+
+def test_enhanced_channels_are_those_of_the_augmented_originals(make):
+    """Also of a second enhancement; where the patch ends beside the image, all channels are 0."""
+    enhancements = [{"method": "fuzzy"}, {"method": "he"}]
+
+    def change(plans):
+        plans["configurations"]["2d"] |= {"enhancement": enhancements, "training": {"enhance_augmented": True}}
+        plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["versions"] = 3
+
+    trainer = make("nnUNetTrainerDIN_nnUNetDA", change)
+    pipeline = trainer.get_training_transforms((40, 40), (-0.2, 0.2), None, (0, 1), False)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.zeros(3, 40, 40)
+    image[:, 4:30, :36] = torch.randn(3, 26, 36, generator=generator)
+    seen = 0
+    for _ in range(10):
+        out = pipeline(image=image.clone(), segmentation=torch.zeros(1, 40, 40, dtype=torch.int16))["image"]
+        inside = out[1:].any(0).numpy()
+        for channel, arguments in zip(out[1:].numpy(), enhancements, strict=True):
+            expected = enhance(out[:1, None].numpy(), mask=inside[None], **arguments)[0, 0]
+            np.testing.assert_allclose(channel[inside], expected[inside], atol=1e-5)
+        seen += 0.2 < inside.mean() < 0.9
+    assert seen == 10
+
+
+def test_enhancement_of_a_patch_that_is_the_image_is_that_of_preprocessing():
+    arguments = {"method": "fuzzy", "color": True}
+    picture = np.random.default_rng(0).normal(size=(3, 1, 24, 32)).astype(np.float32)
+    stored = torch.from_numpy(np.concatenate([picture, enhance(picture, **arguments)])[:, 0])
+    out = EnhanceAugmented([], [arguments])(image=stored.clone(), segmentation=torch.zeros(1, 24, 32))["image"]
+    torch.testing.assert_close(out, stored)
+    volume = np.random.default_rng(0).normal(size=(1, 6, 10, 12)).astype(np.float32)
+    arguments = {"method": "fuzzy", "volumetric": True}
+    stored = torch.from_numpy(np.concatenate([volume, enhance(volume, **arguments)]))
+    out = EnhanceAugmented([], [arguments])(image=stored.clone(), segmentation=torch.zeros(1, 6, 10, 12))["image"]
+    torch.testing.assert_close(out, stored)
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerDIN", "nnUNetTrainerDIN_nnUNetDA"])
+@pytest.mark.parametrize("setting", [True, False])
+def test_enhanced_channels_are_made_anew_where_intensities_are_augmented_and_the_plans_say_so(make, name, setting):
+    training = {"enhance_augmented": setting, "spatial_only": name == "nnUNetTrainerDIN"}
+    trainer = make(name, lambda plans: plans["configurations"]["2d"].update(training=training))
+    pipeline = trainer.get_training_transforms((40, 40), (-0.2, 0.2), None, None, False)
+    kinds = [type(t).__name__ for t in pipeline.transforms]
+    assert kinds[0] == "SpatialTransform"
+    assert (kinds[1] == "EnhanceAugmented") == ("EnhanceAugmented" in kinds) == (setting and not trainer.spatial_only)
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerDIN", "nnUNetTrainerDIN_nnUNetDA"])

@@ -35,6 +35,7 @@ from nnunet_din.nnunet.training_device import autocast_dtype
 from nnunet_din.nnunet.training_settings import check_training_settings
 
 from .checkpoints import KeepsCheckpoints, weight_names
+from .enhance_augmented import EnhanceAugmented
 from .loss_parts import LogsLossParts
 
 
@@ -77,6 +78,9 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
     spatial_only : bool
         Whether images are only rotated and flipped, as in the paper, and neither scaled nor changed in their
         intensities, as nnU-Net does besides.
+    enhance_augmented : bool
+        Whether the enhanced channels are those of the original as its intensities were augmented, see
+        :class:`nnunet_din.trainers.enhance_augmented.EnhanceAugmented`; without ``spatial_only``.
     p_rotation : float
         Probability of a random rotation.
     max_rotation : float or None
@@ -106,6 +110,7 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
     boundary_ramp = 0.2
     normalized_sobel = True
     spatial_only = True
+    enhance_augmented = True
     p_rotation = 0.5
     max_rotation: float | None = 20.0
     mirroring = True
@@ -134,6 +139,7 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
         self.get_training_transforms = partial(  # type: ignore[method-assign]
             type(self).get_training_transforms,
             versions=1 + len(enhancements),
+            enhancements=enhancements if self.enhance_augmented else (),
             spatial_only=self.spatial_only,
             p_rotation=self.p_rotation,
         )
@@ -239,20 +245,27 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
         *args,
         use_mask_for_norm: list[bool] | None = None,
         versions: int = 2,
+        enhancements: Sequence[dict] = (),
         spatial_only: bool | None = None,
         p_rotation: float | None = None,
         **kwargs,
     ) -> BasicTransform:
         """nnU-Net's pipeline, or less its intensity transforms and its scaling (the paper's section 4.2). The enhanced
-        channels are augmented like any other channel.
+        channels are augmented like any other channel; where intensities are augmented, they are then computed anew by
+        ``enhancements``, if there are any.
         """
         spatial_only = cls.spatial_only if spatial_only is None else spatial_only
         compose = nnUNetTrainer.get_training_transforms(
             *args, use_mask_for_norm=for_all_versions(use_mask_for_norm, versions), **kwargs
         )
+        # nnU-Net wraps every intensity transform, and no other, in RandomTransform.
         if spatial_only:
-            # nnU-Net wraps every intensity transform, and no other, in RandomTransform.
             compose.transforms = [t for t in compose.transforms if not isinstance(t, RandomTransform)]
+        elif enhancements:
+            first = next(i for i, t in enumerate(compose.transforms) if isinstance(t, RandomTransform))
+            intensities = [t for t in compose.transforms if isinstance(t, RandomTransform)]
+            others = [t for t in compose.transforms if not isinstance(t, RandomTransform)]
+            compose.transforms = [*others[:first], EnhanceAugmented(intensities, enhancements), *others[first:]]
         for transform in compose.transforms:
             if isinstance(transform, SpatialTransform):
                 transform.p_rotation = cls.p_rotation if p_rotation is None else p_rotation

@@ -64,6 +64,7 @@ SETTINGS: dict[str, Kind] = {
     "boundary_ramp": _SHARE,
     "normalized_sobel": _YES_OR_NO,
     "spatial_only": _YES_OR_NO,
+    "enhance_augmented": _YES_OR_NO,
     "p_rotation": _SHARE,
     "max_rotation": Kind("degrees from 0 to 180, or null for nnU-Net's range", float, least=0, most=180, optional=True),
     "mirroring": _YES_OR_NO,
