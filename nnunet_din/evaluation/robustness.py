@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from nnunet_din.data.corruption import CORRUPTION_VERSION, corrupt_file, refusal, sensible_corruptions
+from nnunet_din.data.corruption import CORRUPTION_VERSION, CORRUPTIONS, corrupt_file, refusal, sensible_corruptions
 from nnunet_din.data.images import read_image
 from nnunet_din.data.progress import progress
 from nnunet_din.evaluation.collection import NO_FOLD
@@ -124,7 +124,7 @@ class Study:
     seed : int
         See :func:`nnunet_din.data.corruption.corrupt_file`.
     missing : list of str
-        A sentence for each fold that is not there.
+        A sentence for each fold that is not there, and for corruptions that make no sense for the data set.
     """
 
     dataset_json: Path
@@ -144,6 +144,9 @@ class Study:
         for name in self.corruptions:
             if reason := refusal(name, any(self.ct), color):
                 raise ValueError(f"{reason} Leave it out of --corruptions.")
+        kind = "CT" if any(self.ct) else "colour pictures"
+        if not self.corruptions and (unfit := [name for name in CORRUPTIONS if refusal(name, any(self.ct), color)]):
+            self.missing.append(f"{', '.join(unfit)} make no sense for {kind} and are left out")
         self.corruptions = list(self.corruptions) or sensible_corruptions(any(self.ct), color)
 
     @property
