@@ -125,7 +125,7 @@ def quick_network(monkeypatch):
 
     def logits(self, data):
         logits = torch.zeros(4, *data.shape[1:])
-        logits[1] = data[0]
+        logits[1] = data[0] - 1
         return logits
 
     monkeypatch.setattr(nnUNetPredictor, "predict_logits_from_preprocessed_data", logits)
@@ -173,6 +173,7 @@ def test_a_bad_image_is_preprocessed_once_for_all_models(world, quick_network, p
     assert len(preprocessed) == 2 * 2 * 2, "other plans, other data"
 
 
+@pytest.mark.slow
 def test_neither_order_nor_company_changes_a_score(world, quick_network, tmp_path):
     keys = ["case", "corruption", "severity", "structure"]
     whole = score_study(study_of([ONE]), tmp_path / "a.jsonl").set_index(keys)["Dice"]
