@@ -13,6 +13,7 @@ from nnunet_din import __version__
 from nnunet_din.commands import (
     configure,
     convert,
+    corrupt,
     crossval,
     curves,
     demo,
@@ -24,6 +25,7 @@ from nnunet_din.commands import (
     leaderboard,
     predict,
     profile,
+    robustness,
     status,
     train_zero_dce,
 )
@@ -41,6 +43,8 @@ COMMANDS = (
     crossval,
     status,
     leaderboard,
+    robustness,
+    corrupt,
     figure,
     curves,
     predict,

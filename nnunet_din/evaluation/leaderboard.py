@@ -279,8 +279,8 @@ class Leaderboard:
                         "metric": _PRINTED[metric][0],
                         "structure": values["structure"],
                         "difference [95 %]": f"{mean} [{low}, {high}]",
-                        "p": _p(values["p"]),
-                        "p, Holm": _p(values["p_holm"]),
+                        "p": p_text(values["p"]),
+                        "p, Holm": p_text(values["p_holm"]),
                         "better / equal / worse": f"{values['better']} / {values['equal']} / {values['worse']}",
                     }
                 )
@@ -363,7 +363,7 @@ def _with_sd(metric: str, mean: float, sd: float) -> str:
     return _number(metric, mean) + ("" if math.isnan(sd) else f" ± {_number(metric, sd)}")
 
 
-def _p(p: float) -> str:
+def p_text(p: float) -> str:
     return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext, redirect_stdout, suppress
@@ -59,8 +59,8 @@ def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float]
         If a file is not whole or cannot be read, holds a value that is no label, or prediction and truth differ in
         shape or place.
     """
-    truth, place = _read(case.truth, labels, case.reader)
-    prediction, predicted_place = _read(case.prediction, labels, case.reader)
+    truth, place = read_placed(case.truth, labels, case.reader)
+    prediction, predicted_place = read_placed(case.prediction, labels, case.reader)
     if prediction.shape != truth.shape:
         raise ValueError(
             f"{case.prediction} has shape {prediction.shape} and its truth {case.truth} has shape {truth.shape}: "
@@ -73,6 +73,34 @@ def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float]
                 f"{_text(value)}: the two do not lie in the same place. Predict the images that the truth was drawn on."
             )
     spacing = place.get("spacing") or predicted_place.get("spacing") or [1.0] * truth.ndim
+    of_case = {"model": case.model, "fold": case.fold, "case": case.case}
+    return [of_case | row for row in score_maps(prediction, truth, spacing, labels, tolerances, merit)]
+
+
+def score_maps(
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    spacing: Sequence[float],
+    labels: Labels,
+    tolerances: Mapping[str, float],
+    merit: bool = False,
+) -> list[dict]:
+    """Compute the metrics of every structure of two label maps.
+
+    Parameters
+    ----------
+    prediction, truth
+        Label maps of the same shape, ``(Z, Y, X)`` or ``(Y, X)``.
+    spacing
+        Voxel size along each axis in mm.
+    labels, tolerances, merit
+        See :func:`score_case`.
+
+    Returns
+    -------
+    list of dict
+        One row a structure: ``structure`` and the metrics.
+    """
     if labels.ignore is not None:
         prediction = np.where(truth == labels.ignore, 0, prediction)
     rows = []
@@ -80,7 +108,7 @@ def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float]
         warnings.simplefilter("ignore")  # MONAI calls its own deprecated functions
         for structure, values in labels.structures.items():
             masks = np.isin(prediction, values), np.isin(truth, values)
-            row: dict[str, object] = {"model": case.model, "fold": case.fold, "case": case.case, "structure": structure}
+            row: dict[str, object] = {"structure": structure}
             row |= structure_metrics(*masks, spacing, tolerances[structure])
             rows.append(row | (merit_metrics(*masks) if merit else {}))
     return rows
@@ -129,13 +157,11 @@ def score_cases(
         "merit": merit,
     }
     keys = [_key(case, settings) for case in cases]
-    done = _read_cache(cache)
+    done = remembered(cache)
     todo = {key: case for key, case in zip(keys, cases, strict=True) if key not in done}
     reused = len(set(keys)) - len(todo)
     if reused:
         print(f"{reused} of {len(set(keys))} cases were scored before.", file=sys.stderr)
-    if cache:
-        cache.parent.mkdir(parents=True, exist_ok=True)
     errors: list[ValueError] = []
     with progress(total=len(todo), desc="scoring", unit="cases") if todo else nullcontext() as bar:
         for key, rows in _compute(todo, labels, tolerances, merit, processes):
@@ -146,8 +172,7 @@ def score_cases(
                 continue
             done[key] = rows
             if cache:
-                with cache.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps([key, rows]) + "\n")
+                remember(cache, key, rows)
     if errors and (left_out is None or len(errors) == len(set(keys))):
         more = f" (and {len(errors) - 1} more cases cannot be scored)" if len(errors) > 1 else ""
         raise ValueError(f"{errors[0]}{more}") from errors[0]
@@ -223,10 +248,15 @@ def _readers(name: str | None, file_ending: str) -> Iterator[type]:
     yield from (kind for kind in registry.LIST_OF_IO_CLASSES if file_ending.lower() in kind.supported_file_endings)
 
 
-def _read(path: Path, labels: Labels, reader: str | None) -> tuple[np.ndarray, dict[str, Sequence[float]]]:
+def read_placed(path: Path, labels: Labels, reader: str | None) -> tuple[np.ndarray, dict[str, Sequence[float]]]:
     """Label map, ``(Z, Y, X)``, or ``(Y, X)`` for a 2-D image, and what is known of its place.
 
     The place is the voxel size along the label map's axes in mm, ``spacing``, and origin and direction, or ``affine``.
+
+    Raises
+    ------
+    ValueError
+        If the file is not whole or cannot be read, or holds a value that is no label.
     """
     from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
@@ -265,13 +295,18 @@ def _read(path: Path, labels: Labels, reader: str | None) -> tuple[np.ndarray, d
 def _key(case: ScoredCase, settings: dict) -> str:
     files = []
     for path in (case.prediction, case.truth):
-        for file in (path, path.with_suffix(".json")):  # the second: the spacing of a TIFF volume
-            if file is path or file.is_file():
-                files.append([str(file), file.stat().st_mtime_ns, file.stat().st_size])
+        # The second: the spacing of a TIFF volume.
+        files += states(file for file in (path, path.with_suffix(".json")) if file is path or file.is_file())
     return json.dumps([files, settings])
 
 
-def _read_cache(cache: Path | None) -> dict[str, list[dict]]:
+def states(files: Iterable[Path]) -> list[list]:
+    """Name, time and size of files, which tell whether they are the same as when something was made of them."""
+    return [[str(file), file.stat().st_mtime_ns, file.stat().st_size] for file in files]
+
+
+def remembered(cache: Path | None) -> dict[str, list[dict]]:
+    """Rows of what has been scored, by what was scored; nothing without such a file."""
     done = {}
     if cache and cache.is_file():
         for line in cache.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -281,3 +316,10 @@ def _read_cache(cache: Path | None) -> dict[str, list[dict]]:
             except (TypeError, ValueError):  # cut off by an interruption, or damaged
                 continue
     return done
+
+
+def remember(cache: Path, key: str, rows: Sequence[Mapping]) -> None:
+    """Add what was scored to the file that :func:`remembered` reads; its folder is made if needed."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with cache.open("a", encoding="utf-8") as file:
+        file.write(json.dumps([key, rows]) + "\n")

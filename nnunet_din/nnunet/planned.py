@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,15 @@ import numpy as np
 
 from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.nnunet.labels import number_of_channels
+from nnunet_din.nnunet.plans import resolve
+
+#: What a configuration and plans say that does not change a preprocessed image. What is not known does.
+_NOT_OF_IMAGES = {
+    *("architecture", "batch_dice", "batch_size", "data_identifier", "median_image_size_in_voxels", "next_stage"),
+    *("patch_size", "previous_stage", "resampling_fn_seg", "resampling_fn_seg_kwargs", "resampling_fn_probabilities"),
+    *("resampling_fn_probabilities_kwargs", "training"),
+}
+_OF_IMAGES = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,14 @@ class PlannedModel:
     def enhancements(self) -> list[dict]:
         """See :func:`nnunet_din.enhancement.entry.enhancements_of`."""
         return enhancements_of(self.configuration_manager.configuration)
+
+    @cached_property
+    def preprocessing(self) -> str:
+        """What the plans say about preprocessing: the same text for models whose networks get the same data."""
+        configuration = resolve(self.plans, self.configuration)
+        settings = {key: value for key, value in configuration.items() if key not in _NOT_OF_IMAGES}
+        settings |= {key: self.plans.get(key) for key in _OF_IMAGES}
+        return json.dumps(settings, sort_keys=True)
 
     def preprocess(self, files: Sequence[Path]) -> tuple[np.ndarray, dict]:
         """What the network gets of a case, and what nnU-Net notes on the way there.

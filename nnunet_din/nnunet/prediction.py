@@ -191,21 +191,40 @@ def predict_case(model: TrainedModel, predictor: nnUNetPredictor, files: Sequenc
     OSError
         If the label map cannot be written.
     """
-    import torch
-    from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
-
     for file in files:
         check_file(file)
     data, properties = model.preprocess(files)
+    labels = predict_preprocessed(model, predictor, data, properties)
+    write_label_map(target, labels, properties, model.reader)
+    return Prediction(labels, data, properties)
+
+
+def predict_preprocessed(
+    model: TrainedModel, predictor: nnUNetPredictor, data: np.ndarray, properties: dict
+) -> np.ndarray:
+    """Predict what :meth:`nnunet_din.nnunet.planned.PlannedModel.preprocess` gives, of this model or of another one of
+    the same :attr:`~nnunet_din.nnunet.planned.PlannedModel.preprocessing`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Label map, shape ``(Z, Y, X)`` as the data set's reader reads it.
+
+    Raises
+    ------
+    ValueError
+        If the network's output is not finite.
+    """
+    import torch
+    from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+
     logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
     if not torch.isfinite(torch.stack(torch.aminmax(logits))).all():
         raise ValueError("The network's output is NaN or infinite, and no label map follows from it.")
-    labels = convert_predicted_logits_to_segmentation_with_correct_shape(
+    return convert_predicted_logits_to_segmentation_with_correct_shape(
         logits,
         model.manager,
         model.configuration_manager,
         model.manager.get_label_manager(model.dataset_json),
         properties,
     )
-    write_label_map(target, labels, properties, model.reader)
-    return Prediction(labels, data, properties)
