@@ -123,6 +123,8 @@ def plan(settings: dict, study: Study) -> None:
             subprocess.run(shlex.split(command), check=True)
     for command in settings.get("configure", []):
         subprocess.run(["nnunet-din", "configure", "-d", study.dataset, *shlex.split(command)], check=True)
+    for arguments in settings.get("preprocess", []):
+        subprocess.run(["nnUNetv2_preprocess", "-d", study.dataset, *shlex.split(arguments)], check=True)
     check_split(study)
 
 

@@ -75,6 +75,16 @@ def test_another_batch(path):
     assert manager.batch_size == 3 and manager.data_identifier.endswith("_2d")
 
 
+def test_parameters_of_the_enhancement(path, capsys):
+    """Every enhancement gets them, and data of its own."""
+    assert configure("--name", "2d_smooth", "--set-enhancement", "smoothing=1.5") == 0
+    plans = json.loads(path.read_text())
+    new, old = (plans["configurations"][name] for name in ("2d_smooth", "2d"))
+    assert new["enhancement"] == {**old["enhancement"], "smoothing": 1.5}
+    assert new["data_identifier"] == f"{plans['plans_name']}_2d_smooth"
+    assert "nnUNetv2_preprocess" in capsys.readouterr().out
+
+
 def test_another_enhancement_gets_data_of_its_own_and_a_stream_for_each(path, capsys):
     assert configure("--name", "2d_twice", "--enhancement", "fuzzy", "fuzzy") == 0
     plans = json.loads(path.read_text())
@@ -202,6 +212,8 @@ def test_nothing_is_written_in_a_dry_run_or_over_what_is_there(path, capsys):
         (["--name", "x", "--set", "fusion"], "--set takes KEY=VALUE"),
         (["--name", "x", "--from", "2d_y"], "no configuration '2d_y'"),
         (["--name", "x", "--enhancement", "magic"], "Unknown enhancement 'magic'"),
+        (["--name", "x", "--set-enhancement", "magic=1"], "unexpected keyword argument 'magic'"),
+        (["--name", "x", "--set-enhancement", "smoothing=-1"], "The smoothing must be positive, got -1"),
         (["--name", "x", "--set-training", "epochs=3"], "no setting 'epochs'; did you mean 'num_epochs'? Settings: "),
         (["--name", "x", "--set-training", "num_epochs=0"], "num_epochs must be a whole number from 1 on, got 0"),
         (["--name", "x", "--set-training", "num_epochs=1.5"], "got 1.5"),

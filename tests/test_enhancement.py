@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 
 import literal
@@ -18,6 +19,7 @@ from nnunet_din.enhancement import (
     fuzzy_membership,
     to_unit_interval,
 )
+from nnunet_din.enhancement.intensity import smooth
 
 SIGMA_U = math.sqrt(1 / 3)
 
@@ -161,6 +163,26 @@ def test_slices_of_a_constant_volume_and_without_foreground_are_zero():
     mask[1] = False
     e = enhance_slices(data, mask=mask)
     assert e[0, 0].any() and not e[0, 1].any()
+
+
+@pytest.mark.parametrize("volumetric", [False, True])
+def test_smoothing_comes_before_everything_else(volumetric):
+    volume = np.random.default_rng(0).normal(size=(2, 5, 12, 9))
+    sigmas = (0, 1.5 * volumetric, 1.5, 1.5)
+    smoothed = scipy.ndimage.gaussian_filter(volume, sigmas, mode="nearest")
+    expected = enhance(smoothed, volumetric=volumetric)
+    np.testing.assert_allclose(enhance(volume, smoothing=1.5, volumetric=volumetric), expected, atol=1e-12)
+
+
+def test_what_is_outside_the_mask_is_not_smoothed_into_it():
+    rng = np.random.default_rng(0)
+    mask = np.zeros((2, 12, 9), bool)
+    mask[:, 2:9, 1:7] = True
+    volume = rng.normal(size=(1, 2, 12, 9))
+    other = np.where(mask, volume, 100 * rng.normal(size=volume.shape))
+    results = [enhance(v, mask=mask, smoothing=1.0)[:, mask] for v in (volume, other)]
+    np.testing.assert_allclose(*results, atol=1e-12)
+    np.testing.assert_allclose(smooth(np.full(volume.shape, 3.0), 2.0, mask), 3.0)
 
 
 def test_unknown_method_lists_the_known_ones():

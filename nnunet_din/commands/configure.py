@@ -49,6 +49,13 @@ def add_parser(subparsers) -> None:
         help="enhancements in place of the inherited ones; several give the network as many more streams",
     )
     parser.add_argument(
+        "--set-enhancement",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="parameters of the enhancements, for example smoothing=1",
+    )
+    parser.add_argument(
         "--paper-tables",
         action="store_true",
         help="add the configurations of the paper's tables; --from 3d_fullres, those that volumes can have",
@@ -62,9 +69,11 @@ def run(args: argparse.Namespace) -> int:
     """Add the configurations that the arguments ask for to the plans."""
     if args.paper_tables == bool(args.name):
         raise ValueError("Give either --name with what is different, or --paper-tables.")
-    if args.paper_tables and (args.set or args.set_training or args.enhancement or args.batch_size is not None):
+    changes = (args.set, args.set_training, args.enhancement, args.set_enhancement, args.batch_size is not None)
+    if args.paper_tables and any(changes):
         raise ValueError(
-            "--set, --set-training, --batch-size and --enhancement go with --name, not with --paper-tables."
+            "--set, --set-training, --batch-size, --enhancement and --set-enhancement go with --name, not with "
+            "--paper-tables."
         )
     if args.name == args.base:
         raise ValueError(f"A configuration cannot inherit from itself: choose another --name than {args.name}.")
@@ -97,6 +106,7 @@ def _new_configurations(args: argparse.Namespace, path: Path, plans: Mapping) ->
     own = {args.name: (_values(args.set, "--set"), args.enhancement)}
     wanted = paper_tables(args.base) if args.paper_tables else own
     training = _values(args.set_training, "--set-training")
+    parameters = _values(args.set_enhancement, "--set-enhancement")
     added: dict[str, dict] = {}
     notes: list[str] = []
     for name, (network, methods) in wanted.items():
@@ -107,7 +117,7 @@ def _new_configurations(args: argparse.Namespace, path: Path, plans: Mapping) ->
             )
             continue
         try:
-            configuration = derive(plans, args.base, name, network, methods, training, args.batch_size)
+            configuration = derive(plans, args.base, name, network, methods, training, args.batch_size, parameters)
         except NoVolumesError as error:
             if not args.paper_tables:
                 raise

@@ -17,7 +17,7 @@ import numpy as np
 
 from nnunet_din.enhancement.fuzzy import fuzzy_enhance, fuzzy_enhance_volume, fuzzy_membership
 from nnunet_din.enhancement.histogram import adaptive_histogram_equalize, histogram_equalize
-from nnunet_din.enhancement.intensity import to_unit_interval
+from nnunet_din.enhancement.intensity import smooth, to_unit_interval
 
 
 def _zero_dce(f, **parameters):
@@ -74,6 +74,7 @@ def enhance(
     percentiles: Sequence[float] = (0.5, 99.5),
     limit: float = 0.99,
     volumetric: bool = False,
+    smoothing: float = 0.0,
     **parameters,
 ) -> np.ndarray:
     """Enhance a volume as the plans say: each whole slice along the last two axes on its own, or all of it at once.
@@ -93,6 +94,9 @@ def enhance(
         See :func:`to_unit_interval`.
     volumetric
         Whether the volume is enhanced as a whole: for voxels whose edges are near equal.
+    smoothing
+        Standard deviation in voxels of a Gaussian that comes first, along the axes that are enhanced together: an
+        enhancement of contrast is also one of noise. 0 is none.
     **parameters
         Passed to the method.
 
@@ -117,6 +121,8 @@ def enhance(
     if data.ndim != 4:
         raise ValueError(f"Expected data of shape (C, Z, H, W), got {data.shape}.")
     out = np.zeros(data.shape, np.result_type(data.dtype, np.float32))
+    if smoothing:
+        data = smooth(data, smoothing, mask, axes=3 if volumetric else 2)
     for channels in [slice(None)] if color else [slice(c, c + 1) for c in range(len(data))]:
         f = to_unit_interval(data[channels], percentiles=percentiles, limit=limit, mask=mask)
         # Slices one at a time: their temporaries stay in the cache.

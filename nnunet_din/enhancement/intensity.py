@@ -1,4 +1,4 @@
-"""From intensities of any scale to (-1, 1), the range on which the enhancement works."""
+"""What comes before the enhancement: less noise, and from intensities of any scale to (-1, 1)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,43 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
+
+
+def smooth(data: np.ndarray, sigma: float, mask: np.ndarray | None = None, axes: int = 2) -> np.ndarray:
+    """Smooth by a Gaussian along the last axes.
+
+    Parameters
+    ----------
+    data
+        Intensities, shape ``(C, Z, H, W)``.
+    sigma
+        Standard deviation of the Gaussian in voxels, > 0.
+    mask
+        Boolean, shape ``(Z, H, W)``: only its voxels enter the averages and are smoothed. None: all.
+    axes
+        Number of axes, 2 or 3.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape of ``data``, floating dtype.
+
+    Raises
+    ------
+    ValueError
+        If ``sigma`` is not positive.
+    """
+    if not sigma > 0:
+        raise ValueError(f"The smoothing must be positive, got {sigma}.")
+    data = data.astype(np.result_type(data.dtype, np.float32), copy=False)
+    sigmas = (0.0,) * (data.ndim - axes) + (sigma,) * axes
+    if mask is None:
+        return gaussian_filter(data, sigmas, mode="nearest")
+    mask = np.broadcast_to(mask, data.shape)
+    share = gaussian_filter(mask.astype(data.dtype), sigmas, mode="nearest")
+    total = gaussian_filter(data * mask, sigmas, mode="nearest")
+    return np.divide(total, share, out=data.copy(), where=mask)
 
 
 def to_unit_interval(

@@ -68,6 +68,7 @@ def derive(
     methods: Sequence[str] | None = None,
     training: Mapping | None = None,
     batch_size: int | None = None,
+    parameters: Mapping | None = None,
 ) -> dict:
     """A configuration that inherits from ``base`` and differs from it.
 
@@ -85,6 +86,8 @@ def derive(
         Settings of the training in addition to inherited ones, see :mod:`nnunet_din.nnunet.training_settings`.
     batch_size
         Patches in a batch, 1 or more; None: as many as inherited.
+    parameters
+        Parameters of the enhancements to set, see :func:`nnunet_din.enhancement.enhance`.
 
     Returns
     -------
@@ -95,7 +98,7 @@ def derive(
     ------
     ValueError
         If there is no such configuration, it is not one of DIN's, the network cannot be built, a setting of the
-        training is unknown, or the batch is empty.
+        training or a parameter of the enhancement is unknown, or the batch is empty.
     """
     import torch
 
@@ -114,8 +117,12 @@ def derive(
         if batch_size < 1:
             raise ValueError(f"A batch holds 1 patch or more, not {batch_size}.")
         configuration["batch_size"] = batch_size
-    if methods is not None:
+    if methods is not None or parameters:
+        methods = methods or [entry["method"] for entry in enhancements]
         enhancements = [_enhancement(method, enhancements, plans["dataset_name"]) for method in methods]
+        enhancements = [{**entry, **(parameters or {})} for entry in enhancements]
+        for entry in enhancements:
+            _try(entry)
         configuration |= {
             "data_identifier": f"{plans['plans_name']}_{name}",
             "enhancement": enhancements if len(enhancements) > 1 else enhancements[0],
@@ -179,6 +186,18 @@ def _enhancement(method: str, inherited: Sequence[Mapping], dataset: str) -> dic
 
         shared |= zero_dce_parameters(weights_file(dataset))
     return {"method": method, **shared, "color": inherited[0].get("color", False)}
+
+
+def _try(entry: Mapping) -> None:
+    """Enhance a small image, whose errors are those of the parameters."""
+    import numpy as np
+
+    from nnunet_din.enhancement import enhance
+
+    try:
+        enhance(np.random.default_rng(0).normal(size=(3, 4, 8, 8)), **entry)
+    except TypeError as error:
+        raise ValueError(f"The enhancement {dict(entry)} cannot be computed: {error}.") from error
 
 
 def has_enhancement(plans: Mapping, configuration: str) -> bool:
