@@ -80,6 +80,8 @@ class Scale:
         Preset -> GB that its batch is planned for.
     planned_patch : tuple of int
         Patch of that batch.
+    stock : tuple of str
+        nnU-Net's networks that DIN is compared with.
     literal : tuple of str
         Presets that are compared with their literal twin, and ``literal_shape`` their batch and patch.
     windows : tuple of int
@@ -107,6 +109,7 @@ class Scale:
     counted_classes: tuple[int, ...] = (4, 16, 118)
     planned: tuple[tuple[str, float], ...] = (("tiny", 12.0), ("base", 24.0))
     planned_patch: tuple[int, ...] = (256, 216)
+    stock: tuple[str, ...] = STOCK
     literal: tuple[str, ...] = ("fast", "base")
     literal_shape: tuple[int, ...] = (2, 224, 224)
     windows: tuple[int, ...] = (64, 256, 216)
@@ -125,6 +128,7 @@ TINY = Scale(
     counted_classes=(4, 16),
     planned=(("atto", 0.3),),
     planned_patch=(32, 32),
+    stock=STOCK[:1],
     literal=("fast",),
     literal_shape=(1, 32, 32),
     windows=(2, 30, 30),
@@ -515,7 +519,7 @@ def entries(scale: Scale) -> dict[str, list[Entry]]:
     """Whose speed is compared: in 2-D, in 3-D, and in the batches that the planners take for their memory target."""
     result = {}
     for batch, *patch in scale.compared:
-        compiled = [Entry(name, tuple(patch), batch) for name in ("DIN fast", *STOCK)]
+        compiled = [Entry(name, tuple(patch), batch) for name in ("DIN fast", *scale.stock)]
         result[f"{len(patch)}-D"] = [*compiled, Entry("DIN fast", tuple(patch), batch, compiled=False)]
     result["planned"] = [Entry(f"DIN {name}", scale.planned_patch, None, gb) for name, gb in scale.planned]
     return result

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
-from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities import find_class_by_name
 from torch import nn
@@ -90,7 +89,7 @@ def test_plans_have_the_last_word_on_the_training(make, monkeypatch):
         compose = each.get_training_transforms((40, 40), rotation, None, (0, 1), False)
         spatial = [t for t in compose.transforms if isinstance(t, SpatialTransform)]
         assert [t.p_rotation for t in spatial] == [p]
-        assert any(isinstance(t, RandomTransform) for t in compose.transforms) == (each is trainer)
+        assert any(isinstance(t, EnhanceAugmented) for t in compose.transforms) == (each is trainer)
     lines = []
     monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
     monkeypatch.setattr(trainer, "print_to_log_file", lambda *args, **kwargs: lines.append(" ".join(map(str, args))))
