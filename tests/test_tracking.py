@@ -155,5 +155,5 @@ def test_weights_and_biases_get_everything(run, monkeypatch):
     config = json.loads(json.dumps(dict(logger.run.config), default=str))
     wandb.finish()
     assert CURVES | PARTS | {"loss_weights/boundary", "final_val/foreground_dice"} <= logged
-    assert config["hparas"]["num_epochs"] == 4 and config["hparas"]["initial_lr"] == 5e-4
+    assert config["hparas"]["num_epochs"] == 4 and config["hparas"]["initial_lr"] == 1e-3
     assert any((Path(trainer.output_folder) / "wandb").glob("offline-run-*/*.wandb"))
