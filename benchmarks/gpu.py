@@ -150,6 +150,8 @@ class Entry:
         Its edges.
     batch : int or None
         Images a step; None: as many as the planners take for ``gigabytes``.
+    gigabytes : float
+        Memory target where there is no batch.
     compiled : bool
         Whether it is compiled.
     """

@@ -9,9 +9,11 @@ from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pandas as pd
 
 from nnunet_din.data.files import write_text
+from nnunet_din.data.images import read_image, read_label_map
 from nnunet_din.evaluation.comparison import Case, Comparison, read_row
 from nnunet_din.evaluation.leaderboard import p_text
 from nnunet_din.evaluation.metrics import POLICY
@@ -22,6 +24,7 @@ from nnunet_din.evaluation.statistics import MEAN, compare_with_reference, inter
 from nnunet_din.nnunet.labels import label_names
 from nnunet_din.plotting.panel import panel
 from nnunet_din.plotting.robustness import dice_by_severity
+from nnunet_din.plotting.selection import largest_slice
 from nnunet_din.plotting.style import save_both, save_figure
 
 #: Measure -> heading of its paired differences.
@@ -231,7 +234,8 @@ def typical_case(report: RobustnessReport, study: Study) -> CleanCase:
 
 
 def draw_case(study: Study, case: CleanCase, path: Path) -> Path:
-    """Draw a case, clean and at the highest severity of every corruption, with what the models make of it.
+    """Draw the slice of a case in which the truth is largest, clean and at the highest severity of every corruption,
+    with what the models make of it.
 
     Parameters
     ----------
@@ -245,10 +249,12 @@ def draw_case(study: Study, case: CleanCase, path: Path) -> Path:
     names = label_names(study.description)
     reader = networks[0].model.reader
     comparison = Comparison([], reader, study.labels.structures, study.labels.ignore, names, planned)
+    truth = read_label_map(case.truth, reader)
+    index = largest_slice(np.moveaxis(truth, read_image(case.images[0]).slice_axis, 0))
     rows: list[dict] = []
     for corruption, severity in study.bad:
         if corruption == CLEAN or severity == max(study.severities):
-            row = _case_row(study, networks, comparison, case, (corruption, severity), rows)
+            row = _case_row(study, networks, comparison, case, (corruption, severity), index)
             if planned is None:
                 del row["enhanced"]
             rows.append(row)
@@ -261,9 +267,9 @@ def _case_row(
     comparison: Comparison,
     case: CleanCase,
     bad: tuple[str, int],
-    before: Sequence[Mapping],
+    index: int,
 ) -> dict:
-    """Predict one bad image, and make its row: the slice of the clean one, where the truth has most."""
+    """Predict one bad image, and make the row of one of its slices."""
     from nnunet_din.nnunet.prediction import predict_case
 
     with study.corrupted(case, *bad) as images, TemporaryDirectory() as folder:
@@ -274,4 +280,4 @@ def _case_row(
                 predict_case(network.model, network.predictor, images, maps[network.name])
         name = bad[0].replace("_", " ") + (f" {bad[1]}" if bad[1] else "")
         shown = Case(name, images, 0, case.truth, maps)
-        return read_row(shown, comparison, index=before[0]["index"] if before else None, boxes=0, crop=False)
+        return read_row(shown, comparison, index=index, boxes=0, crop=False)

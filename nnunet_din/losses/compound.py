@@ -101,14 +101,13 @@ class DINLoss(nn.Module):
         # The meta device, on which memory is counted, has no autocast to switch off.
         with nullcontext() if target.is_meta else torch.autocast(target.device.type, enabled=False):
             truth, valid = self._truth(target, outputs[0].shape[1])
-            scenes = [_at_size(truth, valid, x.shape[2:]) for x in outputs]
-            sums = (self._overlap(x, *scene) for x, scene in zip(outputs, scenes, strict=True))
+            compared = [(x, *_at_size(truth, valid, x.shape[2:])) for x in outputs]
+            sums = (self._overlap(*output) for output in compared)
             ce, *of_dice = (torch.stack(terms) for terms in zip(*sums, strict=True))
             parts = {"ce": ce, "dice": self.dice.of_sums(*of_dice)}
             loss = self.weight_ce * parts["ce"] + self.weight_dice * parts["dice"]  # eq. 10
             if self.boundary is not None:
-                boundaries = (self._boundary(x, *scene) for x, scene in zip(outputs, scenes, strict=True))
-                parts["boundary"] = torch.stack(list(boundaries))
+                parts["boundary"] = torch.stack([self._boundary(*output) for output in compared])
                 loss = loss + self.weight_boundary * parts["boundary"]
             self.parts = {name: of_output[0].detach() for name, of_output in parts.items()}
             return loss

@@ -122,7 +122,7 @@ def derive(
         enhancements = [_enhancement(method, enhancements, plans["dataset_name"]) for method in methods]
         enhancements = [{**entry, **(parameters or {})} for entry in enhancements]
         for entry in enhancements:
-            _try(entry)
+            _check_enhancement(entry)
         configuration |= {
             "data_identifier": f"{plans['plans_name']}_{name}",
             "enhancement": enhancements if len(enhancements) > 1 else enhancements[0],
@@ -188,7 +188,7 @@ def _enhancement(method: str, inherited: Sequence[Mapping], dataset: str) -> dic
     return {"method": method, **shared, "color": inherited[0].get("color", False)}
 
 
-def _try(entry: Mapping) -> None:
+def _check_enhancement(entry: Mapping) -> None:
     """Enhance a small image, whose errors are those of the parameters."""
     import numpy as np
 
