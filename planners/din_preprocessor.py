@@ -17,9 +17,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_din.data.files import read_json, written_whole
 from nnunet_din.data.integrity import WrongLabel, check_file, check_labels, find_outlier
 from nnunet_din.enhancement import enhance
-from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.nnunet.folders import nnunet_folder
 from nnunet_din.nnunet.labels import check_label_numbers, number_of_channels, read_dataset_json
+from nnunet_din.nnunet.plans import enhancements_of
 
 try:
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params

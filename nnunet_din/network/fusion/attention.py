@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_din.containers import ModuleList
+from nnunet_din.data.names import check_known
 from nnunet_din.dimensions import channels_first, channels_last, convolution
 from nnunet_din.network.ops import ceil_div, exporting, pointwise
 
@@ -64,8 +65,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide the {dim} channels of the stage.")
-        if attention not in ATTENTIONS:
-            raise ValueError(f"Unknown attention '{attention}'. Known: {', '.join(ATTENTIONS)}.")
+        check_known("attention", attention, ATTENTIONS)
         self.axial = attention == "axial"
         self.window = window_edges(window_size, kernel_size)
         self.num_heads = num_heads

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_din.containers import ModuleList
+from nnunet_din.data.names import check_known
 from nnunet_din.dimensions import convolution
 from nnunet_din.network.fusion.attention import CrossAttention
 from nnunet_din.network.fusion.base import Fusion
@@ -78,8 +79,7 @@ class GatedFeedForward(nn.Module):
 
 def depthwise(channels: int, kernel_size: Sequence[int], kind: str) -> nn.Module:
     """Convolution of each channel by itself, where the kind has one."""
-    if kind not in CONVOLUTION_KINDS:
-        raise ValueError(f"Unknown kind of convolution '{kind}'. Known: {', '.join(CONVOLUTION_KINDS)}.")
+    check_known("kind of convolution", kind, CONVOLUTION_KINDS)
     return convolution(channels, channels, kernel_size, groups=channels) if kind == "depthwise" else nn.Identity()
 
 
