@@ -52,7 +52,7 @@ class StepMemory:
     input_channels: int
     num_classes: int
 
-    @lru_cache  # noqa: B019  (few, and small)
+    @lru_cache  # noqa: B019 - a small cache
     def bytes(self, batch: int, patch: tuple[int, ...], checkpointing: bool) -> int:
         """Count the peak for a batch of patches, with or without activation checkpointing."""
         arguments = {**self.arguments, "checkpointing": checkpointing}
@@ -229,7 +229,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
 
     @staticmethod
     def static_estimate_VRAM_usage(*args, **kwargs):
-        """As in nnU-Net, with ``nnUNet_n_proc_DA=0``, too, which it takes for a number of threads."""
+        """Estimate as nnU-Net does, which takes ``nnUNet_n_proc_DA=0`` for a number of threads and fails."""
         workers = os.environ.get("nnUNet_n_proc_DA")
         if workers != "0":
             return ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)

@@ -61,22 +61,22 @@ class DualInteractionNetwork(nn.Module):
     decoder, decoder_channels
         Name of the decoder and its width. It decodes at the first stage's resolution.
     checkpointing
-        Keep only the inputs of the encoders' blocks and of the DIFMs for the backward pass, and compute the rest again
-        there: less memory, more time, the same outputs and gradients.
+        Whether only the inputs of the encoders' blocks and of the DIFMs are kept for the backward pass, which computes
+        the rest again: less memory, more time, the same outputs and gradients.
     stem_stride
         Stride of the encoder's stem, see :class:`nnunet_din.network.ConvNeXtEncoder`.
     upsampling
-        How logits come from the first stage's resolution to the image's behind a stem of stride 2: "bilinear" (of three
+        Way from the first stage's resolution to the image's behind a stem of stride 2: "bilinear" (of three
         axes: trilinear), or "pixel_shuffle", where the decoder predicts the logits of all pixels of a feature. What a
         larger stride of the encoder still lacks is bilinear.
     strides, kernel_sizes
-        Of the encoder's stages along each axis, see :class:`nnunet_din.network.ConvNeXtEncoder` and
-        :class:`nnunet_din.network.PlainEncoder`. With three axes the network is for volumes. The convolutions of the
-        fusions and of the decoder are 3, too, or 1 along axes where those of the stage are. None: images with two axes,
-        ``stem_stride``, and 3 along both.
+        Strides and kernel sizes of the encoder's stages along each axis, see
+        :class:`nnunet_din.network.ConvNeXtEncoder` and :class:`nnunet_din.network.PlainEncoder`. With three axes the
+        network is for volumes. The convolutions of the fusions and of the decoder are 3, too, or 1 along axes where
+        those of the stage are. None: images with two axes, ``stem_stride``, and 3 along both.
     fusion_kernel
-        Kernel of the fusions' convolutions along each axis, 1 or 3, at every level; never more than the stage's. None:
-        3. ``[1, 3, 3]`` fuses volumes slice by slice: the encoders and the decoder alone look across.
+        Kernel size of the fusions' convolutions along each axis, 1 or 3, at every level; never more than the stage's.
+        None: 3. ``[1, 3, 3]`` fuses volumes slice by slice: the encoders and the decoder alone look across.
     deep_supervision
         Whether the network has auxiliary heads, see :meth:`add_auxiliary_heads`. nnU-Net and other programs pass it to
         every network; DIN's trainers add the heads themselves.
@@ -142,8 +142,8 @@ class DualInteractionNetwork(nn.Module):
         outputs = num_classes * math.prod(self.subpixels)
         self.decoder = build_decoder(decoder, self.encoders[0].channels, outputs, decoder_channels, kernels[0])
         self.auxiliary_heads: AuxiliaryHeads | None = None
-        # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions): keep
-        # them last in memory. On a CPU, large depthwise kernels of volumes are quicker that way, too.
+        # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions), so
+        # that they are last in memory. On a CPU, large depthwise kernels of volumes are quicker that way, too.
         self.to(memory_format=CHANNELS_LAST[self.dimensions])
         if deep_supervision:
             warnings.warn(NOT_NNUNETS_OUTPUTS, stacklevel=2)
@@ -165,7 +165,7 @@ class DualInteractionNetwork(nn.Module):
         """A fusion a stage; encoders leave out what none of them uses."""
         streams = len(self.encoders)
         fusions = ModuleList(
-            build_fusion(name, dim, streams, fused_along(kernel, fusion_kernel), **options)
+            build_fusion(name, dim, streams, fusion_kernel_of_stage(kernel, fusion_kernel), **options)
             for name, dim, kernel in zip(names, self.encoders[0].channels, kernels, strict=False)
         )
         for encoder in self.encoders:
@@ -319,7 +319,7 @@ def subpixels(upsampling: str, stem_stride: Sequence[int]) -> tuple[int, ...]:
     return tuple(stem_stride if upsampling == "pixel_shuffle" else [1] * len(stem_stride))
 
 
-def fused_along(of_stage: Sequence[int], fusion_kernel: Sequence[int] | None) -> list[int]:
+def fusion_kernel_of_stage(stage_kernel: Sequence[int], fusion_kernel: Sequence[int] | None) -> list[int]:
     """Kernel of a stage's fusion along each axis: that of the stage, or a smaller one that is asked for.
 
     Raises
@@ -328,9 +328,9 @@ def fused_along(of_stage: Sequence[int], fusion_kernel: Sequence[int] | None) ->
         If it is not 1 or 3 along each axis of the image.
     """
     if fusion_kernel is None:
-        return list(of_stage)
-    if len(fusion_kernel) != len(of_stage) or any(k not in (1, 3) for k in fusion_kernel):
+        return list(stage_kernel)
+    if len(fusion_kernel) != len(stage_kernel) or any(k not in (1, 3) for k in fusion_kernel):
         raise ValueError(
-            f"fusion_kernel must be 1 or 3 for each of the {len(of_stage)} axes of the images, got {fusion_kernel}."
+            f"fusion_kernel must be 1 or 3 for each of the {len(stage_kernel)} axes of the images, got {fusion_kernel}."
         )
-    return [min(pair) for pair in zip(of_stage, fusion_kernel, strict=True)]
+    return [min(pair) for pair in zip(stage_kernel, fusion_kernel, strict=True)]

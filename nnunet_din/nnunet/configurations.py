@@ -154,7 +154,7 @@ def network_arguments(inherited: Mapping, network: Mapping, enhancements: Sequen
     inherited, network
         Arguments of the other one's network, and those to set.
     enhancements
-        Of the configuration, one for each enhanced version; None: the inherited number of them.
+        Enhancements of the configuration, one for each enhanced version; None: as many as inherited.
     """
     from nnunet_din.network.encoders import has_layer_scale
 

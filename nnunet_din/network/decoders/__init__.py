@@ -29,7 +29,7 @@ def build_decoder(
     in_channels, num_classes, channels
         Channels of the levels and of the logits, and the decoder's width.
     kernel_size
-        Of its convolutions along each axis.
+        Kernel size of its convolutions along each axis.
 
     Raises
     ------

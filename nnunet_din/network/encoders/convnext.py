@@ -81,7 +81,7 @@ class ConvNeXtEncoder(Encoder):
     drop_path_rate
         Stochastic depth of the last block; it grows linearly from 0 at the first.
     checkpointing
-        Keep only the input of each block for the backward pass, and compute the block again there.
+        Whether only the input of each block is kept for the backward pass, which computes the block again.
     stem_stride
         1 is the paper's stem. 2 halves the resolution of every stage, for a quarter of the arithmetic. For images with
         two axes.
