@@ -29,6 +29,7 @@ from nnunet_din.data.files import HeldFileError, folder_written_whole, read_json
 from nnunet_din.data.images import save
 from nnunet_din.data.weight_files import read_checkpoint, read_tensors, write_checkpoint, write_tensors
 from nnunet_din.deployment import sharing
+from nnunet_din.nnunet.shared import files_in
 from nnunet_din.planners.din_planners import nnUNetPlannerDINAtto
 from nnunet_din.plotting.style import save_figure
 from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
@@ -193,8 +194,6 @@ def test_every_module_is_imported_without_what_posix_has(monkeypatch):
 def test_names_of_both_systems_in_what_is_shared(tmp_path):
     """A model that is exported on Windows is imported elsewhere."""
     write_text(tmp_path / "fold_0" / "validation" / "summary.json", "{}")
-    (name,) = sharing._files_in(tmp_path)
-    assert name == "fold_0/validation/summary.json"
-    summary = {"metric_per_case": [{"prediction_file": "C:\\results\\a.nii.gz"}, {"prediction_file": "/home/b.nii.gz"}]}
-    names = [case["prediction_file"] for case in sharing._without_folders(summary)["metric_per_case"]]
-    assert names == ["a.nii.gz", "b.nii.gz"]
+    assert list(files_in(tmp_path)) == ["fold_0/validation/summary.json"]
+    names = [{"prediction_file": "C:\\results\\a.nii.gz"}, {"prediction_file": "/home/b.nii.gz"}]
+    assert [sharing._without_folders(name)["prediction_file"] for name in names] == ["a.nii.gz", "b.nii.gz"]
