@@ -157,6 +157,7 @@ def test_a_training_goes_on_beside_a_checkpoint_that_is_held(windows, dataset, p
     shutil.rmtree(trainer.output_folder)
 
 
+@pytest.mark.slow
 def test_planned_and_preprocessed(windows, dataset):
     path = dataset.preprocessed / "nnUNetDINAttoPlans.json"
     before = read_json(path)
