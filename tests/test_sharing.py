@@ -23,7 +23,6 @@ from nnunet_din.cost.trained import count
 from nnunet_din.data.files import sha256_of
 from nnunet_din.data.weight_files import UnsafeFileError, read_checkpoint, read_tensors, write_tensors
 from nnunet_din.deployment import sharing
-from nnunet_din.deployment.export import export_model
 from nnunet_din.enhancement.zero_dce import zero_dce_enhance, zero_dce_parameters
 from nnunet_din.network import DualInteractionNetwork
 from nnunet_din.network.alternatives.zero_dce import DCENet
@@ -68,25 +67,19 @@ def model_folder(path):
     return path.parent.parent
 
 
-def timm_encoder(name):
-    options = {"stem_stride": 1, "upsampling": "bilinear"}
-    return lambda path: load_pretrained_encoders(network(encoder=name, **options), path)
-
-
 READERS = {
     "curves": lambda path: read_training(path.parent),
     "fine-tuning": lambda path: load_pretrained_weights(network(), path),
-    "ConvNeXt": timm_encoder("convnext_atto"),
-    "pyramid": timm_encoder("resnet18"),
+    "ConvNeXt": lambda path: load_pretrained_encoders(
+        network(encoder="convnext_atto", stem_stride=1, upsampling="bilinear"), path
+    ),
     "Zero-DCE": lambda path: zero_dce_enhance(np.zeros((1, 8, 8), np.float32), **zero_dce_parameters(path)),
     "prediction": lambda path: read_model_folder(model_folder(path)),
-    "export": lambda path: export_model(model_folder(path), path.parent / "out"),
-    "sharing": lambda path: sharing.share_model(model_folder(path), path.parent / "out"),
     "trainer": read_by_trainer,
 }
 
 
-@pytest.mark.parametrize("reader", [pytest.param(r, marks=pytest.mark.slow if r == "pyramid" else ()) for r in READERS])
+@pytest.mark.parametrize("reader", READERS)
 def test_nothing_in_a_checkpoint_is_run(reader, tmp_path, monkeypatch):
     """Also where a variable is set with which torch reads everything as a pickle, unless its caller says otherwise."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
@@ -393,22 +386,6 @@ def test_what_is_not_the_shared_model_is_refused(case, shared, model, tmp_path):
         sharing.import_model(folder, tmp_path / "results")
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
     assert not (tmp_path / "results").exists()
-
-
-def test_an_interrupted_export_leaves_nothing(model, tmp_path, monkeypatch):
-    write = sharing._write_json
-
-    def interrupted(path, content):
-        if path.name == MANIFEST:
-            raise KeyboardInterrupt
-        write(path, content)
-
-    folder = model()
-    before = set(tmp_path.iterdir())
-    monkeypatch.setattr(sharing, "_write_json", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        sharing.share_model(folder, tmp_path / "shared")
-    assert set(tmp_path.iterdir()) == before
 
 
 # ---- the command line of predict ----

@@ -23,14 +23,13 @@ import torch
 from matplotlib.figure import Figure
 
 import nnunet_din
-from nnunet_dataset import SMALL_NETWORK, preprocess
+from nnunet_dataset import SMALL_NETWORK
 from nnunet_din.data import files
-from nnunet_din.data.files import HeldFileError, folder_written_whole, read_json, write_text
+from nnunet_din.data.files import HeldFileError, folder_written_whole, write_text
 from nnunet_din.data.images import save
 from nnunet_din.data.weight_files import read_checkpoint, read_tensors, write_checkpoint, write_tensors
 from nnunet_din.deployment import sharing
 from nnunet_din.nnunet.shared import files_in
-from nnunet_din.planners.din_planners import nnUNetPlannerDINAtto
 from nnunet_din.plotting.style import save_figure
 from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
 
@@ -155,19 +154,6 @@ def test_a_training_goes_on_beside_a_checkpoint_that_is_held(windows, dataset, p
         assert read_checkpoint(path, mmap=False)["current_epoch"] == 8
     assert not [name for name in os.listdir(trainer.output_folder) if "partial" in name]
     shutil.rmtree(trainer.output_folder)
-
-
-@pytest.mark.slow
-def test_planned_and_preprocessed(windows, dataset):
-    path = dataset.preprocessed / "nnUNetDINAttoPlans.json"
-    before = read_json(path)
-    plans = nnUNetPlannerDINAtto(dataset.name).plan_experiment()
-    assert read_json(path) == before
-    plans["configurations"]["2d"]["data_identifier"] = "windows"
-    preprocess(dataset.name, plans)
-    folder = dataset.preprocessed / "windows"
-    assert len(list(folder.glob("*.b2nd"))) == 2 * len(list(folder.glob("*.pkl"))) == 10
-    shutil.rmtree(folder)
 
 
 def test_every_module_is_imported_without_what_posix_has(monkeypatch):

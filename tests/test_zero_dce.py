@@ -48,14 +48,12 @@ def slices(n=6, shape=(1, 40, 48), level=0.1, seed=0):
 # ---- network and curves ----
 
 
-def test_the_network_has_the_parameters_of_the_paper():
-    """Fails if a layer, a width or a skip connection differs from the paper's DCE-Net."""
-    assert sum(parameter.numel() for parameter in DCENet(3).parameters()) == 79_416
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_network_gives_eight_maps_a_channel(channels):
-    """Fails if maps have another size than the image, or leave the interval in which curves are monotone."""
+    """Fails if maps have another size than the image, leave the interval of monotone curves, or the network of
+    colours has other parameters than the paper's.
+    """
+    assert sum(parameter.numel() for parameter in DCENet(3).parameters()) == 79_416
     network, x = DCENet(channels), torch.rand(2, channels, 17, 21)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter)
@@ -177,7 +175,7 @@ def test_the_seed_decides():
     assert first.loss_after == same.loss_after
 
 
-@pytest.mark.parametrize(("shape", "size"), [((1, 40, 70), 32), ((1, 9, 13), 16), ((1, 200, 90), 64)])
+@pytest.mark.parametrize(("shape", "size"), [((1, 40, 70), 32), ((1, 9, 13), 16)])
 def test_crops_fit_into_the_slices(shape, size):
     """Fails if slices smaller than a crop stop the fit, or regions of 16 pixels are cut."""
     assert fit_zero_dce([*slices(2, shape), *slices(1, (1, 20, 100))], iterations=1, size=64, batch=8).size == size
@@ -189,7 +187,6 @@ def test_crops_fit_into_the_slices(shape, size):
         ([], {}, "no slices"),
         ([*slices(1), *slices(1, (3, 40, 40))], {}, "number of channels: [1, 3]"),
         (slices(1), {"size": 8}, "size must be at least 16"),
-        (slices(1), {"iterations": 0}, "iterations 0"),
         (slices(1), {"batch": 0}, "batch 0"),
     ],
 )
