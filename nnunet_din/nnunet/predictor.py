@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,11 +75,7 @@ def read_model_folder(folder: Path, folds: Sequence[str] | None = None, checkpoi
     trainings: dict[Training, str] = {}
     for fold in trained_folds(folder, name, folds):
         path = folder / f"fold_{fold}" / name
-        if manifest:
-            weights[fold] = read_tensors(path)
-            training = _training(manifest["configuration"], manifest["trainer"], manifest["mirroring_axes"])
-        else:
-            training, weights[fold] = _read_checkpoint(path)
+        training, weights[fold] = _read_fold(path, manifest)
         check_finite(weights[fold], path)
         trainings.setdefault(training, fold)
     if len(trainings) > 1:
@@ -99,18 +95,19 @@ def read_model_folder(folder: Path, folds: Sequence[str] | None = None, checkpoi
     return TrainedModel(plans, dataset_json, configuration, trainer, mirroring_axes, weights)
 
 
-def _training(configuration: str, trainer: str, mirroring_axes: Sequence[int] | None) -> Training:
-    return configuration, trainer, None if mirroring_axes is None else tuple(mirroring_axes)
-
-
-def _read_checkpoint(path: Path) -> tuple[Training, dict[str, Tensor]]:
-    """The training that a checkpoint of nnU-Net is of, and its weights."""
-    content = read_checkpoint(path, mmap=False)
-    try:
-        configuration, axes = content["init_args"]["configuration"], content.get("inference_allowed_mirroring_axes")
-        return _training(configuration, content["trainer_name"], axes), content["network_weights"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no checkpoint of nnU-Net ({type(error).__name__}: {error}).") from error
+def _read_fold(path: Path, manifest: Mapping | None) -> tuple[Training, dict[str, Tensor]]:
+    """The training that a checkpoint of nnU-Net, or a file of a shared model, is of, and its weights."""
+    if manifest:
+        trainer, configuration, axes = (manifest[key] for key in ("trainer", "configuration", "mirroring_axes"))
+        weights = read_tensors(path)
+    else:
+        content = read_checkpoint(path, mmap=False)
+        try:
+            trainer, configuration = content["trainer_name"], content["init_args"]["configuration"]
+            axes, weights = content.get("inference_allowed_mirroring_axes"), content["network_weights"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no checkpoint of nnU-Net ({type(error).__name__}: {error}).") from error
+    return (configuration, trainer, None if axes is None else tuple(axes)), weights
 
 
 def build_network(model: TrainedModel) -> nn.Module:
