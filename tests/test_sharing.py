@@ -285,6 +285,8 @@ def test_a_folder_that_is_there_is_never_overwritten(model, tmp_path, capsys):
     assert main(["import", str(shared), str(tmp_path / "results")]) == 1
     assert main(["export", str(folder), str(shared), "--format", "safetensors"]) == 1
     assert capsys.readouterr().err.count("is already there, and nothing is overwritten") == 2
+    copied = sharing.import_model(folder, tmp_path / "others")  # a stranger's checkpoints, without pickles
+    assert list(read_model_folder(copied).weights) == ["0"]
 
 
 def test_the_weights_of_an_enhancement_travel_with_the_model(model, tmp_path):

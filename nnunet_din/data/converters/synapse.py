@@ -14,18 +14,9 @@ from nnunet_din.data.raw_dataset import Found, RawDataset, locate, pair_files
 
 SCANS = tuple(f"case{number:04d}" for number in (*range(1, 11), *range(21, 41)))
 TEST = tuple(f"case{number:04d}" for number in (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38))
-#: In the order of the paper's table.
-LABELS = {
-    "background": 0,
-    "aorta": 1,
-    "gallbladder": 2,
-    "left kidney": 3,
-    "right kidney": 4,
-    "liver": 5,
-    "pancreas": 6,
-    "spleen": 7,
-    "stomach": 8,
-}
+#: In the order of the paper's table, which is that of the values in the label maps that are written.
+ORGANS = ("background", "aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
+LABELS = {organ: value for value, organ in enumerate(ORGANS)}
 #: The values in the archive's label maps.
 BTCV_LABELS = {
     "background": 0,
