@@ -230,10 +230,7 @@ def _prepare_dataset(folder: Path, data: Path | None, seed: int) -> Path:
                 )
     if data is not None:
         return raw
-    try:
-        return write_dataset(raw, seed=seed)
-    except FileExistsError as error:
-        raise DemoError(f"{error}; choose another folder.") from error
+    return write_dataset(raw, seed=seed)
 
 
 def _check_dataset(data: Path) -> None:

@@ -58,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     """Predict, draw, and name what failed."""
     folder, images = _model_and_images(args)
     from nnunet_din.nnunet.prediction import find_cases, predict_cases
+    from nnunet_din.nnunet.predictor import read_model_folder
 
-    model = _read(folder, args.folds, args.checkpoint)
+    model = read_model_folder(folder, args.folds, args.checkpoint)
     cases = find_cases(images, model.dataset_json)
     names = ("plans.json", "dataset.json")
     refuse_overwriting([args.out / name for name in names], [folder / name for name in names])
@@ -105,17 +106,6 @@ def _model_and_images(args: argparse.Namespace) -> tuple[Path, list[Path]]:
     if not all(positional) and not all(by_option):
         raise ValueError("-m MODEL and -i IMAGES... belong together: one of them is missing.")
     return positional if all(positional) else by_option
-
-
-def _read(folder: Path, folds: list[str] | None, checkpoint: str) -> TrainedModel:
-    from nnunet_din.deployment.sharing import is_shared, read_shared
-    from nnunet_din.nnunet.predictor import read_model_folder
-
-    if not is_shared(folder):
-        return read_model_folder(folder, folds, checkpoint)
-    if checkpoint != "final":
-        raise ValueError(f"--checkpoint is for model folders of nnU-Net: {folder} has one set of weights for a fold.")
-    return read_shared(folder, folds)
 
 
 def _picture_in(folder: Path, case: str) -> Path:
