@@ -45,12 +45,14 @@ def write_plans(preprocessed: Path, name: str, configurations=("2d",)) -> None:
         "configurations": {c: {"data_identifier": f"{name}_{c}"} for c in configurations},
     }
     (preprocessed / "gt_segmentations").mkdir(parents=True, exist_ok=True)
-    (preprocessed / "gt_segmentations" / "case.1.nii.gz").touch()
+    for case in range(5):
+        (preprocessed / "gt_segmentations" / f"case.{case}.nii.gz").touch()
     (preprocessed / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
     (preprocessed / f"{name}.json").write_text(json.dumps(content))
     for configuration in configurations:
         (preprocessed / f"{name}_{configuration}").mkdir(exist_ok=True)
-        (preprocessed / f"{name}_{configuration}" / "case.1.pkl").touch()
+        for case in range(5):
+            (preprocessed / f"{name}_{configuration}" / f"case.{case}.pkl").touch()
 
 
 def write_fold(folder: Path, checkpoint: str | None = "checkpoint_final.pth", epochs: int = 2, validated: bool = True):
@@ -89,9 +91,6 @@ def main() -> int:
             print("RuntimeError: this fold was made to fail")
             status = 1
         else:
-            (Path(os.environ["nnUNet_preprocessed"]) / DATASET / "splits_final.json").write_text(
-                json.dumps([{"train": [], "val": [str(i)]} for i in range(5)])
-            )
             write_fold(folder)
     elif name == "nnUNetv2_find_best_configuration":
         trainer, plans = words[words.index("-tr") + 1], words[words.index("-p") + 1]
@@ -99,6 +98,13 @@ def main() -> int:
         best = {"selected_model_or_models": members, "postprocessing_file": "post.pkl", "some_plans_file": "plans.json"}
         note = {"best_model_or_ensemble": best}
         (results / DATASET / "inference_information.json").write_text(json.dumps(note))
+    elif name == "nnUNetv2_evaluate_folder":
+        Path(words[1]).mkdir(parents=True, exist_ok=True)
+        (Path(words[1]) / "summary.json").write_text("{}")
+    elif name == "nnunet-din":
+        folder = Path(words[words.index("-o") + 1]) if "-o" in words else results / DATASET / "leaderboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "leaderboard.html").touch()
     elif name == "nnUNetv2_plan_and_preprocess":
         plans = (
             words[words.index("-overwrite_plans_name") + 1] if "-overwrite_plans_name" in words else "nnUNetDINPlans"

@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nnunet_din.crossval.locks import held
+from filelock import FileLock
+
 from nnunet_din.data.files import write_text
 from nnunet_din.nnunet.configurations import derive, paper_tables
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         print(note)
     if args.dry_run or not added:
         return 0
-    with held(path.with_name(f".{path.name}.lock"), f"{path} is being changed by another process: waiting."):
+    with FileLock(path.with_name(f".{path.name}.lock")):
         if (latest := read_plans(path)) != plans:  # another `configure` was quicker
             plans = latest
             added, _ = _new_configurations(args, path, plans)

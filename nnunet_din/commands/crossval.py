@@ -65,10 +65,10 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run, print or write the cross-validation that the arguments ask for."""
-    from nnunet_din.crossval.engine import Execution, dry_run, export_workflow
-    from nnunet_din.crossval.engine import run as run_workflow
-    from nnunet_din.crossval.models import ModelsFile, check_models, read_models_file
+    from nnunet_din.crossval import engine
+    from nnunet_din.crossval.models import check_models, read_models_file
     from nnunet_din.crossval.steps import CrossValidation
+    from nnunet_din.devices import usable_device
 
     if os.name == "nt" and not args.dry_run:
         raise ValueError(
@@ -80,50 +80,40 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             "--models names trainers, plans, configurations and GPUs: leave -tr, -p, -c and -num_gpus out."
         )
-    dataset = dataset_name(args.dataset)
-    content = read_models_file(args.models, args.folds) if args.models else ModelsFile(_models(args))
-    check_models(dataset, content.models, content.planning)
-    _check_places(args, max(model.num_gpus for model in content.models))
-    device = args.device or ("cuda" if args.gpus or args.executor == "slurm" else _device_here())
-    if device != "cuda" and any(model.num_gpus > 1 for model in content.models):
-        raise ValueError(f"nnU-Net trains on several GPUs by CUDA only, and the device is {device}.")
-    test = (args.test[0].absolute(), args.test[1].absolute()) if args.test else None
-    crossval = CrossValidation(dataset, content.models, content.planning, device, test)
-    execution = Execution(args.executor, args.gpus, content.cluster, args.retries, args.profile)
-    if args.dry_run:
-        print("\n".join(dry_run(crossval, execution)))
-        return 0
-    if args.export_workflow:
-        print("Wrote " + ", ".join(map(str, export_workflow(crossval, execution, args.export_workflow))))
-        return 0
-    return run_workflow(crossval, execution)
-
-
-def _models(args: argparse.Namespace) -> tuple:
-    """The models that are named on the command line."""
-    from nnunet_din.crossval.models import TrainedModel
-
-    trainer, plans = args.trainer or "nnUNetTrainerDIN", args.plans or "nnUNetDINPlans"
-    folds = tuple(dict.fromkeys(args.folds))
-    return tuple(
-        TrainedModel(f"{trainer}__{plans}__{name}", trainer, plans, name, folds, num_gpus=args.num_gpus)
-        for name in args.configurations or ["2d"]
-    )
-
-
-def _check_places(args: argparse.Namespace, num_gpus: int) -> None:
     if args.gpus and (args.executor == "slurm" or args.device in ("cpu", "mps")):
         raise ValueError("--gpus are those of this machine: leave it out with --executor slurm and -device cpu or mps.")
-    if len(set(args.gpus)) < len(args.gpus):
-        raise ValueError(f"--gpus names a GPU twice: {' '.join(args.gpus)}.")
-    if args.gpus and num_gpus > len(args.gpus):
-        raise ValueError(f"A training takes {num_gpus} GPUs, and --gpus names {len(args.gpus)}.")
     for folder in args.test or ():
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is not a folder.")
+    dataset = dataset_name(args.dataset)
+    content = read_models_file(args.models, args.folds) if args.models else _named(args)
+    check_models(dataset, content.models, content.planning)
+    device = args.device or ("cuda" if args.gpus or args.executor == "slurm" else usable_device().type)
+    num_gpus, gpus = max(model.num_gpus for model in content.models), list(dict.fromkeys(args.gpus))
+    if num_gpus > 1 and device != "cuda":
+        raise ValueError(f"nnU-Net trains on several GPUs by CUDA only, and the device is {device}.")
+    if gpus and num_gpus > len(gpus):
+        raise ValueError(f"A training takes {num_gpus} GPUs, and --gpus names {len(gpus)}.")
+    test = (args.test[0].absolute(), args.test[1].absolute()) if args.test else None
+    crossval = CrossValidation(dataset, content.models, content.planning, device, test)
+    execution = engine.Execution(args.executor, gpus, content.cluster, args.retries, args.profile)
+    if args.dry_run:
+        print("\n".join(engine.dry_run(crossval, execution)))
+        return 0
+    if args.export_workflow:
+        print("Wrote " + ", ".join(map(str, engine.export_workflow(crossval, execution, args.export_workflow))))
+        return 0
+    return engine.run(crossval, execution)
 
 
-def _device_here() -> str:
-    from nnunet_din.devices import usable_device
+def _named(args: argparse.Namespace):
+    """The models that are named on the command line, as a models file has them."""
+    from nnunet_din.crossval.models import ModelsFile, ModelSpec
 
-    return usable_device().type
+    trainer, plans, folds = args.trainer or "nnUNetTrainerDIN", args.plans or "nnUNetDINPlans", tuple(dict.fromkeys(args.folds))
+    return ModelsFile(
+        tuple(
+            ModelSpec(f"{trainer}__{plans}__{name}", trainer, plans, name, folds, num_gpus=args.num_gpus)
+            for name in args.configurations or ["2d"]
+        )
+    )
