@@ -84,7 +84,7 @@ def main() -> int:
         _, configuration, fold = words[:3]
         trainer, plans = words[words.index("-tr") + 1], words[words.index("-p") + 1]
         folder = results / DATASET / f"{trainer}__{plans}__{configuration}" / f"fold_{fold}"
-        (results / f"begun_{configuration}_{fold}").touch()
+        (results / f"begun_{configuration}_{fold}").write_text(str(os.getpid()))
         while (results / "hold").exists():
             time.sleep(0.05)
         if (results / f"fail_{fold}").exists():

@@ -68,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_din.crossval import engine
     from nnunet_din.crossval.models import check_models, read_models_file
     from nnunet_din.crossval.steps import CrossValidation
-    from nnunet_din.devices import usable_device
 
     if os.name == "nt" and not args.dry_run:
         raise ValueError(
@@ -88,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = dataset_name(args.dataset)
     content = read_models_file(args.models, args.folds) if args.models else _named(args)
     check_models(dataset, content.models, content.planning)
-    device = args.device or ("cuda" if args.gpus or args.executor == "slurm" else usable_device().type)
+    device = args.device or ("cuda" if args.gpus or args.executor == "slurm" else _device_here())
     num_gpus, gpus = max(model.num_gpus for model in content.models), list(dict.fromkeys(args.gpus))
     if num_gpus > 1 and device != "cuda":
         raise ValueError(f"nnU-Net trains on several GPUs by CUDA only, and the device is {device}.")
@@ -104,6 +103,12 @@ def run(args: argparse.Namespace) -> int:
         print("Wrote " + ", ".join(map(str, engine.export_workflow(crossval, execution, args.export_workflow))))
         return 0
     return engine.run(crossval, execution)
+
+
+def _device_here() -> str:
+    from nnunet_din.devices import usable_device  # loads torch
+
+    return usable_device().type
 
 
 def _named(args: argparse.Namespace):
