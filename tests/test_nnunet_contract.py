@@ -41,7 +41,7 @@ def test_splits(trainer, dataset, tmp_path):
     assert cases["1"] == list(validation)
     (tmp_path / "gt_segmentations").mkdir()
     (tmp_path / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
-    for case in sum(cases.values(), []):
+    for case in (case for fold in cases.values() for case in fold):
         (tmp_path / "gt_segmentations" / f"{case}.nii.gz").touch()
     write_splits(tmp_path)
     assert read_splits(tmp_path / "splits_final.json") == read_splits(path)

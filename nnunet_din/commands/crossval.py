@@ -115,10 +115,7 @@ def _named(args: argparse.Namespace):
     """The models that are named on the command line, as a models file has them."""
     from nnunet_din.crossval.models import ModelsFile, ModelSpec
 
-    trainer, plans, folds = args.trainer or "nnUNetTrainerDIN", args.plans or "nnUNetDINPlans", tuple(dict.fromkeys(args.folds))
-    return ModelsFile(
-        tuple(
-            ModelSpec(f"{trainer}__{plans}__{name}", trainer, plans, name, folds, num_gpus=args.num_gpus)
-            for name in args.configurations or ["2d"]
-        )
-    )
+    trainer, plans = args.trainer or "nnUNetTrainerDIN", args.plans or "nnUNetDINPlans"
+    names = [(f"{trainer}__{plans}__{name}", name) for name in args.configurations or ["2d"]]
+    folds = tuple(dict.fromkeys(args.folds))
+    return ModelsFile(tuple(ModelSpec(n, trainer, plans, c, folds, num_gpus=args.num_gpus) for n, c in names))

@@ -163,9 +163,7 @@ def run(crossval: CrossValidation, execution: Execution) -> int:
 def snakemake_arguments(content: dict[str, Any], execution: Execution) -> list[str]:
     """Arguments of Snakemake for a configuration of the workflow."""
     folder, gpus = content["folder"], len(execution.gpus)
-    unfinished = [
-        step["output"] for name, step in content["steps"].items() if name.startswith(("prepare/", "train/"))
-    ]
+    unfinished = [step["output"] for name, step in content["steps"].items() if name.startswith(("prepare/", "train/"))]
     # The lock is ours, because Snakemake's outlives a process that is killed.
     arguments = [
         "--snakefile", str(_WORKFLOW / "Snakefile"), "--configfile", f"{folder}/crossval.json", "--directory", folder,

@@ -8,21 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_din.nnunet import classes
 from nnunet_din.nnunet.folders import nnunet_folder, validation_cases
 from nnunet_din.nnunet.plans import ancestors, read_plans
 
-#: Name of plans -> the planner that gives this name to its plans.
-PLANNERS = {
-    "nnUNetDINPlans": "nnUNetPlannerDIN",
-    "nnUNetDINTinyPlans": "nnUNetPlannerDINTiny",
-    "nnUNetDINAttoPlans": "nnUNetPlannerDINAtto",
-    "nnUNetDINFastPlans": "nnUNetPlannerDINFast",
-    "nnUNetPlans": "ExperimentPlanner",
-    "nnUNetResEncUNetPlans": "ResEncUNetPlanner",
-    "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
-    "nnUNetResEncUNetLPlans": "nnUNetPlannerResEncL",
-    "nnUNetResEncUNetXLPlans": "nnUNetPlannerResEncXL",
-}
 #: nnU-Net's cascade, by its stock names.
 CASCADE, FIRST_STAGE = "3d_cascade_fullres", "3d_lowres"
 
@@ -99,6 +88,20 @@ class Planning:
     arguments: tuple[str, ...] = ()
 
 
+#: How plans are made that have one of nnU-Net's or DIN's names.
+PLANNING = {
+    "nnUNetDINPlans": Planning("nnUNetPlannerDIN"),
+    "nnUNetDINTinyPlans": Planning("nnUNetPlannerDINTiny"),
+    "nnUNetDINAttoPlans": Planning("nnUNetPlannerDINAtto"),
+    "nnUNetDINFastPlans": Planning("nnUNetPlannerDINFast"),
+    "nnUNetPlans": Planning("ExperimentPlanner"),
+    "nnUNetResEncUNetPlans": Planning("ResEncUNetPlanner"),
+    "nnUNetResEncUNetMPlans": Planning("nnUNetPlannerResEncM"),
+    "nnUNetResEncUNetLPlans": Planning("nnUNetPlannerResEncL"),
+    "nnUNetResEncUNetXLPlans": Planning("nnUNetPlannerResEncXL"),
+}
+
+
 @dataclass(frozen=True)
 class Cluster:
     """What a job gets from Slurm.
@@ -122,7 +125,7 @@ class ModelsFile:
     """What a models file says; see ``docs/crossval.md``."""
 
     models: tuple[ModelSpec, ...]
-    planning: Mapping[str, Planning] = field(default_factory=dict)
+    planning: Mapping[str, Planning] = field(default_factory=PLANNING.copy)
     cluster: Cluster = field(default_factory=Cluster)
 
 
@@ -151,14 +154,14 @@ def read_models_file(path: Path, folds: Sequence[int]) -> ModelsFile:
         raise ValueError(f"{path} is not valid YAML: {error}.") from error
     content = _checked(content, str(path), _FILE, ["models"])
     models = [_model(entry, f"{path}, model {i}", folds) for i, entry in enumerate(content["models"], 1)]
-    planning = {}
+    planning = PLANNING.copy()
     for plans, entry in content.get("planning", {}).items():
         where = f"{path}, planning of {plans}"
         entry = _checked(entry, where, _PLANNING)
-        planner = entry.get("planner") or PLANNERS.get(plans)
-        if planner is None:
+        if "planner" not in entry and plans not in PLANNING:
             raise ValueError(f"{where}: name the `planner`.")
-        planning[str(plans)] = Planning(str(planner), tuple(map(str, entry.get("arguments", ()))))
+        planner = str(entry["planner"]) if "planner" in entry else PLANNING[plans].planner
+        planning[str(plans)] = Planning(planner, tuple(map(str, entry.get("arguments", ()))))
     return ModelsFile(tuple(models), planning, _cluster(content.get("slurm", {}), f"{path}, slurm"))
 
 
@@ -221,11 +224,11 @@ def check_models(dataset: str, models: Sequence[ModelSpec], planning: Mapping[st
     known = validation_cases(dataset) or dict.fromkeys("01234")
     for model in models:
         if re.search(r"[/\\={}]", model.name):
-            raise ValueError(f"'{model.name}' cannot be a name, because it is one of files, too: leave out / \\ = {{ }}.")
+            raise ValueError(f"'{model.name}' cannot be a name, because files are called so: leave / \\ = {{ }} out.")
         if wrong := [fold for fold in model.folds if str(fold) not in known]:
             raise ValueError(f"{model.name}: the splits have no fold {wrong[0]}. They have {', '.join(known)}.")
         _check_plans(dataset, model, planning)
-        _check_class("trainer", model.trainer)
+        classes.find_trainer(model.trainer)
         if model.configuration == CASCADE:
             stage = first_stage(model, models)
             if not stage or set(stage.folds) != set(range(5)) | set(model.folds):
@@ -236,7 +239,7 @@ def _check_plans(dataset: str, model: ModelSpec, planning: Mapping[str, Planning
     path = plans_file(dataset, model.plans)
     if path.is_file():
         ancestors(read_plans(path), model.configuration)
-    elif model.plans not in planning and model.plans not in PLANNERS:
+    elif model.plans not in planning:
         raise FileNotFoundError(
             f"{model.name}: {path} does not exist, and no planner is known that gives its plans this name. Make the "
             "plans first, or name their planner under `planning` in a models file."
@@ -244,7 +247,7 @@ def _check_plans(dataset: str, model: ModelSpec, planning: Mapping[str, Planning
     elif not (nnunet_folder("nnUNet_raw") / dataset / "dataset.json").is_file():
         raise FileNotFoundError(f"{dataset} is not in nnUNet_raw, so that {model.plans} cannot be made.")
     else:
-        _check_class("planner", planner_of(model.plans, planning).planner)
+        classes.find_planner(planning[model.plans].planner)
 
 
 def first_stage(model: ModelSpec, models: Sequence[ModelSpec]) -> ModelSpec | None:
@@ -256,15 +259,3 @@ def first_stage(model: ModelSpec, models: Sequence[ModelSpec]) -> ModelSpec | No
 def plans_file(dataset: str, plans: str) -> Path:
     """Where plans lie."""
     return nnunet_folder("nnUNet_preprocessed") / dataset / f"{plans}.json"
-
-
-def planner_of(plans: str, planning: Mapping[str, Planning]) -> Planning:
-    """The planner of plans, as the user says or by their name."""
-    return planning.get(plans) or Planning(PLANNERS[plans])
-
-
-def _check_class(what: str, name: str) -> None:
-    """Check that nnU-Net finds a class."""
-    from nnunet_din.nnunet.classes import find_planner, find_trainer
-
-    {"planner": find_planner, "trainer": find_trainer}[what](name)

@@ -107,7 +107,7 @@ class FoldState:
     @property
     def left(self) -> float:
         """Seconds until the last epoch ends; NaN: not known, or not running."""
-        return math.nan if self.epochs is None or self.status != "running" else (self.epochs - self.epoch) * self.seconds
+        return (self.epochs - self.epoch) * self.seconds if self.epochs and self.status == "running" else math.nan
 
 
 def fold_state(model: str, fold: str, files: FoldFiles, log: Path) -> FoldState:
@@ -162,7 +162,7 @@ def _progress(folder: Path) -> tuple[int, float, float]:
 
 def table(states: Iterable[FoldState]) -> str:
     """A line a fold."""
-    rows = [("model", "fold", "state", "epoch", "pseudo Dice", "s/epoch", "left")]
+    rows: list[tuple[str, ...]] = [("model", "fold", "state", "epoch", "pseudo Dice", "s/epoch", "left")]
     for state in states:
         epoch = f"{state.epoch}/{state.epochs or '?'}" if state.epoch or state.epochs else ""
         numbers = [("{:.3f}", state.dice), ("{:.1f}", state.seconds)]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_din.crossval.models import CASCADE, ModelSpec, Planning, first_stage, planner_of, plans_file
+from nnunet_din.crossval.models import CASCADE, ModelSpec, Planning, first_stage, plans_file
 from nnunet_din.crossval.state import FoldFiles
 from nnunet_din.data.files import read_json, write_text
 from nnunet_din.nnunet.folders import nnunet_folder
@@ -156,7 +156,7 @@ class CrossValidation:
     models : sequence of ModelSpec
         In the order of the leaderboard.
     planning : dict of str to Planning
-        How missing plans are made, where their name does not say it.
+        How missing plans are made.
     device : {"cuda", "cpu", "mps"}
         nnU-Net's ``-device``.
     test : tuple of pathlib.Path or None
@@ -232,15 +232,14 @@ class CrossValidation:
 
     def _preparation(self, plans: str, configurations: Sequence[str]) -> Command | None:
         """The command that makes what is missing of plans and data."""
-        path = plans_file(self.dataset, plans)
-        arguments = self.planning[plans].arguments if plans in self.planning else ()
-        if not path.is_file():
+        path, planning = plans_file(self.dataset, plans), self.planning.get(plans)
+        arguments = planning.arguments if planning else ()
+        if planning and not path.is_file():
             # The data of the cascade are those of the full resolution.
             wanted = dict.fromkeys("3d_fullres" if c == CASCADE else c for c in configurations)
-            name = ("-overwrite_plans_name", plans) if plans in self.planning else ()
             return (
-                "nnUNetv2_plan_and_preprocess", "-d", self.number, "-pl", planner_of(plans, self.planning).planner,
-                *name, "-c", *wanted, "--verify_dataset_integrity", *arguments,
+                "nnUNetv2_plan_and_preprocess", "-d", self.number, "-pl", planning.planner, "-overwrite_plans_name",
+                plans, "-c", *wanted, "--verify_dataset_integrity", *arguments,
             )  # fmt: skip
         content = read_plans(path)
         missing: dict[str, str] = {}
@@ -323,22 +322,22 @@ class CrossValidation:
         named = [m.folder if m.name == m.folder else f"{m.name}={m.folder}" for m in self.models]
         folds = self.models[0].folds
         same = all(set(model.folds) == set(folds) for model in self.models)
-        leaderboard = ("nnunet-din", "leaderboard")
-        command = (
-            *leaderboard, "-d", self.number, "--models", *named, *(("-f", *map(str, folds)) if same else ()),
-        )  # fmt: skip
+        options = ("-d", self.number, "--models", *named, *(("-f", *map(str, folds)) if same else ()))
         scores = tuple(score for model in self.models for score in self._scores(model))
-        steps = [Step("compare/crossval", (command,), scores, str(self.results / "leaderboard" / "leaderboard.html"))]
+        steps = [_leaderboard("crossval", options, scores, self.results / "leaderboard")]
         if self.test:
             names = [*(model.name for model in self.models), *(f"best__{group}" for group in self.groups())]
             output = self.folder / "leaderboard_test"
-            command = (
-                *leaderboard, "--pred", *(f"{name}={self._predictions(name)}" for name in names), "--gt",
-                str(self.test[1]), "-o", str(output),
-            )  # fmt: skip
+            predictions = (f"{name}={self._predictions(name)}" for name in names)
+            options = ("--pred", *predictions, "--gt", str(self.test[1]), "-o", str(output))
             before = tuple(self._mark(f"best/{group}") for group in self.groups())
-            steps.append(Step("compare/test", (command,), before, str(output / "leaderboard.html")))
+            steps.append(_leaderboard("test", options, before, output))
         return steps
+
+
+def _leaderboard(name: str, options: Command, inputs: tuple[str, ...], folder: Path) -> Step:
+    command = ("nnunet-din", "leaderboard", *options)
+    return Step(f"compare/{name}", (command,), inputs, str(folder / "leaderboard.html"))
 
 
 def _names(model: ModelSpec) -> Command:
