@@ -24,15 +24,9 @@ def add_parser(subparsers) -> None:
     models.add_argument("-tr", dest="trainer", metavar="TRAINER", help="default: nnUNetTrainerDIN")
     models.add_argument("-p", dest="plans", metavar="PLANS", help="default: nnUNetDINPlans")
     models.add_argument("-c", dest="configurations", nargs="+", metavar="CONFIGURATION", help="default: 2d")
-    models.add_argument(
-        "--models",
-        type=Path,
-        metavar="FILE",
-        help="YAML file with models of several trainers and plans, in their place",
-    )
-    models.add_argument(
-        "--folds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="FOLD", help="default: 0 1 2 3 4"
-    )
+    models.add_argument("--models", type=Path, metavar="FILE", help="YAML file with models, in place of these three")
+    folds = list(range(5))
+    models.add_argument("--folds", nargs="+", type=int, default=folds, metavar="FOLD", help="default: 0 1 2 3 4")
     where = parser.add_argument_group("where")
     where.add_argument("--executor", choices=("local", "slurm"), default="local", help="default: %(default)s")
     where.add_argument(
@@ -43,23 +37,15 @@ def add_parser(subparsers) -> None:
         help="GPUs of this machine, as CUDA_VISIBLE_DEVICES names them: as many trainings run at once (default: one at "
         "a time)",
     )
-    where.add_argument(
-        "-num_gpus", type=int, default=1, metavar="N", help="GPUs that one training takes, as nnU-Net's -num_gpus"
-    )
-    where.add_argument(
-        "-device",
-        choices=("cuda", "cpu", "mps"),
-        help="as nnU-Net's -device (default: cuda on a cluster, and here if there is one)",
-    )
+    where.add_argument("-num_gpus", type=int, default=1, metavar="N", help="GPUs of one training, as nnU-Net's")
+    devices = ("cuda", "cpu", "mps")
+    where.add_argument("-device", choices=devices, help="default: cuda on a cluster, and here if there is one")
     where.add_argument("--profile", metavar="PROFILE", help="profile of Snakemake's: partition, account, limits, ...")
     where.add_argument("--retries", type=int, default=0, metavar="N", help="try a failed training again (default: 0)")
-    parser.add_argument(
-        "--test", nargs=2, type=Path, metavar=("IMAGES", "LABELS"), help="folders with test images and their label maps"
-    )
+    pair = ("IMAGES", "LABELS")
+    parser.add_argument("--test", nargs=2, type=Path, metavar=pair, help="test images to predict, and their label maps")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that are left, for a shell")
-    parser.add_argument(
-        "--export-workflow", type=Path, metavar="DIR", help="write Snakemake's workflow there, to be changed and run"
-    )
+    parser.add_argument("--export-workflow", type=Path, metavar="DIR", help="write Snakemake's workflow, to be changed")
     parser.set_defaults(run=run)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import tempfile
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 T = TypeVar("T")
-#: Errors of file systems without locks.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def lock(path: Path) -> IO | None:
@@ -37,9 +34,7 @@ def lock(path: Path) -> IO | None:
     except BlockingIOError:
         file.close()
         return None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+    except OSError:
         print(f"NOTE: {path.parent} is on a file system without locks: start nothing twice.", file=sys.stderr)
     return file
 
@@ -86,19 +81,15 @@ def gpus(names: Sequence[str], number: int) -> Iterator[list[str]]:
     """
     folder = Path(tempfile.gettempdir()) / f"nnunet-din-gpus-{os.getuid()}"
 
-    def take() -> dict[str, IO] | None:
-        free: dict[str, IO] = {}
-        for name in names:
-            if len(free) < number and (file := lock(folder / f"{name}.lock")):
-                free[name] = file
-        if len(free) == number:
-            return free
-        for file in free.values():
-            file.close()
-        return None
+    def take() -> tuple[ExitStack, list[str]] | None:
+        free: list[str] = []
+        with ExitStack() as stack:
+            for name in names:
+                if len(free) < number and (file := lock(folder / f"{name}.lock")):
+                    stack.enter_context(file)
+                    free.append(name)
+            return (stack.pop_all(), free) if len(free) == number else None
 
-    with ExitStack() as stack:
-        taken = wait_for(take, f"{number} of the GPUs {', '.join(names)}")
-        for file in taken.values():
-            stack.enter_context(file)
-        yield list(taken)
+    stack, free = wait_for(take, f"{number} of the GPUs {', '.join(names)}")
+    with stack:
+        yield free
