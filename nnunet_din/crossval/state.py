@@ -190,10 +190,10 @@ def states(results: Path, models: Mapping[str, Mapping[str, Any]]) -> list[FoldS
     Parameters
     ----------
     results
-        nnU-Net's folder with the models of a data set.
+        Folder of a data set in nnU-Net's results.
     models
-        Name of a model's folder -> its ``name``, its ``folds``, and whether ensembles need its ``probabilities``, as in
-        the configuration of the workflow.
+        Names of the folders of models -> ``name`` of the model, its ``folds``, and whether ensembles need its
+        ``probabilities``, as in the configuration of the workflow.
     """
     return [
         fold_state(
