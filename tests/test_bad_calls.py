@@ -156,7 +156,7 @@ CALLS: dict[str, tuple[dict[int, tuple[str, ...]], dict[str, tuple[str, ...]]]] 
             "-tr": ("none", "nnUNetPlannerDIN"),
             "--executor": ("magic",),
             "-device": ("tpu",),
-            "--gpus": ("0 0", "0 -device cpu", "0 --executor slurm"),
+            "--gpus": ("0 -device cpu", "0 --executor slurm"),
             "-num_gpus": ("0", "2 -device cpu", "2 --gpus 0"),
             "--retries": ("-1", "x"),
             "--test": ("images", "images missing", "file truth"),
