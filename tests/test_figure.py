@@ -188,29 +188,30 @@ def test_errors_name_the_cause(folders, capsys):
         return capsys.readouterr().err
 
     assert "must end in .png, .pdf or .svg" in error(*arguments(folders), "-o", "figure.tiff")
-    assert "--boxes must be 0 or more" in error(*arguments(folders, "--boxes", "-1"))
     assert "Give either -d" in error("figure", "--images", str(folders))
     assert "--images FOLDER is missing" in error("figure", "--pred", f"A={folders / 'a'}")
     assert "--models and -f go with -d" in error(*arguments(folders, "-f", "0"))
     assert "--pred takes NAME=FOLDER, got 'folder'" in error(*arguments(folders, "--pred", "folder"))
     assert "--pred names two folders A" in error(*arguments(folders, models=("a", "a")))
-    assert "nowhere is not a folder" in error(*arguments(folders, models=("a", "nowhere")))
-    assert "A has no prediction of the case case7" in error(*arguments(folders, "--cases", "case7"))
-    assert "the case case3 has 4 slices, counted from 0" in error(*arguments(folders, "--slice", "4"))
-    assert "no image called CASE_0003" in error(*arguments(folders, "--channel", "3"))
+    assert "nowhere/case0.nii.gz: no such file" in error(
+        *arguments(folders, "--cases", "case0", models=("a", "nowhere"))
+    )
+    assert "The case case7 has no image in" in error(*arguments(folders, "--cases", "case7"))
+    assert "--slice 4: the case case3 has 4 of them, counted from 0" in error(*arguments(folders, "--slice", "4"))
+    assert "--channel 3: the case case3 has 1 of them" in error(*arguments(folders, "--channel", "3"))
     plans = folders / "plans.json"
     plans.write_text('{"plans_name": "a", "dataset_name": "b", "configurations": {"2d": {}}}')
     assert "not made by a DIN planner" in error(*arguments(folders, "--plans", str(plans)))
     plans.write_text("{")
     assert "not valid JSON" in error(*arguments(folders, "--plans", str(plans)))
     (folders / "b" / "case2.nii.gz").unlink()
-    assert "B has no prediction of the case case2" in error(*arguments(folders))
+    assert "case2.nii.gz: no such file" in error(*arguments(folders, "--cases", "case2"))
     write(truth_volume((4, 32, 41)), folders / "b" / "case2.nii.gz")
     assert "(4, 32, 41)" in error(*arguments(folders, "--cases", "case2"))
     (folders / "b" / "case2.nii.gz").write_text("no image")
     assert "case2.nii.gz is no NIfTI file" in error(*arguments(folders, "--cases", "case2"))
     (folders / "gt" / "case0.nii.gz").unlink()
-    assert "The case case0 has no ground truth" in error(*arguments(folders, models=("a",)))
+    assert "case0.nii.gz: no such file" in error(*arguments(folders, models=("a",)))
 
 
 # ---- from nnU-Net's folders ----
@@ -289,13 +290,11 @@ def test_errors_about_trained_models_name_the_cause(results, capsys):
     new = "nnUNetTrainer_new__nnUNetPlans__2d"
     assert "No trained model is called X" in error("--models", "X")
     assert f"{DIN} has no fold 4" in error("--models", DIN, "-f", "4")
-    assert f"{new} has no validation predictions in" in error("--models", new)
-    assert "U has no validation prediction of the case case2" in error(
-        "--models", f"D={DIN}", f"U={UNET}", "--cases", "case2"
-    )
+    assert f"{new} has no validation predictions" in error("--models", new)
+    assert "case2 was not predicted by all of D, U" in error("--models", f"D={DIN}", f"U={UNET}", "--cases", "case2")
     assert "No case was predicted by all of D, U" in error("--models", f"D={DIN}", f"U={UNET}", "-f", "1")
     assert "same name" in error("--models", f"D={DIN}", f"D={UNET}")
     assert "leave out --images" in error("--images", "x")
-    assert "--channel 1: the case case0 has 1 channels" in error("--models", DIN, "--channel", "1")
+    assert "--channel 1: the case case2 has 1 of them" in error("--models", DIN, "--channel", "1")
     shutil.rmtree(results / "results" / "Dataset027_Test")
     assert "has trained no model on Dataset027_Test" in error()
