@@ -274,8 +274,8 @@ def test_a_shared_model_predicts_as_the_original_without_unpickling(model, forbi
         predictor.initialize_from_trained_model_folder(str(source), (0, 1))
         predictor.predict_from_files_sequential([[str(image)]], [str(tmp_path / target)])
     forbidden()
-    arguments = ["-i", str(tmp_path / "images"), "-o", str(tmp_path / "out"), "-device", "cpu"]
-    assert main(["predict", "-m", str(shared), *arguments]) == 0
+    arguments = [str(tmp_path / "images"), "-o", str(tmp_path / "out"), "-device", "cpu"]
+    assert main(["predict", str(shared), *arguments]) == 0
     expected = labels_in(tmp_path / "original.nii.gz")
     assert len(np.unique(expected)) > 1
     assert np.array_equal(labels_in(tmp_path / "out" / "case.nii.gz"), expected)
@@ -412,8 +412,8 @@ def test_what_is_not_the_shared_model_is_refused(model, tmp_path, capsys):
     assert not (tmp_path / "results").exists()
     # Once through the command: a sentence, and no label map.
     damage(shared)
-    arguments = ["-i", str(save_image(tmp_path / "case_0000.nii.gz")), "-o", str(tmp_path / "out"), "-device", "cpu"]
-    assert main(["predict", "-m", str(shared), *arguments]) == 1
+    arguments = [str(save_image(tmp_path / "case_0000.nii.gz")), "-o", str(tmp_path / "out"), "-device", "cpu"]
+    assert main(["predict", str(shared), *arguments]) == 1
     assert "is damaged, or was changed" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -457,24 +457,3 @@ def test_a_network_that_others_would_be_refused_is_not_exported(model, tmp_path)
     with pytest.raises(ValueError, match="name as network 'os.system'"):
         sharing.share_model(folder, tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
-
-
-# ---- the command line of predict ----
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["-m", "model", "folder", "image"], "no mixture of both"),
-        (["model", "image", "-i", "image"], "no mixture of both"),
-        (["model", "-i", "image"], "no mixture of both"),
-        (["-m", "model"], "one of them is missing"),
-        (["-i", "image"], "one of them is missing"),
-        (["-m", "nowhere", "-i", "image"], "nowhere is no model folder"),
-        (["nowhere", "-o", "out", "image"], "nowhere is no model folder"),
-    ],
-)
-def test_both_ways_to_name_model_and_images(arguments, message, capsys):
-    assert main(["predict", *arguments]) == 1
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
