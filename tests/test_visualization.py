@@ -51,8 +51,8 @@ def test_side_by_side_has_two_pictures(row):
     """Fails if a picture is missing or the enhanced image is not shown on its whole range from -1 to 1."""
     figure = side_by_side(row["image"], row["enhanced"])
     assert headings(figure) == ["Image", "Enhanced image"]
-    assert figure.axes[1].images[0].get_clim() == (-1, 1)
-    np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), row["enhanced"])
+    assert figure.axes[1].images[0].get_clim() == (0, 1)
+    np.testing.assert_allclose(figure.axes[1].images[0].get_array(), (row["enhanced"] + 1) / 2)
     with pytest.raises(ValueError, match="differ in shape"):
         side_by_side(row["image"], row["enhanced"][:-1])
 
@@ -139,9 +139,9 @@ def test_colour_images_are_shown_in_colour(row):
     image = np.random.default_rng(0).integers(0, 255, (20, 24, 3)).astype(np.uint8)
     figure = panel([{"image": image, "enhanced": image / 128.0 - 1, "truth": row["truth"]}])
     shown = [ax.images[0].get_array() for ax in figure.axes]
-    np.testing.assert_array_equal(shown[0], image)
+    np.testing.assert_allclose(shown[0], image / 255)
     np.testing.assert_allclose(shown[1], image / 256)
-    np.testing.assert_array_equal(shown[2], image)
+    np.testing.assert_allclose(shown[2], image / 255)
     wide = panel([{"image": image.astype(float) * 100}]).axes[0].images[0].get_array()
     assert wide.min() == 0 and wide.max() == 1
 

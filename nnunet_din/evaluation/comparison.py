@@ -244,30 +244,29 @@ def choose_cases(comparison: Comparison, chosen: bool = False) -> list[tuple[Cas
     cases = comparison.cases
     if chosen:
         return [(case, "") for case in cases]
-    dice = [(next(iter(_dice(case, comparison, first_only=True).values()), math.nan), case) for case in cases]
-    ranked = sorted((pair for pair in dice if not math.isnan(pair[0])), key=lambda pair: -pair[0])
+    dice = {case.name: _dice_of_first(case, comparison) for case in cases}
+    ranked = sorted((case for case in cases if not math.isnan(dice[case.name])), key=lambda case: -dice[case.name])
     if not ranked:
         return [(case, "") for case in cases[:3]]
     # Where two of these are the same case, the later word holds.
-    places = {len(ranked) // 2: "median", len(ranked) - 1: "worst", 0: "best"}
-    return [(ranked[place][1], f"{places[place]} of {len(ranked)}") for place in sorted(places)]
+    words = {len(ranked) // 2: "median", len(ranked) - 1: "worst", 0: "best"}
+    return [(ranked[place], f"{words[place]} of {len(ranked)}") for place in sorted(words)]
 
 
-def _read_labels(path: Path, reader: Any, shape: tuple[int, ...]) -> np.ndarray:
-    labels = read_label_map(path, reader)
-    if labels.shape != shape:
-        raise ValueError(f"{path} has shape {labels.shape}, and the others of its case have {shape}.")
-    return labels
-
-
-def _dice(case: Case, comparison: Comparison, first_only: bool = False) -> dict[str, float]:
-    """Mean Dice of each model, or of the first one only; empty without a truth."""
+def _dice_of_first(case: Case, comparison: Comparison) -> float:
+    """Mean Dice of the first model; NaN without a truth."""
     if case.truth is None:
-        return {}
+        return math.nan
     truth = read_label_map(case.truth, comparison.reader)
-    paths = list(case.predictions.items())[: 1 if first_only else None]
-    maps = {model: _read_labels(path, comparison.reader, truth.shape) for model, path in paths}
-    return {model: mean_dice(m, truth, comparison.structures, comparison.ignore) for model, m in maps.items()}
+    prediction = _read_labels(next(iter(case.predictions.values())), comparison.reader, truth.shape)
+    return mean_dice(prediction, truth, comparison.structures, comparison.ignore)
+
+
+def _read_labels(path: Path, reader: Any, shape: Sequence[int]) -> np.ndarray:
+    labels = read_label_map(path, reader)
+    if labels.shape != tuple(shape):
+        raise ValueError(f"{path} has shape {labels.shape}, and the others of its case have {tuple(shape)}.")
+    return labels
 
 
 def read_row(
@@ -307,17 +306,16 @@ def read_row(
             raise ValueError(f"--{option} {number}: the case {case.name} has {count} of them, counted from 0.")
     shown = slice(None) if image.color else slice(case.channel, case.channel + 1)
 
-    def slices(path: Path) -> np.ndarray:
-        return _slices(_read_labels(path, comparison.reader, tuple(shape)), axis)
-
+    maps = {model: _read_labels(path, comparison.reader, shape) for model, path in case.predictions.items()}
+    truth = None if case.truth is None else _read_labels(case.truth, comparison.reader, shape)
     enhanced = None
     if comparison.planned is not None:  # the first enhancement that the network gets
         data, properties = comparison.planned.preprocess(case.images)
         enhanced = _slices(comparison.planned.enhanced_on_image_grid(data, properties)[0][shown], axis)
     row = make_row(
         _slices(image.array[shown], axis),
-        {model: slices(path) for model, path in case.predictions.items()},
-        None if case.truth is None else slices(case.truth),
+        {model: _slices(labels, axis) for model, labels in maps.items()},
+        None if truth is None else _slices(truth, axis),
         color=image.color,
         aspect=_aspect(image, axis),
         index=index,
@@ -328,7 +326,9 @@ def read_row(
     )
     title = case.name if image.flat else f"{case.name}, slice {row['index']}"
     title += f" ({remark})" if remark else ""
-    if dice := _dice(case, comparison):
+    if truth is not None:
+        structures, ignore = comparison.structures, comparison.ignore
+        dice = {model: mean_dice(labels, truth, structures, ignore) for model, labels in maps.items()}
         # Names may hold commas.
         title += ": Dice " + "; ".join(f"{name} {value:.3f}" for name, value in dice.items())
     return {**row, "name": title}

@@ -7,7 +7,6 @@ here needs a display.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -203,23 +202,17 @@ def _relative_height(cell: Mapping[Any, np.ndarray], aspect: float) -> float:
 
 def _draw_cell(ax: Axes, cell: Mapping[Any, np.ndarray], key: Any, style: str, aspect: float) -> None:
     """Draw one picture of a row."""
-    array = cell[key]
-    show = partial(ax.imshow, interpolation="nearest", aspect=aspect)
+    background = cell[key] if key == "enhanced" else cell.get("image", np.zeros(cell[key].shape))
     if key == "enhanced":
-        show((array + 1) / 2 if array.ndim == 3 else array, cmap="gray", vmin=-1, vmax=1)
-        return
-    background = cell.get("image", np.zeros(array.shape))
-    if background.dtype == np.uint8 and background.ndim == 3:
-        show(background)
+        low, high = -1.0, 1.0
+    elif background.dtype == np.uint8 and background.ndim == 3:
+        low, high = 0, 255
     else:
         low, high = np.percentile(background, (0.5, 99.5))
-        high = max(high, low + 1e-6)
-        if background.ndim == 3:
-            show(np.clip((background - low) / (high - low), 0, 1))
-        else:
-            show(background, cmap="gray", vmin=low, vmax=high)
+    shown = np.clip((background - low) / max(high - low, 1e-6), 0, 1)
+    ax.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=aspect)
     if _is_label(key):
-        _draw_labels(ax, array, style, aspect)
+        _draw_labels(ax, cell[key], style, aspect)
 
 
 def _draw_labels(ax: Axes, label: np.ndarray, style: str, aspect: float) -> None:
