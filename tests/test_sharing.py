@@ -270,8 +270,8 @@ def test_a_shared_model_predicts_as_the_original_without_unpickling(model, tmp_p
         predictor.initialize_from_trained_model_folder(str(source), (0, 1))
         predictor.predict_from_files_sequential([[str(image)]], [str(tmp_path / target)])
     forbid_pickles(monkeypatch)
-    arguments = ["-i", str(tmp_path / "images"), "-o", str(tmp_path / "out"), "-device", "cpu"]
-    assert main(["predict", "-m", str(shared), *arguments]) == 0
+    arguments = [str(tmp_path / "images"), "-o", str(tmp_path / "out"), "-device", "cpu"]
+    assert main(["predict", str(shared), *arguments]) == 0
     expected = labels_in(tmp_path / "original.nii.gz")
     assert len(np.unique(expected)) > 1
     assert np.array_equal(labels_in(tmp_path / "out" / "case.nii.gz"), expected)
@@ -388,24 +388,3 @@ def test_what_is_not_the_shared_model_is_refused(case, shared, model, tmp_path):
         sharing.import_model(folder, tmp_path / "results")
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
     assert not (tmp_path / "results").exists()
-
-
-# ---- the command line of predict ----
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["-m", "model", "folder", "image"], "no mixture of both"),
-        (["model", "image", "-i", "image"], "no mixture of both"),
-        (["model", "-i", "image"], "no mixture of both"),
-        (["-m", "model"], "one of them is missing"),
-        (["-i", "image"], "one of them is missing"),
-        (["-m", "nowhere", "-i", "image"], "nowhere is no model folder"),
-        (["nowhere", "-o", "out", "image"], "nowhere is no model folder"),
-    ],
-)
-def test_both_ways_to_name_model_and_images(arguments, message, capsys):
-    assert main(["predict", *arguments]) == 1
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
