@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import torch
@@ -90,6 +91,31 @@ def training_memory(network: nn.Module, input_shape: Sequence[int], half_precisi
         with _AsOnDevices(dtype):
             _backward(value)
     return live.peak + OPTIMIZER_BYTES * sum(p.numel() for p in parameters)
+
+
+def largest_batch(network: DualInteractionNetwork, size: Sequence[int], memory: float, half_precision: bool) -> int:
+    """Largest batch, at least 2, whose training step takes no more of a device than ``memory`` bytes, by the count of
+    :func:`training_memory` and the planners' margin.
+
+    Parameters
+    ----------
+    network
+        Network as it predicts; it is neither run nor changed.
+    size
+        Edges of the images.
+    memory, half_precision
+        Bytes, and whether to count as on a GPU, see :func:`training_memory`.
+    """
+
+    def count(batch: int) -> int:
+        shape = (batch, network.versions * network.input_channels, *size)
+        return training_memory(network, shape, half_precision)
+
+    budget = memory / MEMORY_MARGIN
+    # The peak is the largest of several quantities that grow with the batch: never below a line through two counts.
+    least, growth = count(2), (count(4) - count(2)) / 2
+    most = 2 + max(0, int((budget - least) / growth))
+    return max(2, 1 + bisect_right(range(2, most + 1), budget, key=count))
 
 
 def _backward(value: Tensor) -> None:
