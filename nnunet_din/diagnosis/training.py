@@ -83,14 +83,14 @@ def training_checks(
         f"{str(dtype or torch.float32).removeprefix('torch.')}",
     )
     try:
-        step = random_step(preset, shape, where)
-        yield compilation(step)
-        yield from steps(step, counted)
+        step = _random_step(preset, shape, where)
+        yield _compilation(step)
+        yield from _steps(step, counted)
     except RuntimeError as error:
         yield _failure(error, where)
 
 
-def random_step(preset: str, shape: Sequence[int], device: torch.device) -> TrainingStep:
+def _random_step(preset: str, shape: Sequence[int], device: torch.device) -> TrainingStep:
     """A training step of a network with random weights on a random batch of this shape."""
     torch.manual_seed(0)
     network = DualInteractionNetwork(CHANNELS, CLASSES, **PRESETS[preset])
@@ -99,7 +99,7 @@ def random_step(preset: str, shape: Sequence[int], device: torch.device) -> Trai
     return TrainingStep(network.to(device), torch.randn(*shape, device=device), target, autocast_dtype(device))
 
 
-def compilation(step: TrainingStep) -> Check:
+def _compilation(step: TrainingStep) -> Check:
     """Compile the network where nnU-Net does, and compare its outputs with eager ones; a network that fails to compile
     stays as it is.
     """
@@ -129,21 +129,8 @@ def compilation(step: TrainingStep) -> Check:
     )
 
 
-def steps(step: TrainingStep, counted: int) -> Iterator[Check]:
-    """Time, memory and numbers of a few steps.
-
-    Parameters
-    ----------
-    step
-        Step of a network that may be compiled.
-    counted
-        Bytes that the planners count for it, without their margin.
-
-    Yields
-    ------
-    Check
-        Time and memory of a step, loss and norm of the gradients.
-    """
+def _steps(step: TrainingStep, counted: int) -> Iterator[Check]:
+    """Time, memory and numbers of a few steps, whose memory the planners count so, without their margin."""
     with cudnn_as_in_training():
         for _ in range(WARM_UP):
             step()
