@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import sqrt
@@ -18,7 +17,7 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 
 from nnunet_din.cost.accounting import MEMORY_MARGIN, training_memory
 from nnunet_din.enhancement import VOLUMETRIC
-from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
+from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride, input_strides
 from nnunet_din.nnunet.labels import (
     check_label_numbers,
     is_color,
@@ -37,100 +36,46 @@ PLANNER_OF_PRESET = {
 }
 
 
-def step_memory(arguments: dict, input_channels: int, num_classes: int, shape: tuple[int, ...]) -> int:
+@dataclass(frozen=True, eq=False)
+class StepMemory:
     """Bytes at the peak of a training step in half precision, counted without computing anything.
 
-    Parameters
+    Attributes
     ----------
-    arguments
-        Of the network, as they stand in the plans.
-    input_channels, num_classes
+    arguments : dict
+        Arguments of the network, as they stand in the plans.
+    input_channels, num_classes : int
         Channels of the original image, and of the logits.
-    shape
-        Images of the batch, and edges of the patch.
-    """
-    with torch.device("meta"):
-        network = DualInteractionNetwork(input_channels, num_classes, **arguments)
-    batch, *patch = shape
-    return training_memory(network, (batch, 2 * input_channels, *patch), half_precision=True)
-
-
-@dataclass(frozen=True)
-class MemoryModel:
-    """Bytes at the peak of a training step in half precision.
-
-    Attributes
-    ----------
-    preset : str
-        A key of :data:`nnunet_din.network.PRESETS`.
-    input_channels, num_classes, checkpointing
-        Arguments of the network.
     """
 
-    preset: str
+    arguments: dict
     input_channels: int
     num_classes: int
-    checkpointing: bool
 
-    @lru_cache  # noqa: B019  (few, and small)
-    def bytes(self, batch: int, *patch: int) -> int:
-        """See :func:`step_memory`."""
-        arguments = {**PRESETS[self.preset], "checkpointing": self.checkpointing}
-        return step_memory(arguments, self.input_channels, self.num_classes, (batch, *patch))
-
-    def pixels(self, budget: float) -> float:
-        """Pixels of a batch whose peak is about ``budget`` bytes.
-
-        The peak is the largest of several quantities that grow in proportion to the pixels (weights and moments at the
-        end of the backward pass, activations at its beginning), so that lines between counted points lie above it.
-        """
-        shapes = [(2, 64, 64), (2, 128, 128), (2, 224, 224), (8, 224, 224)]
-        pixels, counts = [math.prod(shape) for shape in shapes], [self.bytes(*shape) for shape in shapes]
-        i = min(max(bisect_left(counts, budget), 1), len(shapes) - 1)
-        slope = (pixels[i] - pixels[i - 1]) / (counts[i] - counts[i - 1])
-        return pixels[i] + slope * (budget - counts[i])
-
-
-@dataclass(frozen=True)
-class Volumes:
-    """A training step on volumes.
-
-    Attributes
-    ----------
-    preset : str
-        A key of :data:`nnunet_din.network.PRESETS`.
-    input_channels, num_classes
-        Arguments of the network.
-    strides, kernel_sizes : tuple of tuple of int
-        nnU-Net's, of its stages along each axis.
-    fusion_kernel : tuple of int or None
-        See :class:`nnunet_din.network.DualInteractionNetwork`.
-    """
-
-    preset: str
-    input_channels: int
-    num_classes: int
-    strides: tuple[tuple[int, ...], ...]
-    kernel_sizes: tuple[tuple[int, ...], ...]
-    fusion_kernel: tuple[int, ...] | None = None
-
-    def arguments(self) -> dict:
-        """Arguments of the network."""
-        return preset_for_volumes(self.preset, self.strides, self.kernel_sizes, fusion_kernel=self.fusion_kernel)
-
-    @lru_cache  # noqa: B019  (few, and small)
+    @lru_cache  # noqa: B019 - a small cache
     def bytes(self, batch: int, patch: tuple[int, ...], checkpointing: bool) -> int:
-        """See :func:`step_memory`."""
-        arguments = {**self.arguments(), "checkpointing": checkpointing}
-        return step_memory(arguments, self.input_channels, self.num_classes, (batch, *patch))
+        """Count the peak for a batch of patches, with or without activation checkpointing."""
+        arguments = {**self.arguments, "checkpointing": checkpointing}
+        with torch.device("meta"):
+            network = DualInteractionNetwork(self.input_channels, self.num_classes, **arguments)
+        return training_memory(network, (batch, 2 * self.input_channels, *patch), half_precision=True)
 
-    def largest_batch(self, patch: tuple[int, ...], most: int, budget: float) -> int:
-        """The largest batch up to ``most`` that fits into ``budget`` bytes, into which 2 fit."""
-        batch = most
-        while batch > 2 and (used := self.bytes(batch, patch, False)) > budget:
-            slope = (used - self.bytes(2, patch, False)) / (batch - 2)
-            batch = max(2, batch - max(1, math.ceil((used - budget) / slope)))
-        return batch
+    def largest_batch(self, patch: tuple[int, ...], least: int, most: int, budget: float, checkpointing: bool) -> int:
+        """Find the largest batch up to ``most`` that fits into ``budget`` bytes, into which ``least`` fits.
+
+        The peak is the largest of several quantities that grow in proportion to the batch (weights and moments at the
+        end of the backward pass, activations at its beginning), so that a line between two counts lies above it, and
+        the batch where the line meets the budget fits.
+        """
+        high = self.bytes(most, patch, checkpointing)
+        if high <= budget:
+            return most
+        while True:
+            low = self.bytes(least, patch, checkpointing)
+            batch = least + int((most - least) * (budget - low) / (high - low))
+            if batch <= least or self.bytes(batch, patch, checkpointing) > budget:
+                return least
+            least = batch
 
 
 class nnUNetPlannerDIN(ExperimentPlanner):
@@ -197,18 +142,21 @@ class nnUNetPlannerDIN(ExperimentPlanner):
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
         enhancement = {**self.enhancement, "color": self._is_color}
+        # Near-isotropic voxels: slices by themselves would flicker from one to the next.
+        near = len(spacing) == 3 and max(spacing) / min(spacing) < ANISO_THRESHOLD
+        if near and enhancement["method"] in VOLUMETRIC:
+            enhancement |= {"volumetric": True, "p": 2}
         if len(spacing) == 2:
-            patch, batch, checkpointing = self._patch_and_batch_size(median_shape, approximate_n_voxels_dataset)
-            arguments = dict(PRESETS[self.preset])
+            multiple = input_stride(**PRESETS[self.preset])
+            patch = tuple(multiple * math.ceil(edge / multiple) for edge in median_shape)
+            most = round(approximate_n_voxels_dataset * self.max_dataset_covered / math.prod(patch))
         else:
-            arguments, patch, batch, checkpointing = self._plan_volumes(plan, spacing, median_shape)
-            # Near-isotropic voxels: slices by themselves would flicker from one to the next.
-            if enhancement["method"] in VOLUMETRIC and max(spacing) / min(spacing) < ANISO_THRESHOLD:
-                enhancement |= {"volumetric": True, "p": 2}
+            patch, most = tuple(int(edge) for edge in plan["patch_size"]), plan["batch_size"]
+        arguments, patch, batch, checkpointing = self._fit(spacing, median_shape, patch, most)
         plan.update(
             preprocessor_name="DINPreprocessor",
             batch_size=batch,
-            patch_size=patch,
+            patch_size=list(patch),
             enhancement=enhancement,
             architecture={
                 "network_class_name": "nnunet_din.network.DualInteractionNetwork",
@@ -218,57 +166,70 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         )
         return plan
 
-    def _plan_volumes(self, plan: dict, spacing, median_shape) -> tuple[dict, list[int], int, bool]:
+    def _fit(self, spacing, median_shape, patch: tuple[int, ...], most: int) -> tuple[dict, tuple[int, ...], int, bool]:
         """Arguments of the network, patch, batch and whether to checkpoint activations.
 
-        nnU-Net's patch and batch if they fit, else a smaller batch, then checkpointing, then a smaller patch, by the
-        axis that is longest beside the data's, as in nnU-Net.
+        The patch in a batch of at most ``most`` and at least 2; where 2 do not fit, with activation checkpointing; and
+        where that does not suffice, a smaller patch.
         """
-        budget = self.gpu_memory_gb * 1e9 / self.memory_overhead
-        least, smallest = self.UNet_min_batch_size, 32
-        patch = [int(edge) for edge in plan["patch_size"]]
+        budget, least = self.gpu_memory_gb * 1e9 / self.memory_overhead, self.UNet_min_batch_size
+        ways = [False, True]
         while True:
-            volumes, multiples = self._volumes(spacing, patch)
-            for checkpointing in (False, True):
-                used = volumes.bytes(least, tuple(patch), checkpointing)
+            step, _ = self._step(spacing, patch)
+            for checkpointing in ways:
+                used = step.bytes(least, patch, checkpointing)
                 if used <= budget:
-                    batch = least if checkpointing else volumes.largest_batch(tuple(patch), plan["batch_size"], budget)
-                    return volumes.arguments(), patch, batch, checkpointing
-            # Memory grows at most in proportion to the voxels: no patch that is larger than this by a tenth fits.
-            voxels = 1.1 * math.prod(patch) * budget / used
-            while True:
-                room = [edge - step >= smallest for edge, step in zip(patch, multiples, strict=True)]
-                if not any(room):
-                    used = volumes.bytes(least, tuple(patch), False)
-                    print(self._too_large(patch, self.memory_overhead * used / 1e9))
-                    return volumes.arguments(), patch, least, False
-                axis = int(np.argmax(np.where(room, np.array(patch) / np.asarray(median_shape, dtype=float), 0)))
-                patch[axis] -= multiples[axis]
-                patch = [int(edge) for edge in get_pool_and_conv_props(spacing, patch, *self._topology)[3]]
-                if math.prod(patch) <= voxels:
-                    break
-                volumes, multiples = self._volumes(spacing, patch)
+                    batch = step.largest_batch(patch, least, max(least, most), budget, checkpointing)
+                    return step.arguments, patch, batch, checkpointing
+            # Memory grows at most in proportion to the pixels: no larger patch than this fits.
+            pixels = math.prod(patch)
+            smaller = self._shrink(spacing, median_shape, patch, min(pixels * budget / used, pixels - 1))
+            if smaller == patch:
+                # Computing everything twice would not make it fit either.
+                print(self._too_large(patch, self.memory_overhead * step.bytes(least, patch, False) / 1e9))
+                return step.arguments, patch, least, False
+            patch, ways = smaller, [True]
+
+    def _shrink(self, spacing, median_shape, patch: tuple[int, ...], pixels: float) -> tuple[int, ...]:
+        """Shorten a patch to this many pixels or as far as it goes, by the axis that is longest beside the data's."""
+        smallest = 64 if len(patch) == 2 else 32
+        while math.prod(patch) > pixels:
+            _, multiples = self._step(spacing, patch)
+            room = [edge - multiple >= smallest for edge, multiple in zip(patch, multiples, strict=True)]
+            if not any(room):
+                break
+            edges = np.array(patch)
+            axis = int(np.argmax(np.where(room, edges / np.asarray(median_shape, dtype=float), 0)))
+            edges[axis] -= multiples[axis]
+            if len(edges) == 3:
+                edges = get_pool_and_conv_props(spacing, edges.tolist(), *self._topology)[3]
+            patch = tuple(int(edge) for edge in edges)
+        return patch
 
     @property
     def _topology(self) -> tuple[int, int]:
         """What nnU-Net's planner tells its topology: smallest edge of a map, and no limit to the number of poolings."""
         return self.UNet_featuremap_min_edge_length, 999999
 
-    def _volumes(self, spacing, patch: list[int]) -> tuple[Volumes, list[int]]:
-        """Training steps on patches of this size, and the multiples that its edges must be."""
-        _, strides, kernels, _, multiples = get_pool_and_conv_props(spacing, patch, *self._topology)
-        strides, kernels = (tuple(tuple(int(i) for i in stage) for stage in stages) for stages in (strides, kernels))
-        # Slices that nnU-Net calls far apart are fused one by one, as in the paper: convolutions across them would make
-        # the fusions the larger part of the network's arithmetic.
-        far = [edge / min(spacing) >= ANISO_THRESHOLD for edge in spacing]
-        fusion_kernel = tuple(1 if is_far else 3 for is_far in far) if any(far) else None
+    def _step(self, spacing, patch: tuple[int, ...]) -> tuple[StepMemory, list[int]]:
+        """The training step on patches of this size, and the multiples that its edges must be."""
+        if len(patch) == 2:
+            arguments = dict(PRESETS[self.preset])
+            multiples = list(input_strides(**arguments))
+        else:
+            _, strides, kernels, _, multiples = get_pool_and_conv_props(spacing, patch, *self._topology)
+            strides, kernels = ([[int(i) for i in stage] for stage in stages] for stages in (strides, kernels))
+            # Slices that nnU-Net calls far apart are fused one by one, as in the paper: convolutions across them would
+            # make the fusions the larger part of the network's arithmetic.
+            far = [edge / min(spacing) >= ANISO_THRESHOLD for edge in spacing]
+            fusion_kernel = [1 if is_far else 3 for is_far in far] if any(far) else None
+            arguments = preset_for_volumes(self.preset, strides, kernels, fusion_kernel=fusion_kernel)
         channels, classes = number_of_channels(self.dataset_json), number_of_classes(self.dataset_json)
-        volumes = Volumes(self.preset, channels, classes, strides, kernels, fusion_kernel)
-        return volumes, [int(multiple) for multiple in multiples]
+        return StepMemory(arguments, channels, classes), [int(multiple) for multiple in multiples]
 
     @staticmethod
     def static_estimate_VRAM_usage(*args, **kwargs):
-        """As in nnU-Net, with ``nnUNet_n_proc_DA=0``, too, which it takes for a number of threads."""
+        """Estimate as nnU-Net does, which takes ``nnUNet_n_proc_DA=0`` for a number of threads and fails."""
         workers = os.environ.get("nnUNet_n_proc_DA")
         if workers != "0":
             return ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)
@@ -278,31 +239,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         finally:
             os.environ["nnUNet_n_proc_DA"] = workers
 
-    def _patch_and_batch_size(self, median_shape, n_pixels_dataset: float) -> tuple[list[int], int, bool]:
-        """The median slice padded to multiples of the stride, in as many patches as fit, at least 2, at most 5 % of the
-        data.
-
-        Where not even two fit, activation checkpointing is switched on (the third value), and then the patch shrinks.
-        """
-        median = np.asarray(median_shape, dtype=float)
-        budget = aim = self.gpu_memory_gb * 1e9 / self.memory_overhead
-        while True:
-            patch, fitting, checkpointing = self._choose(median, aim)
-            five_percent = round(n_pixels_dataset * self.max_dataset_covered / np.prod(patch, dtype=np.float64))
-            batch = max(min(fitting, five_percent), self.UNet_min_batch_size)
-            used = self._memory_model(checkpointing).bytes(batch, *patch)
-            if used <= budget or fitting < self.UNet_min_batch_size:
-                break
-            aim -= used - budget  # beyond the counted points, the choice is made by a line that is a little low
-        if used > budget:
-            # Computing everything twice would not make it fit either.
-            checkpointing = False
-            used = self._memory_model(checkpointing).bytes(batch, *patch)
-        if used > budget:
-            print(self._too_large(patch, self.memory_overhead * used / 1e9))
-        return patch, batch, checkpointing
-
-    def _too_large(self, patch: list[int], needed_gb: float) -> str:
+    def _too_large(self, patch: tuple[int, ...], needed_gb: float) -> str:
         """The warning that the memory does not suffice: what is needed, and which planners need less."""
         presets = list(PLANNER_OF_PRESET)
         # A preset of somebody else's planner is not among them.
@@ -312,26 +249,9 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         if smaller:
             do += f", or plan a smaller network with -pl {' or '.join(smaller)}"
         return (
-            f"WARNING: {self.gpu_memory_gb:g} GB hold fewer than {self.UNet_min_batch_size} patches of {patch} with "
-            f"DIN {self.preset}, which need {math.ceil(100 * needed_gb) / 100:.2f} GB by our count. {do}."
+            f"WARNING: {self.gpu_memory_gb:g} GB hold fewer than {self.UNet_min_batch_size} patches of {list(patch)} "
+            f"with DIN {self.preset}, which need {math.ceil(100 * needed_gb) / 100:.2f} GB by our count. {do}."
         )
-
-    def _choose(self, median: np.ndarray, budget: float) -> tuple[list[int], int, bool]:
-        """Choose the patch, how many of them fit into ``budget`` bytes, and whether to checkpoint activations."""
-        stride, smallest = input_stride(**PRESETS[self.preset]), 64
-        patch = np.array([stride * math.ceil(s / stride) for s in median])
-        floor = np.minimum(patch, smallest)
-        checkpointing = self._memory_model(False).pixels(budget) < self.UNet_min_batch_size * np.prod(patch)
-        fitting_pixels = self._memory_model(checkpointing).pixels(budget)
-        while self.UNet_min_batch_size * np.prod(patch) > fitting_pixels and (patch > floor).any():
-            relative = np.where(patch > floor, patch / median, 0)
-            patch[int(np.argmax(relative))] -= stride
-        return patch.tolist(), int(max(fitting_pixels, 0) // np.prod(patch, dtype=np.float64)), bool(checkpointing)
-
-    def _memory_model(self, checkpointing: bool) -> MemoryModel:
-        """Make the memory model of the preset on this data set's channels and classes."""
-        channels, classes = number_of_channels(self.dataset_json), number_of_classes(self.dataset_json)
-        return MemoryModel(self.preset, channels, classes, checkpointing)
 
     @cached_property
     def _is_color(self) -> bool:

@@ -17,9 +17,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_din.data.files import read_json, written_whole
 from nnunet_din.data.integrity import WrongLabel, check_file, check_labels, find_outlier
 from nnunet_din.enhancement import enhance
-from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.nnunet.folders import nnunet_folder
 from nnunet_din.nnunet.labels import check_label_numbers, number_of_channels, read_dataset_json
+from nnunet_din.nnunet.plans import enhancements_of
 
 try:
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
@@ -37,7 +37,7 @@ class DINPreprocessor(DefaultPreprocessor):
     """
 
     def run(self, dataset_name_or_id, configuration_name, plans_identifier, num_processes) -> None:
-        """As in nnU-Net; also where the plans come from another data set (``nnUNetv2_move_plans_between_datasets``).
+        """Preprocess; also where the plans come from another data set (``nnUNetv2_move_plans_between_datasets``).
 
         nnU-Net copies ``dataset.json`` to the preprocessed data when it plans, and cannot preprocess without it.
 
@@ -271,7 +271,6 @@ def _checked_enhancements(configuration_manager: ConfigurationManager) -> list[d
     if not enhancements:
         raise ValueError(
             "These plans have no `enhancement`: they were not made by a DIN planner. Run "
-            "`nnUNetv2_plan_and_preprocess -d DATASET_ID -pl "
-            "nnUNetPlannerDIN -c 2d` and use `-p nnUNetDINPlans`."
+            "`nnUNetv2_plan_and_preprocess -d DATASET_ID -pl nnUNetPlannerDIN -c 2d` and use `-p nnUNetDINPlans`."
         )
     return enhancements

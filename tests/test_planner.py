@@ -16,12 +16,11 @@ from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
 from nnunet_din.nnunet.labels import check_label_numbers, number_of_classes
 from nnunet_din.nnunet.slices import training_slices
 from nnunet_din.planners.din_planners import (
-    Volumes,
+    StepMemory,
     nnUNetPlannerDIN,
     nnUNetPlannerDINAtto,
     nnUNetPlannerDINFast,
     nnUNetPlannerDINTiny,
-    step_memory,
 )
 
 PLANNERS = [nnUNetPlannerDIN, nnUNetPlannerDINTiny, nnUNetPlannerDINAtto, nnUNetPlannerDINFast]
@@ -29,6 +28,13 @@ PLANNERS = [nnUNetPlannerDIN, nnUNetPlannerDINTiny, nnUNetPlannerDINAtto, nnUNet
 
 def planner(dataset, cls=nnUNetPlannerDINAtto, **kwargs):
     return cls(dataset.name, **kwargs)
+
+
+def plan_slices(planner, median, pixels):
+    """Patch, batch and checkpointing for slices of this size and data of so many pixels."""
+    multiple = input_stride(**PRESETS[planner.preset])
+    patch = tuple(multiple * math.ceil(edge / multiple) for edge in median)
+    return planner._fit([1.0, 1.0], median, patch, round(0.05 * pixels / math.prod(patch)))[1:]
 
 
 @pytest.fixture
@@ -121,7 +127,7 @@ def test_near_isotropic_volumes_are_enhanced_as_a_whole(dataset, monkeypatch):
 
 @pytest.mark.parametrize(
     ("gigabytes", "batch", "checkpointing", "whole"),
-    [(1.3, 4, False, True), (1.0, 2, False, True), (0.8, 2, True, True), (0.6, 2, True, False), (0.1, 2, False, False)],
+    [(1.3, 4, False, True), (1.0, 2, False, True), (0.8, 3, True, True), (0.6, 2, True, False), (0.1, 2, False, False)],
 )
 def test_volumes_fit_the_memory(gigabytes, batch, checkpointing, whole, dataset, monkeypatch, capsys):
     """A smaller batch first, then checkpointing, then a smaller patch; and what does not fit is said."""
@@ -129,13 +135,12 @@ def test_volumes_fit_the_memory(gigabytes, batch, checkpointing, whole, dataset,
     def bytes_of(volumes, batch, patch, checkpointing):
         return 4e8 + (400 if checkpointing else 800) * batch * math.prod(patch)
 
-    monkeypatch.setattr(Volumes, "bytes", bytes_of)
+    monkeypatch.setattr(StepMemory, "bytes", bytes_of)
     planner = nnUNetPlannerDINFast(dataset.name)
     planner.gpu_memory_gb = gigabytes * planner.memory_overhead
-    plan = {"patch_size": [64, 64, 64], "batch_size": 4}
-    arguments, patch, found, checkpoints = planner._plan_volumes(plan, np.ones(3), (70, 80, 90))
-    assert (found, checkpoints, patch == [64, 64, 64]) == (batch, checkpointing, whole)
-    assert planner._volumes(np.ones(3), patch)[0].arguments() == arguments
+    arguments, patch, found, checkpoints = planner._fit(np.ones(3), (70, 80, 90), (64, 64, 64), 4)
+    assert (found, checkpoints, patch == (64, 64, 64)) == (batch, checkpointing, whole)
+    assert planner._step(np.ones(3), patch)[0].arguments == arguments
     fits = bytes_of(None, found, patch, checkpoints) <= gigabytes * 1e9
     assert fits == ("WARNING" not in capsys.readouterr().out)
 
@@ -146,12 +151,11 @@ def test_the_classes_of_totalsegmentator_fit_the_memory(cls, dataset):
     """118 classes at 1.5 mm and 24 GB: the maps of the loss, each of all classes, are counted."""
     planner = cls(dataset.name, gpu_memory_target_in_gb=24)
     planner.dataset_json = {**planner.dataset_json, "labels": {f"label {i}": i for i in range(118)}}
-    plan = {"patch_size": [128, 128, 128], "batch_size": 2}
-    arguments, patch, batch, checkpointing = planner._plan_volumes(plan, np.full(3, 1.5), (231, 231, 231))
-    used = step_memory({**arguments, "checkpointing": checkpointing}, 1, 118, (batch, *patch))
+    arguments, patch, batch, checkpointing = planner._fit(np.full(3, 1.5), (231, 231, 231), (128, 128, 128), 2)
+    used = StepMemory(arguments, 1, 118).bytes(batch, patch, checkpointing)
     map_of_all_classes = 4 * 118 * batch * math.prod(patch)
     assert 6 * map_of_all_classes < used <= 24e9 / planner.memory_overhead
-    assert cls is not nnUNetPlannerDINFast or (patch, batch) == ([128, 128, 128], 2)
+    assert cls is not nnUNetPlannerDINFast or (patch, batch) == ((128, 128, 128), 2)
 
 
 def test_patch_covers_the_median_slice(dataset, plans):
@@ -170,13 +174,13 @@ def test_patch_covers_the_median_slice(dataset, plans):
 def test_patch_and_batch_fit_the_memory(dataset, cls, median, gb, capsys):
     p = planner(dataset, cls, gpu_memory_target_in_gb=gb)
     n_pixels = 1e10
-    patch, batch, checkpointing = p._patch_and_batch_size(median, n_pixels)
+    patch, batch, checkpointing = plan_slices(p, median, n_pixels)
     stride = input_stride(**PRESETS[cls.preset])
     assert all(edge % stride == 0 for edge in patch)
     assert all(edge <= stride * math.ceil(m / stride) for edge, m in zip(patch, median, strict=True))
     assert batch >= 2
     used, more, without = (
-        p.memory_overhead * p._memory_model(option).bytes(n, *patch)
+        p.memory_overhead * p._step([1.0, 1.0], patch)[0].bytes(n, patch, option)
         for n, option in ((batch, checkpointing), (batch + 1 + batch // 20, checkpointing), (2, False))
     )
     warned = "WARNING" in capsys.readouterr().out
@@ -195,9 +199,9 @@ def test_patch_and_batch_fit_the_memory(dataset, cls, median, gb, capsys):
 def test_warning_tells_figures_apart_and_names_smaller_networks_only(dataset, cls, capsys):
     """A target that is a little too small: what is needed is more than what is there, in the figures that are shown."""
     p = planner(dataset, cls, gpu_memory_target_in_gb=1.0)
-    least = p.memory_overhead * p._memory_model(True).bytes(2, 48, 48) / 1e9
+    least = p.memory_overhead * p._step([1.0, 1.0], (48, 48))[0].bytes(2, (48, 48), True) / 1e9
     p = planner(dataset, cls, gpu_memory_target_in_gb=least - 0.001)
-    assert p._patch_and_batch_size((48, 48), 1e9) == ([48, 48], 2, False)
+    assert plan_slices(p, (48, 48), 1e9) == ((48, 48), 2, False)
     warning = capsys.readouterr().out
     there, need = (float(x) for x in re.findall(r"([\d.]+) GB", warning))
     assert need > there
@@ -209,7 +213,7 @@ def test_warning_tells_figures_apart_and_names_smaller_networks_only(dataset, cl
 def test_warning_of_a_planner_with_a_preset_of_its_own_recommends_none_of_ours(dataset, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "theirs", PRESETS["fast"])
     cls = type("nnUNetPlannerTheirs", (nnUNetPlannerDIN,), {"preset": "theirs"})
-    planner(dataset, cls, gpu_memory_target_in_gb=0.01)._patch_and_batch_size((64, 64), 1e9)
+    plan_slices(planner(dataset, cls, gpu_memory_target_in_gb=0.01), (64, 64), 1e9)
     warning = capsys.readouterr().out
     assert "DIN theirs" in warning and "nnUNetPlannerDIN" not in warning
 
@@ -217,14 +221,13 @@ def test_warning_of_a_planner_with_a_preset_of_its_own_recommends_none_of_ours(d
 @pytest.mark.slow
 def test_batch_is_at_most_five_percent_of_the_data(dataset):
     p = planner(dataset)
-    patch, batch, checkpointing = p._patch_and_batch_size((64, 64), 200 * 64 * 64)
-    assert (patch, batch, checkpointing) == ([64, 64], 10, False)
-    assert p._patch_and_batch_size((64, 64), 10 * 64 * 64)[1] == 2
+    assert plan_slices(p, (64, 64), 200 * 64 * 64) == ((64, 64), 10, False)
+    assert plan_slices(p, (64, 64), 10 * 64 * 64)[1] == 2
 
 
 @pytest.mark.slow
 def test_less_memory_checkpointing_first_then_smaller_patches_never_a_smaller_batch(dataset):
-    results = [planner(dataset, gpu_memory_target_in_gb=gb)._patch_and_batch_size((600, 600), 1e9) for gb in (2, 6, 24)]
+    results = [plan_slices(planner(dataset, gpu_memory_target_in_gb=gb), (600, 600), 1e9) for gb in (2, 6, 24)]
     (small, _, first), (middle, _, second), (large, batch, third) = results
     assert (first, second, third) == (True, True, False)
     assert np.prod(small) < np.prod(middle) == np.prod(large) == 600**2
@@ -265,7 +268,7 @@ def test_colours_are_channels_of_one_file(shape, files, color, pictures, nnunet_
 
 def test_ignored_voxels_are_no_class(pictures):
     labels = {"background": 0, "a": 1, "b": 2, "ignore": 3}
-    assert nnUNetPlannerDINFast(pictures(labels=labels))._memory_model(False).num_classes == 3
+    assert nnUNetPlannerDINFast(pictures(labels=labels))._step([1.0, 1.0], (32, 32))[0].num_classes == 3
 
 
 def test_labels_that_cannot_be_trained_on_are_not_planned(pictures):

@@ -102,7 +102,10 @@ def test_plans_have_the_last_word_on_the_training(make, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 3}, "'2d' of nnUNetDINAttoPlans: The training has no setting 'epochs'; did you mean 'num_epochs'"),
+        (
+            {"epochs": 3},
+            "'2d' of nnUNetDINAttoPlans: Unknown setting .*'epochs': did you mean 'num_epochs'",
+        ),
         ({"weight_dice": -1}, "weight_dice must be a number from 0 on, got -1"),
         ([150], "must hold names and values"),
     ],

@@ -54,7 +54,7 @@ class nnUNetTrainerBoundaryLoss(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
         return LossWithBoundary(super()._build_loss(), boundary.to(self.device))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """As in nnU-Net; with ``--c``, one that cannot be read is replaced by the newest beside it that can be."""
+        """Load a checkpoint; with ``--c``, one that cannot be read is replaced by the newest beside it that can be."""
         if isinstance(filename_or_checkpoint, str):
             filename_or_checkpoint = self.readable_checkpoint(filename_or_checkpoint)
         super().load_checkpoint(filename_or_checkpoint)

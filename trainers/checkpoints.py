@@ -30,12 +30,12 @@ class KeepsCheckpoints:
     _saved_at: float | None = None
 
     def on_train_start(self) -> None:
-        """As in nnU-Net."""
+        """Begin the training, and the time without a checkpoint."""
         super().on_train_start()  # type: ignore[misc]
         self._saved_at = time.time()
 
     def on_epoch_end(self) -> None:
-        """As in nnU-Net, which saves if it is time to."""
+        """End an epoch; save now if the checkpoint would come too late at the end of the next."""
         now, every = time.time(), self.save_every  # type: ignore[has-type]
         if self._saved_at is not None:
             begun = self.logger.get_value("epoch_start_timestamps", step=-1)  # type: ignore[attr-defined]

@@ -26,10 +26,10 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_din.enhancement import get_enhancement
-from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.losses import AuxiliaryLoss, DINLoss
 from nnunet_din.network import input_strides, learning_rate
 from nnunet_din.network.din import AUXILIARY_PREFIX, DualInteractionNetwork
+from nnunet_din.nnunet.plans import enhancements_of
 from nnunet_din.nnunet.tracking import TensorBoardLogger
 from nnunet_din.nnunet.training_device import autocast_dtype
 from nnunet_din.nnunet.training_settings import check_training_settings
@@ -158,7 +158,7 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
         return getattr(self, "global_rank", self.local_rank)  # type: ignore[return-value]
 
     def initialize(self) -> None:
-        """As in nnU-Net, with weights that the seed sets, if there is one."""
+        """Initialize as nnU-Net does, with weights that the seed sets, if there is one."""
         self._set_seed()
         if self.is_ddp:  # old torch cannot split a compiled network that computes activations again
             torch._dynamo.config.optimize_ddp = False
@@ -221,7 +221,7 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
         return [[1.0] * len(self.configuration_manager.patch_size)] if self.enable_deep_supervision else None
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
-        """As in nnU-Net, within ``max_rotation``, and without flips if ``mirroring`` is off."""
+        """Choose angles, patch and flips as nnU-Net does, within ``max_rotation``; no flips if ``mirroring`` is off."""
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
@@ -274,7 +274,7 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
         return compose
 
     def on_train_start(self) -> None:
-        """As in nnU-Net; the log says what the plans set of the training, and what the weights were started from."""
+        """Begin the training; the log says what the plans set of it, and what the weights were started from."""
         super().on_train_start()
         if settings := self.configuration_manager.configuration.get("training"):
             self.print_to_log_file(
@@ -289,7 +289,7 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             )
 
     def on_train_epoch_start(self) -> None:
-        """As in nnU-Net, whose log rounds the learning rate to five decimals: of 5e-4 too few."""
+        """Begin an epoch; nnU-Net's log rounds the learning rate to five decimals, which are too few for 5e-4."""
         self._set_seed()
         super().on_train_epoch_start()
         self.print_to_log_file(f"Exact learning rate: {self.optimizer.param_groups[0]['lr']:.9g}")
@@ -314,7 +314,7 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
             torch.set_autocast_dtype(self.device.type, before)
 
     def train_step(self, batch: dict) -> dict:
-        """As in nnU-Net, in bf16 where the device has it, with this iteration's learning rate and weight of L_bnd."""
+        """Train for one iteration, in bf16 where the device has it, with its learning rate and weight of L_bnd."""
         epochs = self.current_epoch + self._iteration / self.num_iterations_per_epoch
         done = epochs / self.num_epochs
         self.lr_scheduler.step(epochs)
@@ -327,12 +327,12 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
         return self._loss_of_output.weight_boundary
 
     def validation_step(self, batch: dict) -> dict:
-        """As in nnU-Net, in bf16 where the device has it."""
+        """Validate one batch, in bf16 where the device has it."""
         with self._autocast_dtype():
             return super().validation_step(batch)
 
     def on_epoch_end(self) -> None:
-        """As in nnU-Net; on a GPU, the log says how much memory training takes."""
+        """End an epoch; on a GPU, the log says how much memory training takes."""
         super().on_epoch_end()
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
@@ -341,9 +341,10 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
     def load_checkpoint(
         self, filename_or_checkpoint: dict | str | None = None, checkpoint: dict | str | None = None
     ) -> None:
-        """As in nnU-Net, by either of the names that its releases have for the argument; a checkpoint of another
-        network is named in the error, and one of a training without auxiliary outputs goes on without them. With
-        ``--c``, one that cannot be read is replaced by the newest beside it that can be.
+        """Load a checkpoint as nnU-Net does, by either of the names that its releases have for the argument.
+
+        A checkpoint of another network is named in the error. One of a training without auxiliary outputs goes on
+        without them. With ``--c``, one that cannot be read is replaced by the newest beside it that can be.
         """
         source = filename_or_checkpoint if checkpoint is None else checkpoint
         if isinstance(source, str):
@@ -424,11 +425,8 @@ def check_plans(plans: dict, configuration: str) -> list[dict]:
     if not enhancements:
         raise ValueError(
             f"Configuration '{configuration}' of {plans_name} has no enhanced channels. Make plans and data for DIN "
-            "with "
-            f"`nnUNetv2_plan_and_preprocess -d {plans['dataset_name']} -pl nnUNetPlannerDIN -c 2d` (or "
-            "nnUNetPlannerDINTiny, "
-            "nnUNetPlannerDINAtto, nnUNetPlannerDINFast) and train with `-p nnUNetDINPlans` (nnUNetDINTinyPlans, "
-            "nnUNetDINAttoPlans, nnUNetDINFastPlans)."
+            f"with `nnUNetv2_plan_and_preprocess -d {plans['dataset_name']} -pl nnUNetPlannerDINFast -c 2d` (or "
+            "another planner of DIN) and train with `-p nnUNetDINFastPlans`."
         )
     for enhancement in enhancements:
         get_enhancement(enhancement["method"])

@@ -20,12 +20,12 @@ class LogsLossParts:
     _steps = 0
 
     def on_train_epoch_start(self) -> None:
-        """As in nnU-Net."""
+        """Begin an epoch, and the sums of its parts."""
         super().on_train_epoch_start()  # type: ignore[misc]
         self._sums, self._steps = {}, 0
 
     def train_step(self, batch: dict) -> dict:
-        """As in nnU-Net."""
+        """Train for one iteration, and add up the parts of its loss."""
         result = super().train_step(batch)  # type: ignore[misc]
         # Added up where they are: no waiting for the device.
         parts: dict[str, torch.Tensor] = self.loss.parts  # type: ignore[assignment]
@@ -34,7 +34,7 @@ class LogsLossParts:
         return result
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """As in nnU-Net; of several processes, the parts are those of the first."""
+        """End an epoch, and log the mean parts of its losses; of several processes, those of the first."""
         super().on_train_epoch_end(train_outputs)  # type: ignore[misc]
         values = {f"train_losses/{name}": value.item() / self._steps for name, value in self._sums.items()}
         values["loss_weights/boundary"] = self._weight_of_boundary()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from nnunet_din import __version__
-from nnunet_din.enhancement.entry import enhancements_of
+from nnunet_din.nnunet.plans import enhancements_of
 
 #: Changes when a program that reads older descriptions would go wrong.
 FORMAT = 2

@@ -23,9 +23,9 @@ from nnunet_din import __version__
 from nnunet_din.data.files import folder_written_whole as _written_whole
 from nnunet_din.data.files import read_json, sha256_of, write_text
 from nnunet_din.data.weight_files import check_finite, read_tensors, read_weights, write_checkpoint, write_tensors
-from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.nnunet.known_classes import check_plans
 from nnunet_din.nnunet.models import trained_folds
+from nnunet_din.nnunet.plans import enhancements_of
 from nnunet_din.nnunet.predictor import TrainedModel, read_model_folder
 
 #: Changes when a program that reads older folders would go wrong.

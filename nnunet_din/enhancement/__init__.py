@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from nnunet_din.data.names import check_known
 from nnunet_din.enhancement.fuzzy import fuzzy_enhance, fuzzy_enhance_volume, fuzzy_membership
 from nnunet_din.enhancement.histogram import adaptive_histogram_equalize, histogram_equalize
 from nnunet_din.enhancement.intensity import smooth, to_unit_interval
@@ -61,8 +62,7 @@ def get_enhancement(method: str) -> Callable:
     ValueError
         If there is none; the message lists the known names.
     """
-    if method not in ENHANCEMENTS:
-        raise ValueError(f"Unknown enhancement '{method}'. Known enhancements: {', '.join(sorted(ENHANCEMENTS))}.")
+    check_known("enhancement", method, ENHANCEMENTS)
     return ENHANCEMENTS[method]
 
 

@@ -63,7 +63,7 @@ def to_unit_interval(
     percentiles
         Lower and upper percentile (0 to 100) of ``data`` that become ``-limit`` and ``limit``.
     limit
-        In (0, 1).
+        Largest absolute value of the result, in (0, 1).
     mask
         Boolean, broadcastable to ``data``: percentiles come from its voxels only. None, or nothing set: all voxels.
 

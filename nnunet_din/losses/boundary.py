@@ -51,7 +51,7 @@ class Scale(NamedTuple):
     Attributes
     ----------
     factors : list of int
-        Of the average pooling along each axis.
+        Factor of the average pooling along each axis.
     kernels : Tensor
         Sobel kernels, once for each channel, divided by the number of responses: the loss is the sum of what they give.
     counts : Tensor or None
@@ -73,9 +73,9 @@ class MultiScaleBoundaryLoss(nn.Module):
     scales
         Average-pooling factors; an image smaller than a factor skips that scale.
     normalized
-        Divide the Sobel kernels by the sum of their absolute weights, 8 with two axes and 32 with three, so that the
-        response to a unit step is 1/2. False is the printed form, eight times as large; it can hold a young network at
-        the background (see docs/method.md).
+        Whether the Sobel kernels are divided by the sum of their absolute weights, 8 with two axes and 32 with three,
+        so that the response to a unit step is 1/2. False is the printed form, eight times as large; it can hold a young
+        network at the background (see docs/method.md).
     pooled_axes
         Axes of the image that are pooled, 0 the first: ``(1, 2)`` where slices lie far apart. None: all.
 
@@ -98,7 +98,7 @@ class MultiScaleBoundaryLoss(nn.Module):
         self.pooled_axes = None if pooled_axes is None else tuple(pooled_axes)
         for axes in (2, 3):
             kernels = sobel_kernels(axes)
-            # On the device of the loss: to copy them there in every step would make the step wait.
+            # A buffer moves to the device with the loss; a copy in every step would make the step wait.
             kernels = kernels / kernels[0].abs().sum() if normalized else kernels
             self.register_buffer(f"kernels_{axes}d", kernels, persistent=False)
 

@@ -26,7 +26,7 @@ class AuxiliaryLoss(nn.Module):
     Attributes
     ----------
     parts : dict of str to Tensor
-        Those of the segmentation's last loss, and ``auxiliary``: the mean of the others' losses.
+        Parts of the segmentation's last loss, and ``auxiliary``: the mean of the others' losses.
     """
 
     def __init__(self, loss: DINLoss, weight: float = 0.5):
@@ -45,7 +45,7 @@ class AuxiliaryLoss(nn.Module):
         outputs
             Logits: those of the segmentation, ``(N, K, *size)``, then the auxiliary ones, ``(N, K, *size_i)``.
         target
-            Of the segmentation, see :class:`DINLoss`; or a sequence that begins with it, as nnU-Net hands it over.
+            Truth of the segmentation, see :class:`DINLoss`; or a sequence that begins with it, as nnU-Net passes it.
 
         Returns
         -------

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_din.containers import ModuleList
+from nnunet_din.data.names import check_known
 from nnunet_din.dimensions import CHANNELS_LAST, resize
 from nnunet_din.network.auxiliary import AuxiliaryHeads
 from nnunet_din.network.decoders import build_decoder
 from nnunet_din.network.encoders import build_encoder
 from nnunet_din.network.encoders.base import Encoder, OfStages, kernels_of_stages, strides_of_stages
-from nnunet_din.network.fusion import build_fusions, check_options, get_fusion
+from nnunet_din.network.fusion import FUSION_OPTIONS, build_fusion, get_fusion
 from nnunet_din.network.fusion.base import Fusion
 from nnunet_din.network.resize import shuffle_pixels
 
@@ -60,28 +61,28 @@ class DualInteractionNetwork(nn.Module):
     decoder, decoder_channels
         Name of the decoder and its width. It decodes at the first stage's resolution.
     checkpointing
-        Keep only the inputs of the encoders' blocks and of the DIFMs for the backward pass, and compute the rest again
-        there: less memory, more time, the same outputs and gradients.
+        Whether only the inputs of the encoders' blocks and of the DIFMs are kept for the backward pass, which computes
+        the rest again: less memory, more time, the same outputs and gradients.
     stem_stride
         Stride of the encoder's stem, see :class:`nnunet_din.network.ConvNeXtEncoder`.
     upsampling
-        How logits come from the first stage's resolution to the image's behind a stem of stride 2: "bilinear" (of three
+        Way from the first stage's resolution to the image's behind a stem of stride 2: "bilinear" (of three
         axes: trilinear), or "pixel_shuffle", where the decoder predicts the logits of all pixels of a feature. What a
         larger stride of the encoder still lacks is bilinear.
     strides, kernel_sizes
-        Of the encoder's stages along each axis, see :class:`nnunet_din.network.ConvNeXtEncoder` and
-        :class:`nnunet_din.network.PlainEncoder`. With three axes the network is for volumes. The convolutions of the
-        fusions and of the decoder are 3, too, or 1 along axes where those of the stage are. None: images with two axes,
-        ``stem_stride``, and 3 along both.
+        Strides and kernel sizes of the encoder's stages along each axis, see
+        :class:`nnunet_din.network.ConvNeXtEncoder` and :class:`nnunet_din.network.PlainEncoder`. With three axes the
+        network is for volumes. The convolutions of the fusions and of the decoder are 3, too, or 1 along axes where
+        those of the stage are. None: images with two axes, ``stem_stride``, and 3 along both.
     fusion_kernel
-        Kernel of the fusions' convolutions along each axis, 1 or 3, at every level; never more than the stage's. None:
-        3. ``[1, 3, 3]`` fuses volumes slice by slice: the encoders and the decoder alone look across.
+        Kernel size of the fusions' convolutions along each axis, 1 or 3, at every level; never more than the stage's.
+        None: 3. ``[1, 3, 3]`` fuses volumes slice by slice: the encoders and the decoder alone look across.
     deep_supervision
         Whether the network has auxiliary heads, see :meth:`add_auxiliary_heads`. nnU-Net and other programs pass it to
         every network; DIN's trainers add the heads themselves.
     **fusion_options
         Arguments of the fusions, for example those of :class:`nnunet_din.network.DualInteractiveFusionModule`. Each
-        stage's takes those that it has.
+        stage's takes those that it has; what none of them has counts for nothing.
 
     Attributes
     ----------
@@ -127,10 +128,13 @@ class DualInteractionNetwork(nn.Module):
         self.input_channels, self.num_classes, self.versions = input_channels, num_classes, versions
         self.inputs = chosen_inputs(inputs, versions)
         fusions = names_of_stages(fusion, fused_stages)
-        self.one_encoder = reads_all_inputs_at_once(fusions, fusion_options)
-        self.encoders = self._build_encoders(
-            encoder, fused_stages, checkpointing, layer_scale, drop_path_rate, stem_stride, strides, kernel_sizes
-        )
+        for option in fusion_options:
+            check_known("option of the network", option, OPTIONS)
+        self.one_encoder = reads_all_inputs_at_once(fusions)
+        self.checkpointing = checkpointing
+        options: dict = {"layer_scale": layer_scale, "drop_path_rate": drop_path_rate, "stem_stride": stem_stride}
+        options |= {"checkpointing": checkpointing, "strides": strides, "kernel_sizes": kernel_sizes}
+        self.encoders = self._build_encoders(encoder, fused_stages, options)
         self.dimensions = len(self.encoders[0].stride_per_axis)
         kernels = [[min(k, 3) for k in kernel] for kernel in kernels_of_stages(kernel_sizes, 3, self.dimensions)]
         self.difms = self._build_fusions(fusions[:fused_stages], kernels, fusion_kernel, fusion_options)
@@ -138,27 +142,15 @@ class DualInteractionNetwork(nn.Module):
         outputs = num_classes * math.prod(self.subpixels)
         self.decoder = build_decoder(decoder, self.encoders[0].channels, outputs, decoder_channels, kernels[0])
         self.auxiliary_heads: AuxiliaryHeads | None = None
-        # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions): keep
-        # them last in memory. On a CPU, large depthwise kernels of volumes are quicker that way, too.
+        # Every part works along the channels (LayerNorm, 1 x 1 convolutions, attention, depthwise convolutions), so
+        # that they are last in memory. On a CPU, large depthwise kernels of volumes are quicker that way, too.
         self.to(memory_format=CHANNELS_LAST[self.dimensions])
         if deep_supervision:
-            self._add_auxiliary_heads_for_others()
+            warnings.warn(NOT_NNUNETS_OUTPUTS, stacklevel=2)
+            self.add_auxiliary_heads()
 
-    def _build_encoders(
-        self,
-        name: str,
-        stages: int,
-        checkpointing: bool,
-        layer_scale: float | None,
-        drop_path_rate: float,
-        stem_stride: int,
-        strides: OfStages | None,
-        kernel_sizes: OfStages | None,
-    ) -> ModuleList[Encoder]:
+    def _build_encoders(self, name: str, stages: int, options: dict) -> ModuleList[Encoder]:
         """One encoder an input, or one for all, down to the last fused stage."""
-        self.checkpointing = checkpointing
-        options: dict = {"layer_scale": layer_scale, "drop_path_rate": drop_path_rate, "stem_stride": stem_stride}
-        options |= {"checkpointing": checkpointing, "strides": strides, "kernel_sizes": kernel_sizes}
         n = len(self.inputs)
         widths = [n * self.input_channels] if self.one_encoder else [self.input_channels] * n
         encoders = ModuleList(build_encoder(name, width, **options) for width in widths)
@@ -171,15 +163,14 @@ class DualInteractionNetwork(nn.Module):
         self, names: Sequence[str], kernels: OfStages, fusion_kernel: Sequence[int] | None, options: dict
     ) -> ModuleList[Fusion]:
         """A fusion a stage; encoders leave out what none of them uses."""
-        of_fusions = [fused_along(kernel, fusion_kernel) for kernel in kernels[: len(names)]]
-        fusions = build_fusions(names, self.encoders[0].channels, len(self.encoders), of_fusions, **options)
+        streams = len(self.encoders)
+        fusions = ModuleList(
+            build_fusion(name, dim, streams, fusion_kernel_of_stage(kernel, fusion_kernel), **options)
+            for name, dim, kernel in zip(names, self.encoders[0].channels, kernels, strict=False)
+        )
         for encoder in self.encoders:
             encoder.keep_edges([fusion.needs_edges for fusion in fusions])
         return fusions
-
-    def _add_auxiliary_heads_for_others(self) -> None:
-        warnings.warn(NOT_NNUNETS_OUTPUTS, stacklevel=3)
-        self.add_auxiliary_heads()
 
     def add_auxiliary_heads(self) -> None:
         """Give every fused level a classifier of its own, for training, and switch :attr:`deep_supervision` on.
@@ -239,8 +230,7 @@ class DualInteractionNetwork(nn.Module):
             raise ValueError(
                 f"DIN takes {channels} channels, (N, {channels}, {axes}): {self.input_channels} original and "
                 f"{channels - self.input_channels} enhanced. Got a tensor of shape {tuple(x.shape)}. In nnU-Net the "
-                "enhanced channels come from "
-                "plans made with `nnUNetv2_plan_and_preprocess -pl nnUNetPlannerDIN`."
+                "enhanced channels come from plans made with `nnUNetv2_plan_and_preprocess -pl nnUNetPlannerDIN`."
             )
         strides, size = self.encoders[0].stride_per_axis, x.shape[2:]
         if any(edge % stride for edge, stride in zip(size, strides, strict=True)):
@@ -268,20 +258,18 @@ class DualInteractionNetwork(nn.Module):
             key = differing[0]
             raise RuntimeError(
                 f"These weights belong to another network: {len(differing)} of {len(own)} entries do not fit, the "
-                f"first is '{key}' "
-                f"({_shape(state_dict, key)} in the weights, {_shape(own, key)} here). A checkpoint fits only plans "
-                "with the preset, channels "
-                "and classes that it was trained with."
+                f"first is '{key}' ({_shape(state_dict, key)} in the weights, {_shape(own, key)} here). A checkpoint "
+                "fits only plans with the preset, channels and classes that it was trained with."
             )
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
-#: Arguments of the network that the plans may set, without those of its fusions.
+#: Arguments of the network that the plans may set.
 OPTIONS = [
     name
     for name in inspect.signature(DualInteractionNetwork).parameters
     if name not in ("input_channels", "num_classes", "deep_supervision", "fusion_options")
-]
+] + FUSION_OPTIONS
 
 
 def _shape(state_dict, key: str):
@@ -290,8 +278,6 @@ def _shape(state_dict, key: str):
 
 def chosen_inputs(inputs: Sequence[int] | None, versions: int) -> list[int]:
     """Versions of the image that are used, all of them for None; ValueError if one is not there."""
-    if versions < 1:
-        raise ValueError(f"versions must be at least 1, got {versions}.")
     if inputs is not None and not (inputs and set(inputs) <= set(range(versions))):
         raise ValueError(f"inputs must name some of the {versions} versions of the image by number, got {inputs}.")
     return list(range(versions) if inputs is None else inputs)
@@ -307,15 +293,14 @@ def names_of_stages(fusion: str | Sequence[str], fused_stages: int) -> list[str]
     return fusions
 
 
-def reads_all_inputs_at_once(fusions: Sequence[str], options: dict) -> bool:
+def reads_all_inputs_at_once(fusions: Sequence[str]) -> bool:
     """Whether one encoder reads the concatenated inputs.
 
     Raises
     ------
     ValueError
-        If some fusions want that and others do not, or none of them has one of the options.
+        If some fusions want that and others do not.
     """
-    check_options(fusions, options, OPTIONS)
     wanted = {get_fusion(name).one_encoder for name in fusions}
     if len(wanted) > 1:
         raise ValueError(f"Fusion 'input' has one encoder for all inputs and cannot stand beside others: {fusions}.")
@@ -330,12 +315,11 @@ def subpixels(upsampling: str, stem_stride: Sequence[int]) -> tuple[int, ...]:
     ValueError
         If the way of upsampling is not known.
     """
-    if upsampling not in UPSAMPLING:
-        raise ValueError(f"Unknown upsampling '{upsampling}'. Known: {', '.join(UPSAMPLING)}.")
+    check_known("upsampling", upsampling, UPSAMPLING)
     return tuple(stem_stride if upsampling == "pixel_shuffle" else [1] * len(stem_stride))
 
 
-def fused_along(of_stage: Sequence[int], fusion_kernel: Sequence[int] | None) -> list[int]:
+def fusion_kernel_of_stage(stage_kernel: Sequence[int], fusion_kernel: Sequence[int] | None) -> list[int]:
     """Kernel of a stage's fusion along each axis: that of the stage, or a smaller one that is asked for.
 
     Raises
@@ -344,9 +328,9 @@ def fused_along(of_stage: Sequence[int], fusion_kernel: Sequence[int] | None) ->
         If it is not 1 or 3 along each axis of the image.
     """
     if fusion_kernel is None:
-        return list(of_stage)
-    if len(fusion_kernel) != len(of_stage) or any(k not in (1, 3) for k in fusion_kernel):
+        return list(stage_kernel)
+    if len(fusion_kernel) != len(stage_kernel) or any(k not in (1, 3) for k in fusion_kernel):
         raise ValueError(
-            f"fusion_kernel must be 1 or 3 for each of the {len(of_stage)} axes of the images, got {fusion_kernel}."
+            f"fusion_kernel must be 1 or 3 for each of the {len(stage_kernel)} axes of the images, got {fusion_kernel}."
         )
-    return [min(pair) for pair in zip(of_stage, fusion_kernel, strict=True)]
+    return [min(pair) for pair in zip(stage_kernel, fusion_kernel, strict=True)]

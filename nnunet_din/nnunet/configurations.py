@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
-from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.enhancement.intensity import INTENSITIES
 from nnunet_din.nnunet.folders import weights_file
-from nnunet_din.nnunet.plans import ancestors, resolve
+from nnunet_din.nnunet.plans import ancestors, enhancements_of, resolve
 from nnunet_din.nnunet.training_settings import check_training_settings
 
 #: SwinUNet's encoder.
@@ -155,14 +154,11 @@ def network_arguments(inherited: Mapping, network: Mapping, enhancements: Sequen
     inherited, network
         Arguments of the other one's network, and those to set.
     enhancements
-        Of the configuration, one for each enhanced version; None: the inherited number of them.
+        Enhancements of the configuration, one for each enhanced version; None: as many as inherited.
     """
     from nnunet_din.network.encoders import has_layer_scale
-    from nnunet_din.network.fusion import without_options_of_others
 
     arguments = {**inherited, **network}
-    if "fusion" in network:
-        arguments = {**without_options_of_others(network["fusion"], inherited), **network}
     if "encoder" in network and "layer_scale" not in network and not has_layer_scale(network["encoder"]):
         arguments.pop("layer_scale", None)
     if enhancements is not None:

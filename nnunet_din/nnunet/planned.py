@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_din.enhancement.entry import enhancements_of
 from nnunet_din.nnunet.labels import number_of_channels
-from nnunet_din.nnunet.plans import resolve
+from nnunet_din.nnunet.plans import enhancements_of, resolve
 
 #: What a configuration and plans say that does not change a preprocessed image. What is not known does.
 _NOT_OF_IMAGES = {
@@ -95,7 +94,7 @@ class PlannedModel:
 
     @property
     def enhancements(self) -> list[dict]:
-        """See :func:`nnunet_din.enhancement.entry.enhancements_of`."""
+        """See :func:`nnunet_din.nnunet.plans.enhancements_of`."""
         return enhancements_of(self.configuration_manager.configuration)
 
     @cached_property

@@ -8,12 +8,12 @@ import torch
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """In what DIN's trainers compute on a device.
+    """The precision in which DIN's trainers compute on a device.
 
     Returns
     -------
     torch.dtype or None
-        On a GPU bf16, or fp16 where the GPU has no bf16 of its own; elsewhere None, fp32 throughout, because nnU-Net
+        BF16 on a GPU, or fp16 where the GPU has no bf16 of its own; elsewhere None, fp32 throughout, because nnU-Net
         has autocast on GPUs only.
     """
     if device.type != "cuda":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from nnunet_din.data.names import check_known
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,7 @@ def check_training_settings(settings: object) -> dict:
             f"got {json.dumps(settings)}."
         )
     for key, value in settings.items():
-        if key not in SETTINGS:
-            near = difflib.get_close_matches(str(key), SETTINGS, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else "."
-            raise ValueError(f"The training has no setting '{key}'{hint} Settings: {', '.join(SETTINGS)}.")
+        check_known("setting of the training", key, SETTINGS)
         if not SETTINGS[key].takes(value):
             raise ValueError(f"The training's {key} must be {SETTINGS[key].words}, got {json.dumps(value)}.")
     return dict(settings)

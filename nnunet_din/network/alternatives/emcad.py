@@ -27,6 +27,7 @@ from timm.layers import create_conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_din.dimensions import NoVolumesError
 from nnunet_din.network.alternatives import init_normal
 
 #: Kernel sizes of the multi-scale depthwise convolution (the paper's ablation, Table 5).
@@ -48,15 +49,26 @@ class EMCADHead(nn.Module):
     expansion
         Inner width of the multi-scale convolutions by that of the level: 2 in EMCAD's paper, 6 here for DIN's
         comparison, see above.
+    kernel_size
+        Not an option here: only 3 x 3 is accepted.
 
     Raises
     ------
     ValueError
-        If the channels of a level with a gate are odd.
+        If the channels of a level with a gate are odd, or the kernels are of another size.
     """
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int | None = None, expansion: int = 6):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        channels: int | None = None,
+        expansion: int = 6,
+        kernel_size: Sequence[int] = (3, 3),
+    ):
         super().__init__()
+        if tuple(kernel_size) != (3, 3):
+            raise NoVolumesError("Decoder 'emcad' is for 2-D images and kernels of 3 x 3 only: use 'segformer'.")
         if odd := [d for d in in_channels[:-1] if d % 2]:
             raise ValueError(
                 f"Decoder 'emcad' halves the channels of a level in its gate and cannot halve {odd[0]}: use an encoder "

@@ -44,7 +44,7 @@ class FCTEncoder(Encoder):
     drop_path_rate
         Stochastic depth of the last stage; it grows linearly from 0 in the first.
     checkpointing
-        Keep only the input of each stage for the backward pass, and compute the stage again there.
+        Whether only the input of each stage is kept for the backward pass, which computes the stage again.
     stem_stride
         1, or 2 for the published resolutions.
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from nnunet_din.dimensions import NoVolumesError
+from nnunet_din.data.names import check_known
 from nnunet_din.network.alternatives.emcad import EMCADHead
 from nnunet_din.network.decoders.segformer import SegFormerHead
 
-#: Name in the plans -> class, called with (in_channels, num_classes, channels); with ``kernel_size``, too, for what is
-#: not 3 x 3.
+#: Name in the plans -> class, called with (in_channels, num_classes, channels, kernel_size=...).
 DECODERS: dict[str, Callable[..., nn.Module]] = {
     "segformer": SegFormerHead,
     "emcad": EMCADHead,  # Tables 11 and 12
@@ -31,7 +29,7 @@ def build_decoder(
     in_channels, num_classes, channels
         Channels of the levels and of the logits, and the decoder's width.
     kernel_size
-        Of its convolutions along each axis.
+        Kernel size of its convolutions along each axis.
 
     Raises
     ------
@@ -39,13 +37,7 @@ def build_decoder(
         If the name is not known, the message lists those that are; if there are no channels; or if the decoder has no
         such kernels.
     """
-    if name not in DECODERS:
-        raise ValueError(f"Unknown decoder '{name}'. Known decoders: {', '.join(sorted(DECODERS))}.")
+    check_known("decoder", name, DECODERS)
     if channels < 1:
         raise ValueError(f"decoder_channels must be at least 1, got {channels}.")
-    decoder = DECODERS[name]
-    if tuple(kernel_size) == (3, 3):
-        return decoder(in_channels, num_classes, channels)
-    if "kernel_size" not in inspect.signature(decoder).parameters:
-        raise NoVolumesError(f"Decoder '{name}' is for 2-D images and kernels of 3 x 3 only: use 'segformer'.")
-    return decoder(in_channels, num_classes, channels, kernel_size=kernel_size)
+    return DECODERS[name](in_channels, num_classes, channels, kernel_size=kernel_size)

@@ -37,7 +37,7 @@ class SegFormerHead(nn.Module):
     channels
         Width D of the decoder.
     kernel_size
-        Of the fusing convolution, 1 or 3 along each axis.
+        Kernel size of the fusing convolution, 1 or 3 along each axis.
 
     Raises
     ------
@@ -110,13 +110,13 @@ def convolve_resized(x: Tensor, kernel: Tensor, size: Sequence[int]) -> Tensor:
     kernel
         Shape ``(*taps, d, D)``.
     size
-        Of the result, ``(N, *size, D)``.
+        Size of the result, ``(N, *size, D)``.
     """
     matrix = resize_and_shift_matrix(x.shape[1], size[0], x, len(kernel))  # (size[0], taps, size_i[0])
     if len(size) == 1:
-        # Taps beside their pixels, as in memory.
+        # The taps of a pixel lie beside each other, as in memory.
         columns = (x @ kernel.movedim(0, 1).flatten(1)).unflatten(2, (len(kernel), -1)).flatten(1, 2)
         return torch.bmm(matrix.transpose(1, 2).flatten(1).expand(x.shape[0], -1, -1), columns)
     rows = (convolve_resized(x.flatten(0, 1), taps, size[1:]) for taps in kernel)
-    of_all_taps = torch.cat([row.unflatten(0, x.shape[:2]).flatten(2) for row in rows], dim=1)
-    return torch.bmm(matrix.flatten(1).expand(x.shape[0], -1, -1), of_all_taps).unflatten(2, (*size[1:], -1))
+    products = torch.cat([row.unflatten(0, x.shape[:2]).flatten(2) for row in rows], dim=1)
+    return torch.bmm(matrix.flatten(1).expand(x.shape[0], -1, -1), products).unflatten(2, (*size[1:], -1))

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_din.containers import ModuleList, Sequential
-from nnunet_din.dimensions import Convolution, NoVolumesError, channels_first, channels_last, convolution
+from nnunet_din.dimensions import NoVolumesError, channels_first, channels_last, convolution
 from nnunet_din.network.encoders.base import Encoder, OfStages, kernels_of_stages, strides_of_stages
+from nnunet_din.network.initialization import init_truncated
 from nnunet_din.network.ops import LAYER_NORMS, normalize, pointwise, recompute
 
 
@@ -80,7 +81,7 @@ class ConvNeXtEncoder(Encoder):
     drop_path_rate
         Stochastic depth of the last block; it grows linearly from 0 at the first.
     checkpointing
-        Keep only the input of each block for the backward pass, and compute the block again there.
+        Whether only the input of each block is kept for the backward pass, which computes the block again.
     stem_stride
         1 is the paper's stem. 2 halves the resolution of every stage, for a quarter of the arithmetic. For images with
         two axes.
@@ -142,7 +143,7 @@ class ConvNeXtEncoder(Encoder):
             for d_in, d_out, stride in zip(self.channels[:-1], self.channels[1:], poolings, strict=True)
         )
         for module in (self.stem, self.edge_pooling):
-            module.apply(_init_like_timm)
+            module.apply(init_truncated)
 
     def keep_stages(self, count: int) -> None:
         """Leave out the stages after the first ``count``."""
@@ -200,11 +201,4 @@ def _replace_convolutions(stage: Any, stride: Sequence[int] | None, kernel_size:
             layer = getattr(block.mlp, name)
             if isinstance(layer, nn.Conv2d):
                 setattr(block.mlp, name, convolution(layer.in_channels, layer.out_channels, point))
-    stage.apply(_init_like_timm)
-
-
-def _init_like_timm(module: nn.Module) -> None:
-    if isinstance(module, Convolution):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    stage.apply(init_truncated)

@@ -44,7 +44,7 @@ class PlainEncoder(Encoder):
     layer_scale, drop_path_rate
         Not options here: only their defaults (1e-6 or None, and 0) are accepted.
     checkpointing
-        Keep only the input of each convolution for the backward pass, and compute the rest again there.
+        Whether only the input of each convolution is kept for the backward pass, which computes the rest again.
     stem_stride
         Stride of the first stage, 1 or 2; for images with two axes.
     strides

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_din.containers import ModuleList
+from nnunet_din.data.names import check_known
 from nnunet_din.dimensions import channels_first, channels_last, convolution
 from nnunet_din.network.ops import ceil_div, exporting, pointwise
 
@@ -43,7 +44,7 @@ class CrossAttention(nn.Module):
         "window"; or "axial", the mean of what a pixel finds along the line through it of each axis, for which
         ``window_size`` does not count.
     kernel_size
-        Of the convolutions of this stage along each axis.
+        Kernel size of this stage's convolutions along each axis.
 
     Raises
     ------
@@ -64,19 +65,18 @@ class CrossAttention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"num_heads={num_heads} does not divide the {dim} channels of the stage.")
-        if attention not in ATTENTIONS:
-            raise ValueError(f"Unknown attention '{attention}'. Known: {', '.join(ATTENTIONS)}.")
+        check_known("attention", attention, ATTENTIONS)
         self.axial = attention == "axial"
         self.window = window_edges(window_size, kernel_size)
         self.num_heads = num_heads
         self.queries = list(range(streams)) if queries is None else list(queries)
         if not self.queries or not set(self.queries) <= set(range(streams)):
             raise ValueError(f"queries must name some of the {streams} streams by number, got {queries}.")
-        # Whom each query attends to; what nobody asks for is not computed.
+        # Streams that each query attends to. Projections that no query needs are left out.
         self.attended = {i: [j for j in range(streams) if j != i] or [i] for i in self.queries}
-        asked_for = {j for others in self.attended.values() for j in others}
+        needed = {j for others in self.attended.values() for j in others}
         self.has_query = [i in self.queries for i in range(streams)]
-        self.has_key = [i in asked_for for i in range(streams)]
+        self.has_key = [i in needed for i in range(streams)]
         self.project = ModuleList(
             convolution(dim, (query + 2 * key) * dim, [1] * len(kernel_size))
             for query, key in zip(self.has_query, self.has_key, strict=True)
@@ -89,8 +89,8 @@ class CrossAttention(nn.Module):
             return self._attend_within((GraphWindows if exporting() else Windows)(size, self.window), streams)
         axes = range(len(size))
         lines = [Windows(size, [n if axis == along else 1 for axis, n in enumerate(size)]) for along in axes]
-        of_queries = zip(*(self._attend_within(line, streams) for line in lines), strict=True)
-        return [functools.reduce(torch.add, maps) / len(lines) for maps in of_queries]
+        results = zip(*(self._attend_within(line, streams) for line in lines), strict=True)
+        return [functools.reduce(torch.add, maps) / len(lines) for maps in results]
 
     def _attend_within(self, windows: Windows | GraphWindows, streams: Sequence[Tensor]) -> list[Tensor]:
         """Attend within the windows of a partition."""
@@ -105,9 +105,9 @@ class CrossAttention(nn.Module):
         mask = windows.key_mask(streams[0].device)
         results = []
         for i, others in self.attended.items():
-            of_others = None if mask is None else mask.repeat(n, 1, 1, len(others))
+            is_pixel = None if mask is None else mask.repeat(n, 1, 1, len(others))
             keys, values = (_concatenate([t[j] for j in others]) for t in (k, v))
-            f = attend(q[i], keys, values, of_others) + q[i]  # eqs. 2 and 3
+            f = attend(q[i], keys, values, is_pixel) + q[i]  # eqs. 2 and 3
             results.append(windows.join(f.transpose(1, 2).flatten(2), n))
         return results
 
@@ -139,8 +139,8 @@ def window_edges(window_size: int | Sequence[int], kernel_size: Sequence[int]) -
         The edges themselves; or one number w, the edge of a square. A window with three axes then has about as many
         pixels as the square, w^2, and equal edges: 4 x 4 x 4 for 7.
     kernel_size
-        Of the convolutions of the stage. Where it is 1, neighbours are too far apart to look at each other: with one
-        number, windows have the edge 1 there, and are squares across.
+        Kernel size of the stage's convolutions. Where it is 1, neighbours are too far apart to look at each other: with
+        one number, windows have the edge 1 there, and are squares across.
 
     Raises
     ------
@@ -220,14 +220,13 @@ class Windows:
 class GraphWindows(Windows):
     """The windows of :class:`Windows` in a graph for maps of any size.
 
-    Shapes that are quotients of quotients, rounded up, are beyond what torch and onnxruntime reason about. So every
-    window has the largest size here. Which pixel a place reads is computed by the graph itself, and places of none are
-    masked.
+    torch and onnxruntime cannot reason about shapes that are quotients of quotients, rounded up. So every window has
+    the largest size here. The graph itself computes which pixel a place reads, and places without a pixel are masked.
 
     Parameters
     ----------
     size, largest
-        As in :class:`Windows`.
+        Arguments of :class:`Windows`.
     """
 
     def __init__(self, size: Sequence[int], largest: Sequence[int]):
@@ -243,7 +242,7 @@ class GraphWindows(Windows):
         return self._cut(mask)[:, None, None, :, 0]
 
     def _places(self, axis: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Of all places along an axis, the number in their window, and the pixel if the map did not end."""
+        """Number of each place along an axis in its window, and the pixel it reads if the map did not end."""
         window = torch.arange(self.counts[axis - 1], device=device)[:, None]
         place = torch.arange(self.edges[axis - 1], device=device).expand(window.shape[0], -1)
         return place.flatten(), (window * self.in_use[axis - 1] + place).flatten()

@@ -24,7 +24,7 @@ class ConcatenationFusion(Fusion):
     streams
         Number of streams.
     kernel_size
-        Of the convolution along each axis.
+        Kernel size of the convolution along each axis.
     """
 
     needs_edges = False

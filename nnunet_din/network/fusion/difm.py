@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_din.containers import ModuleList
+from nnunet_din.data.names import check_known
 from nnunet_din.dimensions import convolution
 from nnunet_din.network.fusion.attention import CrossAttention
 from nnunet_din.network.fusion.base import Fusion
@@ -29,7 +30,7 @@ class FeatureMerging(nn.Module):
     dim
         Channels d.
     kernel_size
-        Of the convolution along each axis.
+        Kernel size of the convolution along each axis.
     kind
         One of :data:`CONVOLUTION_KINDS`.
     """
@@ -54,7 +55,7 @@ class GatedFeedForward(nn.Module):
     expansion
         Each of the two chunks has ``expansion * d`` channels.
     kernel_size
-        Of the convolution that looks at neighbours, along each axis.
+        Kernel size, along each axis, of the convolution that looks at neighbours.
     kind
         One of :data:`CONVOLUTION_KINDS`. "dense" is the last convolution, as in the paper; "depthwise" stands in front
         of the gate, as in Restormer (Zamir et al.: CVPR 2022).
@@ -78,8 +79,7 @@ class GatedFeedForward(nn.Module):
 
 def depthwise(channels: int, kernel_size: Sequence[int], kind: str) -> nn.Module:
     """Convolution of each channel by itself, where the kind has one."""
-    if kind not in CONVOLUTION_KINDS:
-        raise ValueError(f"Unknown kind of convolution '{kind}'. Known: {', '.join(CONVOLUTION_KINDS)}.")
+    check_known("kind of convolution", kind, CONVOLUTION_KINDS)
     return convolution(channels, channels, kernel_size, groups=channels) if kind == "depthwise" else nn.Identity()
 
 
@@ -96,7 +96,7 @@ def global_spatial_attention(f: Tensor) -> Tensor:
 class DualInteractiveFusionModule(Fusion):
     """Fuse the features of the original and the enhanced image at one scale; or those of any number of streams.
 
-    It asks nothing of the encoders but the pairs (f_low, f_high) and their width.
+    It needs only the pairs (f_low, f_high) of the encoders, and their width.
 
     Parameters
     ----------
@@ -105,9 +105,9 @@ class DualInteractiveFusionModule(Fusion):
     streams
         Number of streams: 2 in the paper. With 1, attention is self-attention.
     feature_merging
-        Merge f_low and f_high (eq. 1); without it, f_high alone counts.
+        Whether f_low and f_high are merged (eq. 1); without it, f_high alone counts.
     spatial_attention
-        Gate by global spatial attention (eq. 6).
+        Whether global spatial attention gates the result (eq. 6).
     queries, window_size, num_heads
         See :class:`CrossAttention`.
     ffn_expansion
@@ -115,11 +115,11 @@ class DualInteractiveFusionModule(Fusion):
     attention
         See :class:`CrossAttention`.
     kernel_size
-        Of the merging and of the feed-forward network's convolution along each axis.
+        Kernel size of the merging's and the feed-forward network's convolutions along each axis.
     merging_convolution, ffn_convolution
-        How the two look at neighbours (:data:`CONVOLUTION_KINDS`).
+        Kind of convolution by which the two look at neighbours (:data:`CONVOLUTION_KINDS`).
     joint_ffn
-        Add the directions in front of one feed-forward network and gate, not behind one for each.
+        Whether the directions are added in front of one feed-forward network and gate, and not behind one for each.
     """
 
     def __init__(
