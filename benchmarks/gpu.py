@@ -357,9 +357,12 @@ class Trained:
         if entry.batch is None:
             with torch.device("meta"):
                 network = din(preset, len(entry.patch), heads=False)
-            self.n = largest_batch(network, entry.patch, 1e9 * entry.gigabytes, dtype is not None)
-            counted = training_memory(network, (self.n, 2, *entry.patch), dtype is not None)
-            self.plans = {"batch": self.n, "counted GB": counted / 1e9}
+
+            def count(n: int) -> int:
+                return training_memory(network, (n, 2, *entry.patch), dtype is not None)
+
+            self.n = largest_batch(count, 1e9 * entry.gigabytes / MEMORY_MARGIN)
+            self.plans = {"batch": self.n, "counted GB": count(self.n) / 1e9}
         with device:
             self.network = din(preset, len(entry.patch)) if preset else stock(kind, entry.patch)
         x, target = batch_of((self.n, *entry.patch), 2 if preset else 1, CLASSES, device)

@@ -195,8 +195,11 @@ def test_counted_memory_is_the_measured_one(options, shape, classes):
 def test_the_batch_for_a_memory_is_the_largest():
     with torch.device("meta"):
         network = DualInteractionNetwork(1, 4, **{**SMALL_NETWORK, "fused_stages": 1})
-    memory = 1.15 * training_memory(network, (5, 2, 32, 32)) + 1
-    batch = largest_batch(network, (32, 32), memory, half_precision=False)
-    fits = [1.15 * training_memory(network, (n, 2, 32, 32)) <= memory for n in (batch, batch + 1)]
-    assert batch >= 5 and fits == [True, False]
-    assert largest_batch(network, (32, 32), 1e3, half_precision=False) == 2
+
+    def count(n):
+        return training_memory(network, (n, 2, 32, 32))
+
+    budget = count(100)
+    assert count(99) < budget < count(101), "activations take more than weights here"
+    assert largest_batch(count, budget) == 100 and largest_batch(count, budget, most=50) == 50
+    assert largest_batch(count, 1e3) == 2

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -93,29 +92,31 @@ def training_memory(network: nn.Module, input_shape: Sequence[int], half_precisi
     return live.peak + OPTIMIZER_BYTES * sum(p.numel() for p in parameters)
 
 
-def largest_batch(network: DualInteractionNetwork, size: Sequence[int], memory: float, half_precision: bool) -> int:
-    """Largest batch, at least 2, whose training step takes no more of a device than ``memory`` bytes, by the count of
-    :func:`training_memory` and the planners' margin.
+def largest_batch(count: Callable[[int], int], budget: float, least: int = 2, most: int = 1024) -> int:
+    """Find the largest batch from ``least`` to ``most`` that fits into ``budget`` bytes; ``least`` if none fits.
+
+    The peak is the largest of several quantities that grow in proportion to the batch (weights and moments at the end
+    of the backward pass, activations at its beginning), so that a line between two counts lies above it, and the batch
+    where the line meets the budget fits.
 
     Parameters
     ----------
-    network
-        Network as it predicts; it is neither run nor changed.
-    size
-        Edges of the images.
-    memory, half_precision
-        Bytes, and whether to count as on a GPU, see :func:`training_memory`.
+    count
+        Bytes of a training step of so many images, see :func:`training_memory`.
+    budget
+        Bytes, without the margin of :data:`MEMORY_MARGIN`.
+    least, most
+        Bounds of the batch.
     """
-
-    def count(batch: int) -> int:
-        shape = (batch, network.versions * network.input_channels, *size)
-        return training_memory(network, shape, half_precision)
-
-    budget = memory / MEMORY_MARGIN
-    # The peak is the largest of several quantities that grow with the batch: never below a line through two counts.
-    least, growth = count(2), (count(4) - count(2)) / 2
-    most = 2 + max(0, int((budget - least) / growth))
-    return max(2, 1 + bisect_right(range(2, most + 1), budget, key=count))
+    high = count(most)
+    if high <= budget:
+        return most
+    while True:
+        low = count(least)
+        batch = least + int((most - least) * (budget - low) / (high - low))
+        if batch <= least or count(batch) > budget:
+            return least
+        least = batch
 
 
 def _backward(value: Tensor) -> None:

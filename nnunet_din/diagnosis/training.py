@@ -73,9 +73,11 @@ def training_checks(
     size, memory_gb, dtype = size or default_size, memory_gb or default_memory, autocast_dtype(where)
     with torch.device("meta"):
         network = DualInteractionNetwork(CHANNELS, CLASSES, **PRESETS[preset])
-    n = batch or largest_batch(network, size, 1e9 * memory_gb, half_precision=dtype is not None)
-    shape = (n, network.versions * CHANNELS, *size)
-    counted = training_memory(network, shape, half_precision=dtype is not None)
+
+    def count(n: int) -> int:
+        return training_memory(network, (n, network.versions * CHANNELS, *size), half_precision=dtype is not None)
+
+    n = batch or largest_batch(count, 1e9 * memory_gb / MEMORY_MARGIN)
     yield Check(
         "training step",
         True,
@@ -83,9 +85,9 @@ def training_checks(
         f"{str(dtype or torch.float32).removeprefix('torch.')}",
     )
     try:
-        step = _random_step(preset, shape, where)
+        step = _random_step(preset, (n, network.versions * CHANNELS, *size), where)
         yield _compilation(step)
-        yield from _steps(step, counted)
+        yield from _steps(step, count(n))
     except RuntimeError as error:
         yield _failure(error, where)
 
