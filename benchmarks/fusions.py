@@ -10,11 +10,10 @@ import statistics
 import time
 
 import torch
-from common import head, write
-from tqdm import trange
+from common import batch_of, head, write
 
 from nnunet_din.cost.accounting import count_multiply_adds, count_parameters
-from nnunet_din.cost.measurement import TrainingStep
+from nnunet_din.cost.measurement import Prediction, TrainingStep, seconds_in_turn
 from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.nnunet.configurations import network_arguments
 from nnunet_din.presets import preset_for_volumes
@@ -42,34 +41,16 @@ def measure(arguments: dict, shape: tuple[int, ...], repeats: int) -> dict[str, 
     for name, changes in VARIANTS.items():
         torch.manual_seed(0)
         network = DualInteractionNetwork(1, 4, **network_arguments(arguments, changes))
-        batch, *patch = shape
-        count = {"parameters": count_parameters(network)}
-        count["multiply_adds"] = count_multiply_adds(network, (1, 2, *patch))
+        multiply_adds = count_multiply_adds(network, (1, 2, *shape[1:]))
+        rows[name] = {"parameters": count_parameters(network), "multiply_adds": multiply_adds}
         network.add_auxiliary_heads()
-        x, target = torch.randn(batch, 2, *patch), torch.randint(0, 4, (batch, 1, *patch))
-        steps[name], rows[name] = (TrainingStep(network, x, target), network, x), count
-    times: dict = {name: {"step": [], "prediction": []} for name in VARIANTS}
-    for i in trange(repeats + 1, desc="rounds"):
-        for name, (step, network, x) in steps.items():
-            network.deep_supervision = True
-            seconds = {"step": processor_time(step)}
-            network.eval()
-            network.deep_supervision = False
-            with torch.no_grad():
-                seconds["prediction"] = processor_time(lambda network=network, x=x: network(x))
-            for what, value in seconds.items():
-                times[name][what] += [value] if i else []
-    for name, of_it in times.items():
-        for what, values in of_it.items():
-            rows[name][f"{what}_ms"] = [round(1e3 * f(values)) for f in (min, statistics.median)]
+        x, target = batch_of(shape, 2, 4)
+        steps[name, "step"] = TrainingStep(network, x, target)
+        steps[name, "prediction"] = Prediction(network, x)
+    seconds = seconds_in_turn(steps, repeats, torch.device("cpu"), clock=time.process_time)
+    for (name, what), values in seconds.items():
+        rows[name][f"{what}_ms"] = [round(1e3 * f(values)) for f in (min, statistics.median)]
     return rows
-
-
-def processor_time(function) -> float:
-    """Seconds of this process."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
 
 
 def main() -> None:

@@ -31,21 +31,21 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from common import StockStep, batch_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nnunet_din.cost.accounting import MEMORY_MARGIN, training_memory
+from nnunet_din.cost.accounting import MEMORY_MARGIN, largest_batch, training_memory
 from nnunet_din.cost.measurement import (
+    Prediction,
+    Step,
     TrainingStep,
     autocast,
-    cudnn_as_in_training,
     peak_memory,
-    prediction,
-    reserved_memory,
+    seconds_in_turn,
     seconds_of,
 )
-from nnunet_din.cost.training_step import first_line, plan_trial
 from nnunet_din.data.files import write_text
 from nnunet_din.network import DualInteractionNetwork
 from nnunet_din.network.fusion.attention import CrossAttention
@@ -213,41 +213,10 @@ def stock(name: str, patch: Sequence[int]) -> nn.Module:
     return getattr(unet, name)(**sizes, kernel_sizes=kernels, strides=strides, **layers, **encoder, **decoder)
 
 
-def stock_step(network: nn.Module, x: Tensor, target: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
-    """A training step as nnUNetTrainer does it: Dice and cross-entropy of all outputs but the smallest, SGD."""
-    optimizer = torch.optim.SGD(network.parameters(), 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)
-    with torch.no_grad():
-        sizes = [output.shape[2:] for output in network(x[:1])][:-1]
-    labels = [F.interpolate(target.float(), size=size).long() for size in sizes]
-    total = sum(0.5**i for i in range(len(sizes)))
-
-    def step() -> None:
-        network.train()
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(x.device, dtype):
-            losses = map(dice_and_cross_entropy, network(x), labels)  # the smallest output has no labels
-            loss = sum(0.5**i / total * value for i, value in enumerate(losses))
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 12)
-        optimizer.step()
-
-    return step
-
-
-def dice_and_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """nnU-Net's loss of one output ``(N, K, *size)`` against labels ``(N, 1, *size)``."""
-    p = logits.softmax(1)
-    truth = torch.zeros_like(p).scatter_(1, labels, 1)[:, 1:]
-    axes = [axis for axis in range(p.ndim) if axis != 1]
-    overlap, volume = (p[:, 1:] * truth).sum(axes), (p[:, 1:].sum(axes) + truth.sum(axes))
-    return F.cross_entropy(logits, labels[:, 0]) - ((2 * overlap + 1e-5) / (volume + 1e-5)).mean()
-
-
-def batch_of(shape: Sequence[int], channels: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random images ``(N, channels, *patch)`` and labels ``(N, 1, *patch)`` of a batch and patch."""
-    n, *patch = shape
-    x = torch.randn(n, channels, *patch, device=device)
-    return x, torch.randint(0, classes, (n, 1, *patch), device=device)
+def set_up_cudnn() -> None:
+    """What is called fp32 is fp32, and cuDNN chooses its algorithms by trying them, as in ``nnUNetv2_train``."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
 
 
 def difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -256,17 +225,13 @@ def difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return max(float((o - e).abs().max() / e.abs().max()) for o, e in pairs)
 
 
-def median_seconds(step: Callable[[], object], run: Run) -> float:
-    """Median of the seconds of a step that was called before."""
-    return statistics.median(seconds_of(step, run.device) for _ in range(run.scale.repeats))
-
-
-def memory(step: Callable[[], object], network: nn.Module, device: torch.device) -> dict:
+def memory(step: Step) -> dict:
     """GB at the peak of a step that was called before; what the allocator reserves holds workspaces and fragments."""
     torch.cuda.empty_cache()
-    result = {"allocated GB": peak_memory(step, network, device) / 1e9}
-    reserved = reserved_memory(device)
-    return result if reserved is None else {**result, "reserved GB": reserved / 1e9}
+    result = {"allocated GB": peak_memory(step) / 1e9}
+    if step.x.device.type == "cuda":
+        result["reserved GB"] = torch.cuda.max_memory_reserved(step.x.device) / 1e9
+    return result
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -358,7 +323,6 @@ def counts(run: Run) -> Figures:
             yield f"{preset}, {by(shape)}, {classes} classes", partial(counted, preset, shape, classes, run)
 
 
-@cudnn_as_in_training()
 def counted(preset: str, shape: Sequence[int], classes: int, run: Run) -> dict:
     """The planners' count of a training step, and what the step takes."""
     dtype, axes = autocast_dtype(run.device), len(shape) - 1
@@ -369,7 +333,7 @@ def counted(preset: str, shape: Sequence[int], classes: int, run: Run) -> dict:
         network = din(preset, axes, classes)
     step = TrainingStep(network, *batch_of(shape, 2, classes, run.device), dtype)
     step()
-    measured = memory(step, network, run.device)
+    measured = memory(step)
     result = {"counted GB": count, **measured, "allocated / counted": measured["allocated GB"] / count}
     if "reserved GB" in measured:
         result["reserved / planned"] = measured["reserved GB"] / (MEMORY_MARGIN * count)
@@ -389,24 +353,21 @@ class Trained:
         kind, _, preset = entry.network.partition(" ")
         self.plans: dict[str, float] = {}
         self.n = entry.batch or 0
+        dtype = autocast_dtype(device)
         if entry.batch is None:
-            trial = plan_trial(preset, device, entry.patch, None, entry.gigabytes)
-            self.n, self.plans = trial.batch, {"batch": trial.batch, "counted GB": trial.counted_bytes / 1e9}
+            with torch.device("meta"):
+                network = din(preset, len(entry.patch), heads=False)
+
+            def count(n: int) -> int:
+                return training_memory(network, (n, 2, *entry.patch), dtype is not None)
+
+            self.n = largest_batch(count, 1e9 * entry.gigabytes / MEMORY_MARGIN)
+            self.plans = {"batch": self.n, "counted GB": count(self.n) / 1e9}
         with device:
             self.network = din(preset, len(entry.patch)) if preset else stock(kind, entry.patch)
-        self.x, target = batch_of((self.n, *entry.patch), 2 if preset else 1, CLASSES, device)
-        make_step, dtype = TrainingStep if preset else stock_step, autocast_dtype(device)
-        self.step = make_step(self.network, self.x, target, dtype)
-        self.supervised = self.network if preset else self.network.decoder
-
-    def predict(self) -> Tensor:
-        """Logits, in fp16 on a GPU, without the outputs that training alone has."""
-        self.network.eval()
-        self.supervised.deep_supervision = False
-        with torch.no_grad(), autocast(self.device, torch.float16 if self.device.type == "cuda" else None):
-            logits = self.network(self.x)
-        self.supervised.deep_supervision = True
-        return logits
+        x, target = batch_of((self.n, *entry.patch), 2 if preset else 1, CLASSES, device)
+        self.step = (TrainingStep if preset else StockStep)(self.network, x, target, dtype)
+        self.predict = Prediction(self.network, x, torch.float16 if device.type == "cuda" else None)
 
     def compile(self) -> dict:
         """Seconds of compilation, and what it changes."""
@@ -422,9 +383,8 @@ class Trained:
 
     def warm_up(self) -> dict:
         """Seconds in which cuDNN chooses its algorithms, and memory of a training step."""
-        torch.backends.cudnn.benchmark = True  # as nnUNetv2_train
         seconds = seconds_of(self.step, self.device) + seconds_of(self.predict, self.device)
-        return {"first steps s": seconds, **self.plans, **memory(self.step, self.network, self.device)}
+        return {"first steps s": seconds, **self.plans, **memory(self.step)}
 
     def training(self) -> float:
         """Images a second of one step."""
@@ -436,16 +396,15 @@ class Trained:
 
     def loss(self) -> float:
         """Seconds of the loss of all outputs and its gradients."""
-        with autocast(self.device, self.step.dtype):
-            outputs = [output.detach().requires_grad_() for output in self.network.train()(self.x)]
+        with self.step.autocast():
+            outputs = [output.detach().requires_grad_() for output in self.network.train()(self.step.x)]
 
         def loss() -> None:
-            with autocast(self.device, self.step.dtype):
-                value = self.step.auxiliary_loss(outputs, self.step.target)
+            with self.step.autocast():
+                value = self.step.loss(outputs)
             value.backward()
 
-        loss()
-        return statistics.median(seconds_of(loss, self.device) for _ in range(self.scale.repeats))
+        return statistics.median(seconds_in_turn({"loss": loss}, self.scale.repeats, self.device)["loss"])
 
     def kernels(self) -> dict:
         """Milliseconds of the kernels that take longest in a training step, by name."""
@@ -502,7 +461,7 @@ class Contestant:
 
 def answer(connection: Connection, *arguments: object) -> None:
     """Answer questions until nobody is there to ask."""
-    torch.backends.cudnn.allow_tf32 = False
+    set_up_cudnn()
     trained = None
     with suppress(EOFError):
         while True:
@@ -511,7 +470,7 @@ def answer(connection: Connection, *arguments: object) -> None:
                 trained = trained or Trained(*arguments)
                 result = getattr(trained, what)()
             except Exception as error:  # the other networks count
-                result = RuntimeError(f"{type(error).__name__}: {first_line(error)}")
+                result = RuntimeError(f"{type(error).__name__}: {_first_line(error)}")
             gc.collect()
             torch.cuda.empty_cache()  # the others share the device
             connection.send(result)
@@ -588,7 +547,6 @@ def literal(run: Run) -> Figures:
         yield f"{preset}, eager", partial(against_literal, preset, run)
 
 
-@cudnn_as_in_training()
 def against_literal(preset: str, run: Run) -> dict:
     """Seconds of a forward pass and of a training step, and memory of a step: literal / ours."""
     torch.manual_seed(0)
@@ -597,11 +555,11 @@ def against_literal(preset: str, run: Run) -> dict:
     x, target = batch_of(run.scale.literal_shape, 2, CLASSES, run.device)
     dtype, rows = autocast_dtype(run.device), []
     for network in (ReferenceNetwork(ours), ours):
-        forward, step = prediction(network, x, dtype), TrainingStep(network, x, target, dtype)
-        forward(), step()
-        peak = memory(step, network, run.device)["allocated GB"]
-        rows.append((median_seconds(forward, run), median_seconds(step, run), peak))
-        del step
+        steps = {"forward": Prediction(network, x, dtype), "training step": TrainingStep(network, x, target, dtype)}
+        seconds = seconds_in_turn(steps, run.scale.repeats, run.device)
+        peak = memory(steps["training step"])["allocated GB"]
+        rows.append((*map(statistics.median, seconds.values()), peak))
+        del steps
     return {name: a / b for name, a, b in zip(("forward", "training step", "memory"), *rows, strict=True)}
 
 
@@ -637,13 +595,18 @@ def ask(questions: list, run: Run, minutes: float, report: dict, path: Path) -> 
                 try:
                     figure["result"] = {key: rounded(value) for key, value in measure().items()}
                 except Exception as error:  # whatever it is, the other figures count
-                    figure["error"] = f"{type(error).__name__}: {first_line(error)}"
+                    figure["error"] = f"{type(error).__name__}: {_first_line(error)}"
             figure |= {"seconds": round(time.monotonic() - start, 1), "commit": report["commit"]}
             report["figures"].append(figure)
             write_text(path, json.dumps(report, indent=1) + "\n")
             print(f"{start - begin:5.0f} s  {name}: {text_of(figure)}", flush=True)
             gc.collect()
             torch.cuda.empty_cache()
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without what follows its first line."""
+    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 def rounded(value: float | str) -> float | str:
@@ -713,7 +676,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device(args.device)
     if device.type != "cuda" and not args.tiny:
         parser.error("a CPU gives no figure of a GPU: --tiny tries this script there")
-    torch.backends.cudnn.allow_tf32 = False  # what is called fp32 is fp32
+    set_up_cudnn()
     report = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}",

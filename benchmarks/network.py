@@ -14,10 +14,9 @@ import sys
 from pathlib import Path
 
 import torch
-from common import head, ratios, write
-from tqdm import trange
+from common import batch_of, head, ratios, write
 
-from nnunet_din.cost.measurement import TrainingStep, peak_memory, prediction, seconds_of
+from nnunet_din.cost.measurement import Prediction, TrainingStep, peak_memory, seconds_in_turn
 from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.network.reference import ReferenceNetwork
 from nnunet_din.nnunet.training_device import autocast_dtype
@@ -32,9 +31,7 @@ def build(preset: str, size: int, batch: int, device: torch.device, compiled: bo
     networks = {"literal": ReferenceNetwork(ours), "ours": ours}
     if compiled:
         networks = {name: torch.compile(network) for name, network in networks.items()}
-    x = torch.randn(batch, 2, size, size, device=device)
-    target = torch.randint(0, CLASSES, (batch, 1, size, size), device=device)
-    return networks, x, target
+    return networks, *batch_of((batch, size, size), 2, CLASSES, device)
 
 
 def measure_memory(name: str, networks, x: torch.Tensor, target: torch.Tensor) -> dict:
@@ -48,7 +45,7 @@ def measure_memory(name: str, networks, x: torch.Tensor, target: torch.Tensor) -
         step()
         status = Path("/proc/self/status").read_text()
         process = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    return {"allocator": peak_memory(step, network, x.device), "process": process}
+    return {"allocator": peak_memory(step), "process": process}
 
 
 def measure_speed(networks, x: torch.Tensor, target: torch.Tensor, repeats: int) -> dict:
@@ -57,15 +54,10 @@ def measure_speed(networks, x: torch.Tensor, target: torch.Tensor, repeats: int)
     dtype = autocast_dtype(x.device)
     for kind in ("forward", "training step"):
         steps = {
-            name: prediction(network, x, dtype) if kind == "forward" else TrainingStep(network, x, target, dtype)
+            name: Prediction(network, x, dtype) if kind == "forward" else TrainingStep(network, x, target, dtype)
             for name, network in networks.items()
         }
-        seconds = {name: [] for name in steps}
-        for i in trange(repeats + 1, desc=kind):  # the first pair is a warm-up
-            for name, step in steps.items():
-                elapsed = seconds_of(step, x.device)
-                if i:
-                    seconds[name].append(elapsed)
+        seconds = seconds_in_turn(steps, repeats, x.device)
         ratio = ratios(seconds["literal"], seconds["ours"])
         rounded = {name: [round(s, 5) for s in values] for name, values in seconds.items()}
         result[kind] = {"seconds": rounded, "literal / ours": ratio}

@@ -38,6 +38,7 @@ import pandas as pd
 import torch
 from torch.optim.swa_utils import update_bn
 
+from nnunet_din.cost.measurement import seconds_in_turn
 from nnunet_din.data.files import write_text
 from nnunet_din.evaluation.report import markdown_table
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
@@ -319,30 +320,21 @@ def seconds_per_step(trainer) -> tuple[float, float]:
     trainer.initialize()
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
     trainer.network.train()
-    training = durations(lambda: trainer.train_step(next(trainer.dataloader_train)))
+    training = {"training": lambda: trainer.train_step(next(trainer.dataloader_train))}
+    seconds = seconds_in_turn(training, TIMED, trainer.device, WARM_UP)
     trainer.network.eval()
     with torch.no_grad():
-        validation = durations(lambda: trainer.validation_step(next(trainer.dataloader_val)))
+        validation = {"validation": lambda: trainer.validation_step(next(trainer.dataloader_val))}
+        seconds |= seconds_in_turn(validation, TIMED, trainer.device, WARM_UP)
     for loader in (trainer.dataloader_train, trainer.dataloader_val):
         finish(loader)
-    return training, validation
+    return tuple(statistics.median(values) for values in seconds.values())
 
 
 def finish(loader) -> None:
     """End a loader's processes, if it has any."""
     if hasattr(loader, "_finish"):
         loader._finish()
-
-
-def durations(step) -> float:
-    """Median duration of a step in seconds; nnU-Net's steps wait for the device."""
-    seconds = []
-    for i in range(WARM_UP + TIMED):
-        start = time.perf_counter()
-        step()
-        if i >= WARM_UP:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
 
 
 def score(study: Study, model: str) -> dict:

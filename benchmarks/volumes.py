@@ -9,11 +9,10 @@ to ``volumes.json`` beside this file.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from common import append, head, plan, ratios, rounds
-from fast import CLASSES, nnunet_step
+from common import StockStep, append, batch_of, head, plan, ratios
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     nnUNetPlannerResEncM,
@@ -21,11 +20,12 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_din.cost.accounting import count_multiply_adds, count_parameters, training_memory
-from nnunet_din.cost.measurement import TrainingStep, peak_memory, prediction
+from nnunet_din.cost.measurement import Prediction, TrainingStep, peak_memory, seconds_in_turn
 from nnunet_din.network import DualInteractionNetwork
 from nnunet_din.nnunet.training_device import autocast_dtype
 from nnunet_din.planners.din_planners import nnUNetPlannerDINFast
 
+CLASSES = 4
 STOCK = {"nnU-Net 3d_fullres": ExperimentPlanner, "nnU-Net ResEnc-M": nnUNetPlannerResEncM}
 
 KINDS = ("training", "prediction")
@@ -57,8 +57,7 @@ def compare(
     networks = {name: make_stock(plans[name]["architecture"]) for name in STOCK}
     for attention in ("window", "axial"):
         networks[f"DIN fast, {attention} attention"] = make_din(plans["DIN"]["architecture"], attention)
-    dtype, target = autocast_dtype(device), torch.randint(0, CLASSES, (batch, 1, *patch), device=device)
-    steps, rows = {}, {}
+    dtype, steps, rows = autocast_dtype(device), {}, {}
     for name, network in networks.items():
         network.to(device)
         stock = name in STOCK
@@ -66,18 +65,17 @@ def compare(
             "parameters": count_parameters(network),
             "multiply-adds": count_multiply_adds(network, (1, 1 if stock else 2, *patch)),
         }
-        x = torch.randn(batch, 1 if stock else 2, *patch, device=device)
-        training = nnunet_step(network, x, target, dtype) if stock else TrainingStep(network, x, target, dtype)
+        x, target = batch_of((batch, *patch), 1 if stock else 2, CLASSES, device)
+        training = (StockStep if stock else TrainingStep)(network, x, target, dtype)
         training()
-        measured = peak_memory(training, network, device, moments=1 if stock else 2)
-        rows[name]["peak memory of a training step (GB)"] = round(measured / 1e9, 3)
+        rows[name]["peak memory of a training step (GB)"] = round(peak_memory(training) / 1e9, 3)
         if not stock:
             network.deep_supervision = False  # as when planning
             counted = training_memory(network, x.shape, half_precision=dtype is not None)
             network.deep_supervision = True
             rows[name]["as the planner counts it (GB)"] = round(counted / 1e9, 3)
-        steps |= {(name, "training"): training, (name, "prediction"): prediction_of(network, x, dtype)}
-    seconds = rounds(steps, repeats, device)
+        steps |= {(name, "training"): training, (name, "prediction"): Prediction(network, x, dtype)}
+    seconds = seconds_in_turn(steps, repeats, device)
     for (name, kind), values in seconds.items():
         rows[name][f"{kind}, patches a second"] = [round(batch / s, 3) for s in values]
     din = "DIN fast, window attention"
@@ -87,19 +85,6 @@ def compare(
         if name != din
     }
     return {"patch": patch, "batch": batch, "networks": rows, "speed": speedups}
-
-
-def prediction_of(network: torch.nn.Module, x: torch.Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
-    """A forward pass for prediction: without the outputs of training."""
-    step = prediction(network, x, dtype)
-    supervised = network if isinstance(network, DualInteractionNetwork) else network.decoder
-
-    def without_deep_supervision() -> None:
-        supervised.deep_supervision = False
-        step()
-        supervised.deep_supervision = True
-
-    return without_deep_supervision
 
 
 def main() -> None:

@@ -6,21 +6,22 @@ so that the demo can be repeated by hand.
 
 from __future__ import annotations
 
-import math
 import os
 import re
+import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from nnunet_din.data import write_dataset
 from nnunet_din.data.files import read_json
 from nnunet_din.devices import usable_device
 from nnunet_din.nnunet.commandline import (
     FOLDERS,
-    CommandError,
     EpochProgress,
     FileProgress,
     Progress,
@@ -28,16 +29,12 @@ from nnunet_din.nnunet.commandline import (
     duration,
     run_step,
 )
-from nnunet_din.nnunet.labels import label_names
+from nnunet_din.nnunet.labels import label_names, read_dataset_json
 
-__all__ = ["DemoError", "DemoResult", "build_commands", "run_demo"]
+__all__ = ["DemoResult", "build_commands", "run_demo"]
 
 PHANTOM = "Dataset999_CardiacPhantom"
 CONFIGURATION = "2d"
-
-
-class DemoError(CommandError):
-    """The demo cannot go on; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -103,29 +100,30 @@ def run_demo(
 
     Raises
     ------
-    DemoError
-        If the data set cannot be used, a command is not installed, or a command fails. Results of earlier steps stay.
+    ValueError, OSError
+        If the data set cannot be used, or the folder holds something else.
+    CommandError
+        If a command is not installed, or fails. Results of earlier steps stay.
     """
     begin = time.monotonic()
-    if seed < 0:
-        raise DemoError(f"The seed must be 0 or more, not {seed}.")
     folder = Path(os.path.abspath(folder))
     raw = _prepare_dataset(folder, data, seed)
-    dataset_json = read_json(raw / "dataset.json")
+    dataset_json = read_dataset_json(raw / "dataset.json")
     ending = dataset_json["file_ending"]
-    part, reason = _cases_to_predict(raw, ending)
+    part = _part_to_predict(raw, ending)
     cases = _list_cases(raw / f"images{part}", ending)
     number_of_training_cases = len(_list_cases(raw / "imagesTr", ending))
     device = str(usable_device(device))
     environment = {**child_environment(folder, device), "nnUNet_raw": str(raw.parent)}
     predictions = folder / "predictions" / f"{raw.name}_images{part}"
-    # An earlier run must not be scored in place of this one.
-    for name in [*(case + ending for case in cases), "summary.json"]:
-        (predictions / name).unlink(missing_ok=True)
+    shutil.rmtree(predictions, ignore_errors=True)  # an earlier run must not be scored in place of this one
 
     print(f"Data set: {raw.name}, {number_of_training_cases} training cases, {len(cases)} cases to predict.")
-    if reason:
-        print(f"NOTE: {reason}, so the TRAINING images are predicted: the Dice below is not that of unseen cases.")
+    if part == "Tr":
+        print(
+            "NOTE: The data set has no test cases with labels (imagesTs and labelsTs), so the TRAINING images are "
+            "predicted: the Dice below is not that of unseen cases."
+        )
     print(f"Device: {device}. To repeat a command by hand, set nnU-Net's folders in the environment first:")
     for name in FOLDERS:
         print(f"  {name}={environment[name]}")
@@ -148,8 +146,8 @@ def run_demo(
         seconds[name] = run_step(commands[name], log, {**environment, **changes}, progress)
 
     dice, dice_of_case = _read_summary(predictions / "summary.json", dataset_json["labels"])
-    mean_dice = float(np.nanmean(list(dice.values())))
-    picture = _draw(raw, part, predictions, ending, dataset_json, dice_of_case, folder / "demo.png")
+    mean_dice = float(pd.Series(dice).mean())
+    picture = _draw(raw, part, predictions, dataset_json, dice_of_case, folder / "demo.png")
 
     print(f"\nMean Dice over {len(cases)} {'unseen test cases' if part == 'Ts' else 'TRAINING cases (not unseen)'}:")
     width = max(len(name) for name in [*dice, "mean"])
@@ -213,45 +211,16 @@ def build_commands(
 
 def _prepare_dataset(folder: Path, data: Path | None, seed: int) -> Path:
     """Make the folders, and draw the phantom if there are no data; returns the raw data set."""
+    if seed < 0:
+        raise ValueError(f"The seed must be 0 or more, not {seed}.")
     raw = folder / "nnUNet_raw" / PHANTOM if data is None else Path(os.path.abspath(data))
+    if not re.fullmatch(r"Dataset\d{3}_.+", raw.name):
+        raise ValueError(f"{raw} must be called DatasetXXX_Name with three digits, for example Dataset027_ACDC.")
     if data is not None:
-        _check_dataset(raw)
-    if folder.exists() and not folder.is_dir():
-        raise DemoError(f"{folder} is a file; choose another folder.")
+        read_dataset_json(raw / "dataset.json")  # before anything is written
     for name in FOLDERS:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for parent in {raw.parent, *(folder / name for name in FOLDERS)}:
-        for other in parent.glob(f"{raw.name[:10]}*"):
-            # nnU-Net refuses to work when two data sets have the same number.
-            if other.name != raw.name:
-                raise DemoError(
-                    f"{parent} already holds {other.name}, which has the same number as {raw.name}; choose another "
-                    "folder, or give one of the two another number."
-                )
-    if data is not None:
-        return raw
-    return write_dataset(raw, seed=seed)
-
-
-def _check_dataset(data: Path) -> None:
-    if not data.is_dir():
-        raise DemoError(f"{data} is not a folder.")
-    if not re.fullmatch(r"Dataset\d{3}_.+", data.name):
-        raise DemoError(f"{data} must be called DatasetXXX_Name with three digits, for example Dataset027_ACDC.")
-    if not (data / "dataset.json").is_file():
-        raise DemoError(f"{data} has no dataset.json, so it is not a raw nnU-Net data set.")
-    for name in ("imagesTr", "labelsTr"):
-        if not (data / name).is_dir():
-            raise DemoError(f"{data} has no folder {name}, so it is not a raw nnU-Net data set.")
-    try:
-        description = read_json(data / "dataset.json")
-    except ValueError as error:
-        raise DemoError(str(error)) from error
-    missing = [key for key in ("labels", "file_ending") if key not in description]
-    if missing:
-        raise DemoError(f"{data / 'dataset.json'} has no entry {' and no entry '.join(missing)}.")
-    if not _list_cases(data / "imagesTr", description["file_ending"]):
-        raise DemoError(f"{data / 'imagesTr'} holds no image called CASE_0000{description['file_ending']}.")
+    return raw if data is not None else write_dataset(raw, seed=seed)
 
 
 def _list_cases(images: Path, ending: str) -> list[str]:
@@ -259,37 +228,32 @@ def _list_cases(images: Path, ending: str) -> list[str]:
     return sorted(path.name[: -len("_0000" + ending)] for path in images.glob(f"*_0000{ending}"))
 
 
-def _cases_to_predict(raw: Path, ending: str) -> tuple[str, str | None]:
-    """Whether to predict the test images ("Ts") or the training images ("Tr"), and why not the test images."""
-    if not (raw / "imagesTs").is_dir() or not (raw / "labelsTs").is_dir():
-        return "Tr", "The data set has no test cases with labels (imagesTs and labelsTs)"
+def _part_to_predict(raw: Path, ending: str) -> str:
+    """The test images, "Ts", if each of them has a label map, else the training images, "Tr"."""
     images = _list_cases(raw / "imagesTs", ending)
-    labels = sorted(path.name[: -len(ending)] for path in (raw / "labelsTs").glob(f"*{ending}"))
-    if not images or images != labels:
-        return "Tr", "The images in imagesTs and the labels in labelsTs are not of the same cases"
-    return "Ts", None
+    labels = sorted(path.name.removesuffix(ending) for path in (raw / "labelsTs").glob(f"*{ending}"))
+    return "Ts" if images and images == labels else "Tr"
 
 
-def _read_summary(path: Path, labels: dict[str, int | list[int]]) -> tuple[dict[str, float], dict[str, float]]:
+def _read_summary(path: Path, labels: Mapping[str, int | list[int]]) -> tuple[dict[str, float], dict[str, float]]:
     """Mean Dice of each structure, and of each case over its structures, from nnU-Net's `summary.json`."""
     summary = read_json(path)
     # nnU-Net names a structure by its label, or by the tuple of labels that make up a region.
     keys = {name: str(tuple(value)) if isinstance(value, list) else str(value) for name, value in labels.items()}
     dice = {name: float(summary["mean"][key]["Dice"]) for name, key in keys.items() if key in summary["mean"]}
-    dice_of_case = {}
-    for case in summary["metric_per_case"]:
-        values = [metrics["Dice"] for metrics in case["metrics"].values() if not math.isnan(metrics["Dice"])]
-        dice_of_case[Path(case["prediction_file"]).name] = float(np.mean(values)) if values else math.nan
-    return dice, dice_of_case
+    of_cases = {
+        Path(case["prediction_file"]).name: float(pd.DataFrame(case["metrics"].values())["Dice"].mean())
+        for case in summary["metric_per_case"]
+    }
+    return dice, of_cases
 
 
 def _draw(
     raw: Path,
     part: str,
     predictions: Path,
-    ending: str,
     dataset_json: dict,
-    dice_of_case: dict[str, float],
+    dice_of_case: Mapping[str, float],
     picture: Path,
 ) -> Path:
     """Draw the cases of highest, median and lowest Dice, each by the slice that shows most."""
@@ -301,27 +265,21 @@ def _draw(
     from nnunet_din.plotting.style import save_figure
 
     model = PlannedModel(read_json(predictions / "plans.json"), dataset_json, CONFIGURATION)
+    ending = dataset_json["file_ending"]
     ranked = sorted(dice_of_case, key=lambda name: -np.nan_to_num(dice_of_case[name]))
-    places = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
-    chosen = {ranked[place]: word for word, place in reversed(places.items())}
+    chosen = {ranked[-1]: "worst", ranked[len(ranked) // 2]: "median", ranked[0]: "best"}
     rows = []
     for name, word in reversed(chosen.items()):
-        case = name[: -len(ending)]
+        case = name.removesuffix(ending)
         files = channel_files(raw / f"images{part}" / f"{case}_0000{ending}", model.channels, ending)
         image = read_case(files, model.reader)
         enhanced = model.enhanced_on_image_grid(*model.preprocess(files))[0]
+        # The first channel, or the mean of the colours.
+        gray, enhanced = (a.mean(axis=0) if image.color else a[0] for a in (image.array, enhanced))
         truth = read_label_map(raw / f"labels{part}" / name, model.reader)
+        prediction = read_label_map(predictions / name, model.reader)
         index = largest_slice(truth)
-        rows.append(
-            {
-                "name": f"{case}: {word} of {len(ranked)}, Dice {dice_of_case[name]:.2f}",
-                # The first channel, or the mean of the colours.
-                **{
-                    what: (channels.mean(axis=0) if image.color else channels[0])[index]
-                    for what, channels in (("image", image.array), ("enhanced", enhanced))
-                },
-                "prediction": read_label_map(predictions / name, model.reader)[index],
-                "truth": truth[index],
-            }
-        )
+        pictures = {"image": gray, "enhanced": enhanced, "prediction": prediction, "truth": truth}
+        title = f"{case}: {word} of {len(ranked)}, Dice {dice_of_case[name]:.2f}"
+        rows.append({"name": title, **{what: volume[index] for what, volume in pictures.items()}})
     return save_figure(panel(rows, label_names(dataset_json)), picture)

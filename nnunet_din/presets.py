@@ -46,7 +46,7 @@ def preset_for_volumes(
         first stage has the stride 1.
     depthwise_kernel
         Edges of ConvNeXt's kernels along each axis, where those of nnU-Net are not 1. The default holds the 7 x 7 of
-        pretrained weights, and takes half as long as 7 along all three axes (benchmarks/depthwise.py).
+        pretrained weights, and takes half as long as 7 along all three axes (docs/volumes.md).
     fusion_kernel
         See :class:`nnunet_din.network.DualInteractionNetwork`.
 

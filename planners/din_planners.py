@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from math import sqrt
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
-from nnunet_din.cost.accounting import MEMORY_MARGIN, training_memory
+from nnunet_din.cost.accounting import MEMORY_MARGIN, largest_batch, training_memory
 from nnunet_din.enhancement import VOLUMETRIC
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride, input_strides
 from nnunet_din.nnunet.labels import (
@@ -59,23 +59,6 @@ class StepMemory:
         with torch.device("meta"):
             network = DualInteractionNetwork(self.input_channels, self.num_classes, **arguments)
         return training_memory(network, (batch, 2 * self.input_channels, *patch), half_precision=True)
-
-    def largest_batch(self, patch: tuple[int, ...], least: int, most: int, budget: float, checkpointing: bool) -> int:
-        """Find the largest batch up to ``most`` that fits into ``budget`` bytes, into which ``least`` fits.
-
-        The peak is the largest of several quantities that grow in proportion to the batch (weights and moments at the
-        end of the backward pass, activations at its beginning), so that a line between two counts lies above it, and
-        the batch where the line meets the budget fits.
-        """
-        high = self.bytes(most, patch, checkpointing)
-        if high <= budget:
-            return most
-        while True:
-            low = self.bytes(least, patch, checkpointing)
-            batch = least + int((most - least) * (budget - low) / (high - low))
-            if batch <= least or self.bytes(batch, patch, checkpointing) > budget:
-                return least
-            least = batch
 
 
 class nnUNetPlannerDIN(ExperimentPlanner):
@@ -179,7 +162,8 @@ class nnUNetPlannerDIN(ExperimentPlanner):
             for checkpointing in ways:
                 used = step.bytes(least, patch, checkpointing)
                 if used <= budget:
-                    batch = step.largest_batch(patch, least, max(least, most), budget, checkpointing)
+                    count = partial(step.bytes, patch=patch, checkpointing=checkpointing)
+                    batch = largest_batch(count, budget, least, max(least, most))
                     return step.arguments, patch, batch, checkpointing
             # Memory grows at most in proportion to the pixels: no larger patch than this fits.
             pixels = math.prod(patch)

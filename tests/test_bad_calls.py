@@ -81,7 +81,6 @@ CALLS: dict[str, tuple[dict[int, tuple[str, ...]], dict[str, tuple[str, ...]]]] 
             "--repeats": NO_COUNT,
             "--size 64": NO_COUNT,
             "--size": ("64",),
-            "--all": ("--json",),
         },
     ),
     "profile --preset atto --size 32 32 --device cpu": ({7: ("nope", "cuda:99", "", "cpu:x")}, {}),

@@ -49,21 +49,8 @@ def nnunet(tmp_path_factory, forked_workers):
 
     run.root = root
     run.model = root / "nnUNet_results" / DATASET / "nnUNetTrainerDIN_smoke__nnUNetDINAttoPlans__2d"
-    run(
-        "nnUNetv2_plan_and_preprocess",
-        "-d",
-        996,
-        "-pl",
-        "nnUNetPlannerDINAtto",
-        "-c",
-        "2d",
-        "--verify_dataset_integrity",
-        "-np",
-        1,
-        "-npfp",
-        1,
-        spawns=True,
-    )
+    plan = "-d 996 -pl nnUNetPlannerDINAtto -c 2d --verify_dataset_integrity -np 1 -npfp 1"
+    run("nnUNetv2_plan_and_preprocess", *plan.split(), spawns=True)
     for fold in (0, 1):
         run("nnUNetv2_train", 996, "2d", fold, *MODEL, "-device", "cpu", "--npz", spawns=fold == 0)
     return run
@@ -100,28 +87,8 @@ def test_find_best_configuration_and_ensemble_of_folds(nnunet):
     nnunet("nnUNetv2_find_best_configuration", 996, "-c", "2d", *MODEL, "-f", 0, 1, "-np", 1)
     images = nnunet.root / "nnUNet_raw" / DATASET / "imagesTs"
     out = nnunet.root / "predicted"
-    nnunet(
-        "nnUNetv2_predict",
-        "-d",
-        996,
-        "-i",
-        images,
-        "-o",
-        out,
-        "-c",
-        "2d",
-        *MODEL,
-        "-f",
-        0,
-        1,
-        "-device",
-        "cpu",
-        "-npp",
-        1,
-        "-nps",
-        1,
-        spawns=True,
-    )
+    arguments = ("-d", 996, "-i", images, "-o", out, "-c", "2d", *MODEL, "-f", 0, 1)
+    nnunet("nnUNetv2_predict", *arguments, "-device", "cpu", "-npp", 1, "-nps", 1, spawns=True)
     for image in images.glob("*_0000.nii.gz"):
         prediction = sitk.ReadImage(str(out / image.name.replace("_0000", "")))
         original = sitk.ReadImage(str(image))
@@ -170,17 +137,6 @@ def test_fine_tuning_on_a_data_set_of_other_classes(nnunet):
 
 def test_errors_of_the_commands_say_what_to_do(nnunet):
     nnunet("nnUNetv2_plan_experiment", "-d", 996)
-    output = nnunet(
-        "nnUNetv2_train",
-        996,
-        "2d",
-        0,
-        "-tr",
-        "nnUNetTrainerDIN_smoke",
-        "-p",
-        "nnUNetPlans",
-        "-device",
-        "cpu",
-        fails=True,
-    )
+    arguments = ("996", "2d", "0", "-tr", "nnUNetTrainerDIN_smoke", "-p", "nnUNetPlans", "-device", "cpu")
+    output = nnunet("nnUNetv2_train", *arguments, fails=True)
     assert f"nnUNetv2_plan_and_preprocess -d {DATASET} -pl nnUNetPlannerDIN -c 2d" in output.splitlines()[-1]

@@ -5,7 +5,6 @@ The quick tests put stand-ins for nnU-Net's commands beside a pretended Python, 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_din import demo
-from nnunet_din.commands import demo as demo_command
+from nnunet_din.commands.main import main
 from nnunet_din.data import write_dataset
 from nnunet_din.nnunet import commandline
 from nnunet_din.nnunet.labels import label_names
@@ -94,18 +93,7 @@ def raw(tmp_path):
 
 def run(*arguments):
     """The demo as the command line runs it; returns the exit code."""
-    parser = argparse.ArgumentParser()
-    demo_command.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["demo", *map(str, arguments)])
-    return args.run(args)
-
-
-def test_defaults_of_the_command_line():
-    """Fails if the sub-command's defaults change, on which the documentation relies."""
-    parser = argparse.ArgumentParser()
-    demo_command.add_parser(parser.add_subparsers())
-    args = vars(parser.parse_args(["demo"]))
-    assert args == {"folder": Path("nnunet_din_demo"), "data": None, "device": None, "seed": 0, "run": demo_command.run}
+    return main(["demo", *map(str, arguments)])
 
 
 def test_commands_are_nnunets_with_dins_names(tmp_path):
@@ -127,24 +115,6 @@ def test_commands_are_nnunets_with_dins_names(tmp_path):
         f"nnUNetv2_evaluate_folder {raw / 'labelsTs'} {output} "
         f"-djfile {output / 'dataset.json'} -pfile {output / 'plans.json'} -np 1"
     )
-
-
-def test_commands_understand_their_flags():
-    """Fails if nnU-Net's commands do not have a flag that the demo passes (they are looked up in their source)."""
-    import importlib.util
-
-    package = Path(importlib.util.find_spec("nnunetv2").origin).parent
-    sources = {
-        "preprocess": "experiment_planning/plan_and_preprocess_entrypoints.py",
-        "train": "run/run_training.py",
-        "predict": "inference/predict_from_raw_data.py",
-        "evaluate": "evaluation/evaluate_predictions.py",
-    }
-    commands = demo.build_commands(Path("Dataset001_A"), "Ts", Path("out"), "cpu", "T", "P", "Q")
-    for step, command in commands.items():
-        source = (package / sources[step]).read_text(encoding="utf-8")
-        for flag in (word for word in command if word.startswith("-")):
-            assert f"'{flag}'" in source or f'"{flag}"' in source, f"{command[0]} {flag}"
 
 
 def test_cpu_starts_few_workers_and_the_users_values_win(tmp_path, monkeypatch):
@@ -189,20 +159,15 @@ def test_phantom_from_start_to_end(tmp_path, stand_ins, small_phantom, capsys):
         assert line in output
 
 
-def test_result_tells_dice_and_files(tmp_path, stand_ins, small_phantom):
-    """Fails if the returned values differ from nnU-Net's summary."""
-    result = demo.run_demo(tmp_path / "demo", device="cpu")
-    assert result.dice == {"RV": 0.7, "MYO": 0.8, "LV": 0.9}
-    assert result.mean_dice == pytest.approx(0.8)
-    assert result.unseen
-    assert result.picture.exists()
-    assert list(result.seconds) == ["preprocess", "train", "predict", "evaluate"]
-
-
 @pytest.mark.slow
 def test_a_second_run_in_the_same_folder_works(tmp_path, stand_ins, small_phantom):
-    """Fails if the demo trips over its own files, or scores predictions of the first run."""
-    assert run(tmp_path / "demo", "--device", "cpu") == 0
+    """Fails if the demo trips over its own files, scores predictions of the first run, or returns other values than
+    nnU-Net's summary.
+    """
+    result = demo.run_demo(tmp_path / "demo", device="cpu")
+    assert result.dice == {"RV": 0.7, "MYO": 0.8, "LV": 0.9} and result.mean_dice == pytest.approx(0.8)
+    assert result.unseen and result.picture.exists()
+    assert list(result.seconds) == ["preprocess", "train", "predict", "evaluate"]
     (summary,) = (tmp_path / "demo" / "predictions").glob("*/summary.json")
     before = summary.stat().st_mtime_ns
     assert run(tmp_path / "demo", "--device", "cpu", "--seed", 1) == 0
@@ -278,93 +243,42 @@ def test_own_data_is_read_where_it_lies(tmp_path, stand_ins, raw, capsys):
     assert run(folder, "--data", raw, "--device", "cpu") == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("change", ["no folders", "no labels", "empty", "other cases"])
-def test_without_labelled_test_cases_the_training_images_are_predicted_and_it_says_so(
-    tmp_path, stand_ins, raw, change, capsys
-):
+def test_without_labelled_test_cases_the_training_images_are_predicted_and_it_says_so(tmp_path, stand_ins, raw, capsys):
     """Fails if the demo stops on a data set without test cases, or passes training cases off as unseen."""
-    if change == "no folders":
-        shutil.rmtree(raw / "imagesTs")
-        shutil.rmtree(raw / "labelsTs")
-    elif change == "no labels":
-        shutil.rmtree(raw / "labelsTs")
-    elif change == "empty":
-        for name in ("imagesTs/case_002_0000.nii.gz", "labelsTs/case_002.nii.gz"):
-            (raw / name).unlink()
-    else:
-        (raw / "labelsTs/case_002.nii.gz").rename(raw / "labelsTs/case_009.nii.gz")
-    result = demo.run_demo(tmp_path / "demo", data=raw, device="cpu")
-    assert not result.unseen
+    assert demo._part_to_predict(raw, ".nii.gz") == "Ts"
+    (raw / "labelsTs/case_002.nii.gz").rename(raw / "labelsTs/case_009.nii.gz")
+    assert demo._part_to_predict(raw, ".nii.gz") == "Tr"
+    shutil.rmtree(raw / "labelsTs")
+    assert not demo.run_demo(tmp_path / "demo", data=raw, device="cpu").unseen
     predict = stand_ins()[2]["command"]
     assert predict[predict.index("-i") + 1].endswith("imagesTr")
     output = capsys.readouterr().out
-    assert "TRAINING images are predicted" in output
-    assert "Mean Dice over 2 TRAINING cases (not unseen)" in output
+    assert "TRAINING images are predicted" in output and "Mean Dice over 2 TRAINING cases (not unseen)" in output
 
 
-def test_unusable_data_is_refused_in_one_line(tmp_path, stand_ins, raw, capsys):
-    """Fails if a wrong folder gives a traceback, a message that names no cause, or starts nnU-Net."""
-    unnamed = raw.rename(raw.parent / "Mine")
-    cases = {unnamed: "must be called DatasetXXX_Name", tmp_path / "nowhere": "is not a folder"}
-    for number, (missing, message) in enumerate(
-        (
-            ("dataset.json", "has no dataset.json"),
-            ("imagesTr", "no folder imagesTr"),
-            ("labelsTr", "no folder labelsTr"),
-        )
-    ):
-        broken = tmp_path / f"Dataset00{number}_Broken"
-        for name in {"imagesTr", "labelsTr"} - {missing}:
-            (broken / name).mkdir(parents=True)
-        if missing != "dataset.json":
-            (broken / "dataset.json").write_text("{}")
-        cases[broken] = message
-    for name, text, message in (
-        ("Dataset010_NoJson", "{", "is not valid JSON"),
-        ("Dataset011_NoEntries", '{"labels": {}}', "has no entry file_ending"),
-        ("Dataset012_NoImages", '{"labels": {}, "file_ending": ".png"}', "holds no image called CASE_0000.png"),
-    ):
-        broken = tmp_path / name
-        (broken / "imagesTr").mkdir(parents=True)
-        (broken / "labelsTr").mkdir()
-        (broken / "dataset.json").write_text(text)
-        cases[broken] = message
-    for data, message in cases.items():
-        assert run(tmp_path / "demo", "--data", data, "--device", "cpu") == 1
-        error = capsys.readouterr().err.strip()
-        assert message in error
-        assert str(data) in error
-        assert "\n" not in error
-    assert not stand_ins()
-
-
-def test_folder_with_another_data_set_of_the_same_number_is_refused(tmp_path, stand_ins, raw, capsys):
-    """Fails if two data sets of one number meet, at which nnU-Net stops, or if someone's data set is replaced."""
-    other = tmp_path / "demo" / "nnUNet_preprocessed" / "Dataset123_Other"
-    other.mkdir(parents=True)
-    assert run(tmp_path / "demo", "--data", raw, "--device", "cpu") == 1
-    assert "already holds Dataset123_Other" in capsys.readouterr().err
-    other.rmdir()
-    (raw.parent / "Dataset123_Sibling").mkdir()
-    assert run(tmp_path / "demo", "--data", raw, "--device", "cpu") == 1
-    assert "already holds Dataset123_Sibling" in capsys.readouterr().err
-    assert not stand_ins()
-
-
-def test_folder_that_is_a_file_is_refused(tmp_path, capsys):
-    """Fails if a mistyped folder gives a traceback, or the file there is replaced."""
+@pytest.mark.parametrize(
+    ("folder", "data", "message"),
+    [
+        ("demo", "Mine", "must be called DatasetXXX_Name"),
+        ("demo", "Dataset001_Nowhere", "does not exist"),
+        ("demo", "Dataset010_NoJson", "dataset.json is not valid JSON"),
+        ("demo", "Dataset011_NoEntries", "is no dataset.json"),
+        ("file", None, "file"),
+        ("--seed=-1", None, "seed must be 0 or more"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(folder, data, message, tmp_path, stand_ins, capsys, monkeypatch):
+    """Fails if a wrong folder gives a traceback, a message that names no cause, starts nnU-Net, or is written to."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("Dataset010_NoJson", "{"), ("Dataset011_NoEntries", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dataset.json").write_text(text)
     (tmp_path / "file").write_text("mine")
-    assert run(tmp_path / "file", "--device", "cpu") == 1
-    assert "is a file" in capsys.readouterr().err
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_negative_seed_is_refused(tmp_path, capsys):
-    """Fails if a seed that numpy cannot take gives a traceback."""
-    assert run(tmp_path / "demo", "--seed", "-1", "--device", "cpu") == 1
-    assert "seed must be 0 or more" in capsys.readouterr().err
-    assert not (tmp_path / "demo").exists()
+    before = sorted(tmp_path.rglob("*"))
+    assert run(folder, "--device", "cpu", *(["--data", data] if data else [])) == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
+    assert sorted(tmp_path.rglob("*")) == before and not stand_ins()
 
 
 def test_epochs_are_read_from_the_trainers_lines(tmp_path):

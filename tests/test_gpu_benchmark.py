@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -20,12 +20,11 @@ MISSING = ["nnunetv2", "batchgenerators", "batchgeneratorsv2", "SimpleITK", "nib
 
 @pytest.fixture(scope="module")
 def gpu():
-    spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        yield importlib.import_module("gpu")
+    for name in ("gpu", "common"):
+        del sys.modules[name]
 
 
 @pytest.mark.slow
@@ -74,15 +73,6 @@ def test_the_documentation_holds_the_table_of_the_figures(gpu, capsys):
     assert shown == capsys.readouterr().out.strip(), "docs/gpu.md: paste what `python benchmarks/gpu.py table` prints"
 
 
-def test_the_table_shows_figures_in_their_place(gpu):
-    (question, *_), (other, *_) = gpu.QUESTIONS[:2]
-    figure = {"question": question, "figure": "fast, 2-D", "result": {"difference": 0.001}, "commit": "abc"}
-    lines = gpu.table({"device": "a device", "date": "2026-01-01", "figures": [figure]}).splitlines()
-    assert lines[0] == "Measured on: device a device, date 2026-01-01."
-    assert lines[4] == f"| {question} | fast, 2-D | difference 0.001 | `abc` |"
-    assert lines[5] == f"| {other} | | not measured yet | |"
-
-
 def test_another_run_asks_only_what_the_file_does_not_answer(gpu, tmp_path):
     """Of the same device and torch; what failed before is asked again."""
     path, asked = tmp_path / "gpu.json", []
@@ -125,7 +115,14 @@ def test_nnunets_networks_are_those_of_its_planners(gpu, dataset, monkeypatch, n
             assert json.dumps(given[key]) == json.dumps(value, default=int), key
 
 
-def test_a_cpu_gives_no_figure_of_a_gpu(gpu, capsys):
-    with pytest.raises(SystemExit):
-        gpu.main(["--device", "cpu"])
-    assert "--tiny tries this script there" in capsys.readouterr().err
+@pytest.mark.parametrize("size", [(8, 9), (4, 6, 5)])
+def test_the_loss_that_networks_are_timed_with_is_nnunets(gpu, size):
+    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    expected = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    logits, labels = sys.modules["common"].batch_of((2, *size), 4, 4)
+    labels[0] = 0
+    ours = sys.modules["common"].dice_and_cross_entropy(logits, labels)
+    gpu.torch.testing.assert_close(ours, expected(logits, labels))

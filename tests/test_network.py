@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import literal
 from nnunet_din.cost.accounting import count_multiply_adds, count_parameters, multiply_adds_by_part, training_memory
-from nnunet_din.cost.measurement import printed_multiply_adds
+from nnunet_din.cost.profiling import printed_multiply_adds
 from nnunet_din.network import (
     PRESETS,
     DualInteractionNetwork,

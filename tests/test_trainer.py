@@ -716,23 +716,19 @@ def test_benchmark_trainer_tells_waiting_from_working(make, tmp_path, monkeypatc
     trainer = make("nnUNetTrainerDIN_benchmark", num_iterations_per_epoch=4, output_folder=str(tmp_path))
     item = batch(trainer)
 
-    def slow_loader():
-        while True:
-            time.sleep(0.05)
-            yield item
+    def slow_item():
+        time.sleep(0.05)
+        return item
 
-    def train_step(data):
-        assert data is item
+    def train_step(self, data):
         time.sleep(0.15)
         return {"loss": np.array(1.0)}
 
     trainer.initialize()
-    trainer.dataloader_train = loader = slow_loader()
     trainer.log_file = str(tmp_path / "log.txt")
-    monkeypatch.setattr(trainer, "train_step", train_step)
+    monkeypatch.setattr("nnunet_din.trainers.din_trainer.nnUNetTrainerDIN.train_step", train_step)
     trainer.on_train_epoch_start()
-    trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train)) for _ in range(4)])
-    assert trainer.dataloader_train is loader, "nnU-Net ends its own loader, not ours"
+    trainer.on_train_epoch_end([trainer.train_step(slow_item()) for _ in range(4)])
     assert trainer.timing["share_waiting_for_data"] == pytest.approx(0.25, abs=0.1)
     assert trainer.timing["images_per_second"] == pytest.approx(trainer.configuration_manager.batch_size / 0.2, rel=0.3)
     trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))

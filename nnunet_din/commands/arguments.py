@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import Action
+from argparse import Action, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +14,18 @@ __all__ = [
     "check_output",
     "named_folders",
     "named_path",
+    "positive",
 ]
 
 #: Endings of the names of pictures that can be written.
 PICTURES = (".png", ".pdf", ".svg")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, as the ``type`` of an argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"'{text}' is no whole number from 1 on")
+    return int(text)
 
 
 def add_trained_models(group) -> None:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from nnunet_din.demo import run_demo
-from nnunet_din.nnunet.commandline import CommandError
-
-__all__ = ["add_parser", "run"]
 
 
 def add_parser(subparsers) -> None:
@@ -40,13 +36,6 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo, and return 1 if it failed, 130 if it was interrupted, else 0."""
-    try:
-        run_demo(args.folder, data=args.data, device=args.device, seed=args.seed)
-    except CommandError as error:
-        print(f"nnunet-din demo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\nnnunet-din demo: stopped; what was computed so far is in {args.folder}.", file=sys.stderr)
-        return 130
+    """Run the demo."""
+    run_demo(args.folder, data=args.data, device=args.device, seed=args.seed)
     return 0

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from nnunet_din.commands.arguments import positive
 from nnunet_din.diagnosis.check import Check
 from nnunet_din.presets import PRESETS
 
@@ -21,23 +22,27 @@ def add_parser(subparsers) -> None:
         "Exit code 1 if anything is wrong.",
     )
     parser.add_argument("-d", dest="dataset", metavar="ID", help="check this data set's cases and plans, too")
-    parser.add_argument("-p", dest="plans", metavar="PLANS", help="plans of the data set that must be there")
+    parser.add_argument("-p", dest="plans", metavar="PLANS", help="plans of that data set that must be there")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     step = parser.add_argument_group("a training step", "Train on random data as nnU-Net would with nnUNetTrainerDIN.")
     step.add_argument("--step", action="store_true", help="train a few steps, and judge time, memory and numbers")
     step.add_argument("--preset", choices=tuple(PRESETS), help="the network (default: fast)")
     step.add_argument("--device", help="default: cuda if there is one, or cpu")
     step.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the images (default: 256 256, on a CPU 128 128)"
+        "--size", type=positive, nargs=2, metavar=("H", "W"), help="of the images (default: 256 256, on a CPU 128 128)"
     )
-    step.add_argument("--batch", type=int, help="images a step (default: as many as --memory holds)")
+    step.add_argument("--batch", type=positive, help="images a step (default: as many as --memory holds)")
     step.add_argument("--memory", type=float, metavar="GB", help="planned memory (default: 8, on a CPU 0.4)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report, and return 1 if a check failed, else 0."""
-    _check_arguments(args)
+    if args.plans and not args.dataset:
+        raise ValueError("-p names plans of a data set: give the data set, too, with -d.")
+    of_step = [name for name in ("preset", "device", "size", "batch", "memory") if getattr(args, name) is not None]
+    if of_step and not args.step:
+        raise ValueError(f"--{of_step[0]} is about the training step: add --step.")
     report: list[Check] = []
     for check in _examine(args):
         report.append(check)
@@ -53,20 +58,6 @@ def run(args: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
-def _check_arguments(args: argparse.Namespace) -> None:
-    if args.plans and not args.dataset:
-        raise ValueError("-p names plans of a data set: give the data set, too, with -d.")
-    for option in ("preset", "device", "size", "batch", "memory"):
-        if getattr(args, option) is not None and not args.step:
-            raise ValueError(f"--{option} is about the training step: add --step.")
-    if args.batch is not None and args.batch < 1:
-        raise ValueError(f"--batch must be at least 1, got {args.batch}.")
-    if args.size and min(args.size) < 1:
-        raise ValueError(f"--size must be at least 1 x 1, got {args.size[0]} x {args.size[1]}.")
-    if args.memory is not None and args.memory <= 0:
-        raise ValueError(f"--memory must be above 0, got {args.memory:g}.")
-
-
 def _examine(args: argparse.Namespace) -> Iterator[Check]:
     """All checks, in the order in which one fault causes the next.
 
@@ -77,17 +68,13 @@ def _examine(args: argparse.Namespace) -> Iterator[Check]:
     """
     from nnunet_din.diagnosis import installation, machine
 
-    works = True
-    for check in installation.versions():
-        works &= check.ok
-        yield check
+    versions = list(installation.versions())
+    works = all(check.ok for check in versions)
+    yield from versions
     if works:
-        from nnunet_din.devices import usable_device
-
         yield machine.device()
         yield from installation.classes()
         yield installation.fine_tuning()
-        yield installation.compilation(usable_device())
         yield machine.workers()
     yield from machine.folders()
     yield machine.memory()

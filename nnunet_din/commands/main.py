@@ -7,49 +7,17 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from io import TextIOWrapper
 
 from nnunet_din import __version__
-from nnunet_din.commands import (
-    configure,
-    convert,
-    corrupt,
-    crossval,
-    curves,
-    demo,
-    doctor,
-    enhance,
-    export,
-    figure,
-    import_model,
-    leaderboard,
-    predict,
-    profile,
-    robustness,
-    status,
-    train_zero_dce,
-)
+from nnunet_din.nnunet.commandline import CommandError
 
-#: Each module adds its sub-command with ``add_parser(subparsers)`` and sets ``run``, a function of the parsed arguments
-#: that returns the exit code.
+#: Modules of this folder. Each adds its sub-command with ``add_parser(subparsers)`` and sets ``run``, a function of the
+#: parsed arguments that returns the exit code.
 COMMANDS = (
-    doctor,
-    enhance,
-    train_zero_dce,
-    profile,
-    demo,
-    convert,
-    configure,
-    crossval,
-    status,
-    leaderboard,
-    robustness,
-    corrupt,
-    figure,
-    curves,
-    predict,
-    export,
-    import_model,
+    *("doctor", "enhance", "train_zero_dce", "profile", "demo", "convert", "configure", "crossval", "status"),
+    *("leaderboard", "robustness", "corrupt", "figure", "curves", "predict", "export", "import_model"),
 )
 
 
@@ -63,8 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nnunet-din {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
-        module.add_parser(subparsers)
+    for name in COMMANDS:
+        import_module(f"nnunet_din.commands.{name}").add_parser(subparsers)
     return parser
 
 
@@ -84,29 +52,33 @@ def _run(args: argparse.Namespace) -> int:
         code = args.run(args)
         sys.stdout.flush()  # the last lines may find that the disk is full, too
         return code
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
-            return 1
-        message = _of_the_system(error)
-    except (ValueError, MemoryError) as error:
-        message = str(error) or "there is not enough memory."
-    except RecursionError:
-        message = "a file is nested too deeply to be read."
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        return 1
     except KeyboardInterrupt:
-        print(f"nnunet-din {args.command}: stopped.", file=sys.stderr)
-        return 130
+        return _end(args, "stopped.", code=130)
+    except (ValueError, OSError, MemoryError, CommandError) as error:
+        return _end(args, _words(error))
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for its name
-            traceback.print_exc()
-            print(
-                f"nnunet-din {args.command}: this is a fault of nnunet-din {__version__}. Please report it to its "
-                "developers, with the lines above.",
-                file=sys.stderr,
-            )
-            return 70
-        message = f"the device has not enough memory: {str(error).partition('. ')[0]}."
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not loaded for its name
+            return _end(args, f"the device has not enough memory: {str(error).partition('. ')[0]}.")
+        traceback.print_exc()
+        fault = (
+            f"this is a fault of nnunet-din {__version__}. Please report it to its developers, with the lines above."
+        )
+        return _end(args, fault, code=70)
+
+
+def _end(args: argparse.Namespace, message: str, code: int = 1) -> int:
+    """Say in one line why a command ends; returns the exit code."""
     print(f"nnunet-din {args.command}: {' '.join(message.split())}", file=sys.stderr)
-    return 1
+    return code
+
+
+def _words(error: Exception) -> str:
+    """What an error says: ours and those of libraries are sentences, those of the operating system become one."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    return str(error) or "there is not enough memory."
 
 
 def _prepare_streams() -> None:
@@ -128,13 +100,6 @@ def _flush() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _of_the_system(error: OSError) -> str:
-    """What the operating system says, in words; our own errors are such words already."""
-    if error.strerror is None:
-        return str(error)
-    return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,33 @@ def training_memory(network: nn.Module, input_shape: Sequence[int], half_precisi
         with _AsOnDevices(dtype):
             _backward(value)
     return live.peak + OPTIMIZER_BYTES * sum(p.numel() for p in parameters)
+
+
+def largest_batch(count: Callable[[int], int], budget: float, least: int = 2, most: int = 1024) -> int:
+    """Find the largest batch from ``least`` to ``most`` that fits into ``budget`` bytes; ``least`` if none fits.
+
+    The peak is the largest of several quantities that grow in proportion to the batch (weights and moments at the end
+    of the backward pass, activations at its beginning), so that a line between two counts lies above it, and the batch
+    where the line meets the budget fits.
+
+    Parameters
+    ----------
+    count
+        Bytes of a training step of so many images, see :func:`training_memory`.
+    budget
+        Bytes, without the margin of :data:`MEMORY_MARGIN`.
+    least, most
+        Bounds of the batch.
+    """
+    high = count(most)
+    if high <= budget:
+        return most
+    while True:
+        low = count(least)
+        batch = least + int((most - least) * (budget - low) / (high - low))
+        if batch <= least or count(batch) > budget:
+            return least
+        least = batch
 
 
 def _backward(value: Tensor) -> None:

@@ -1,161 +1,112 @@
-"""What a network costs, counted and measured on this device."""
+"""Time and memory of a training step and of a prediction on a device. Everything that times a step does it by this."""
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypedDict
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch import nn
 
-from nnunet_din.cost.accounting import count_parameters, multiply_adds_by_part, training_memory
 from nnunet_din.data.progress import progress
 from nnunet_din.losses import AuxiliaryLoss, DINLoss
-from nnunet_din.network import DualInteractionNetwork, SegFormerHead
-from nnunet_din.nnunet.training_device import autocast_dtype
 
-#: Direct children of the network -> name in the report.
-PARTS = {"encoders": "encoders", "difms": "DIFMs", "decoder": "decoder"}
 #: Largest norm of all gradients together, nnU-Net's.
 CLIP = 12.0
+Name = TypeVar("Name", bound=Hashable)
 
 
-class Measured(TypedDict):
-    """What a forward pass or a training step costs on a device; the spread is from the shortest to the longest, and
-    only a GPU's allocator reserves more than it hands out.
+class Step:
+    """What is timed: a function that works on one batch.
+
+    Parameters
+    ----------
+    network
+        Network, which may be compiled.
+    x
+        Batch ``(N, C, *size)``, on the network's device.
+    dtype
+        Type to which autocast casts; None: fp32 throughout.
     """
 
-    seconds: float
-    seconds_spread: list[float]
-    images_per_second: float
-    peak_memory_bytes: int
-    reserved_memory_bytes: int | None
+    #: Numbers that the optimizer keeps for each weight.
+    moments = 0
+
+    def __init__(self, network: nn.Module, x: torch.Tensor, dtype: torch.dtype | None = None):
+        self.network, self.x, self.dtype = network, x, dtype
+
+    def __call__(self) -> torch.Tensor:
+        """Do it once."""
+        raise NotImplementedError
+
+    def autocast(self) -> AbstractContextManager:
+        """Cast what the network computes to :attr:`dtype`."""
+        return autocast(self.x.device, self.dtype)
 
 
-def count(kwargs: dict, channels: int, classes: int, size: Sequence[int]) -> dict[str, dict[str, int]]:
-    """Parameters and multiply-adds of one image by part of the network; ``literal`` as the paper prints the decoder."""
-    with torch.device("meta"):
-        network = DualInteractionNetwork(channels, classes, **kwargs)
-    levels: list[Sequence[int]] = []
-    network.decoder.register_forward_pre_hook(lambda _, inputs: levels.extend(x.shape[2:] for x in inputs[0]))
-    multiply_adds = multiply_adds_by_part(network, (1, network.versions * channels, *size))
-    parts: dict[str, dict[str, int]] = {}
-    for child, part in PARTS.items():
-        module = getattr(network, child)
-        row = parts.setdefault(part, {"parameters": 0, "multiply_adds": 0, "literal_multiply_adds": 0})
-        row["parameters"] += count_parameters(module)
-        row["multiply_adds"] += multiply_adds[child]
-        printed = printed_multiply_adds(module, levels) if isinstance(module, SegFormerHead) else multiply_adds[child]
-        row["literal_multiply_adds"] += printed
-    parts["total"] = {key: sum(row[key] for row in parts.values()) for key in parts["decoder"]}
-    return parts
+class Prediction(Step):
+    """A forward pass in evaluation mode, without the outputs that training alone has."""
+
+    @torch.no_grad()
+    def __call__(self) -> torch.Tensor:
+        """Compute the logits."""
+        self.network.eval()
+        supervised: list[Any] = [
+            module for module in self.network.modules() if getattr(module, "deep_supervision", False)
+        ]
+        for module in supervised:
+            module.deep_supervision = False
+        with self.autocast():
+            logits = self.network(self.x)
+        for module in supervised:
+            module.deep_supervision = True
+        return logits
 
 
-def printed_multiply_adds(head: SegFormerHead, levels: Sequence[Sequence[int]]) -> int:
-    """Multiply-adds of the decoder for one image with levels of these sizes, in the order that the paper prints."""
-    pixels = [math.prod(size) for size in levels]
-    linear = sum(layer.weight.numel() * n for layer, n in zip(head.linear, pixels, strict=True))
-    return linear + pixels[0] * (head.fuse.weight.numel() + head.classifier.weight.numel())
-
-
-@contextmanager
-def cudnn_as_in_training() -> Iterator[None]:
-    """Let cuDNN choose its algorithms by trying them, as ``nnUNetv2_train`` does."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
-@cudnn_as_in_training()
-def measure(
-    kwargs: dict, classes: int, shape: Sequence[int], device: torch.device, repeats: int
-) -> dict[str, Measured]:
-    """Seconds, images a second, and peak memory of a forward pass and of a training step, with and without
-    checkpointing; in what DIN's trainers compute in on this device.
-    """
-    torch.manual_seed(0)
-    x = torch.randn(*shape, device=device)
-    target = torch.randint(0, classes, (shape[0], 1, *shape[2:]), device=device)
-    dtype = autocast_dtype(device)
-    report: dict[str, Measured] = {}
-    with progress(total=3 * (repeats + 2), desc="measuring", unit="steps") as bar:
-        for checkpointing in (False, True):
-            network = DualInteractionNetwork(
-                shape[1] // kwargs.get("versions", 2), classes, **{**kwargs, "checkpointing": checkpointing}
-            ).to(device)
-            cases: dict[str, Callable[[], object]] = {
-                "training, checkpointing" if checkpointing else "training": TrainingStep(network, x, target, dtype)
-            }
-            if not checkpointing:
-                cases = {"prediction": prediction(network, x, dtype), **cases}
-            for name, step in cases.items():
-                step()  # warm-up
-                bar.update()
-                seconds = []
-                for _ in range(repeats):
-                    seconds.append(seconds_of(step, device))
-                    bar.update()
-                median = statistics.median(seconds)
-                report[name] = {
-                    "seconds": median,
-                    "seconds_spread": [min(seconds), max(seconds)],
-                    "images_per_second": shape[0] / median,
-                    "peak_memory_bytes": peak_memory(step, network, device),
-                    "reserved_memory_bytes": reserved_memory(device),
-                }
-                bar.update()
-    return report
-
-
-def prediction(network: nn.Module, x: torch.Tensor, dtype: torch.dtype | None = None) -> Callable[[], None]:
-    """Make a function that does one forward pass in evaluation mode, in autocast to ``dtype`` or in fp32."""
-
-    def step() -> None:
-        network.eval()
-        with torch.no_grad(), autocast(x.device, dtype):
-            network(x)
-
-    return step
-
-
-class TrainingStep:
+class TrainingStep(Step):
     """A training step on one batch, as nnU-Net does it with nnUNetTrainerDIN: forward pass and loss in autocast,
     gradients scaled where fp16 asks for it and clipped, AdamW.
 
     Parameters
     ----------
     network
-        In its training form: one with auxiliary outputs gets their loss, too; it may be compiled.
+        Network in its training form: one with auxiliary outputs gets their loss, too.
     x, target
-        Batch ``(N, versions * C, H, W)``, and labels ``(N, 1, H, W)``.
+        Batch ``(N, versions * C, *size)``, and labels ``(N, 1, *size)``.
     dtype
-        Of autocast; None: fp32 throughout.
+        Type to which autocast casts; None: fp32 throughout.
 
     Attributes
     ----------
     gradient_norm : Tensor
-        Of the last call, before clipping: finite if every gradient is.
+        Norm of all gradients of the last call, before clipping: finite if every gradient is.
     scale : float
-        By which the loss is multiplied before the backward pass; 1 where nothing is scaled. A call whose gradients
-        overflow changes no weight, and halves it.
+        Factor of the loss before the backward pass; 1 where nothing is scaled. A call whose gradients overflow changes
+        no weight, and halves it.
     """
 
+    moments = 2
+
     def __init__(self, network: nn.Module, x: torch.Tensor, target: torch.Tensor, dtype: torch.dtype | None = None):
-        self.network, self.x, self.target, self.dtype = network, x, target, dtype
-        device = x.device.type
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=device in ("cuda", "cpu"))
-        self.loss = DINLoss().to(x.device)
-        self.auxiliary_loss = AuxiliaryLoss(self.loss)
-        self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+        super().__init__(network, x, dtype)
+        self.target = target
+        self.optimizer = self.make_optimizer()
+        self.loss_of_outputs = AuxiliaryLoss(DINLoss()).to(x.device)
+        self.scaler = torch.amp.GradScaler(x.device.type, enabled=dtype == torch.float16)
         self.gradient_norm = torch.tensor(0.0)
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW of all weights."""
+        fused = self.x.device.type in ("cuda", "cpu")
+        return torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=fused)
+
+    def loss(self, output) -> torch.Tensor:
+        """Loss of the logits, or of a list with the auxiliary outputs behind them; a scalar."""
+        return self.loss_of_outputs([output] if isinstance(output, torch.Tensor) else output, self.target)
 
     @property
     def scale(self) -> float:
@@ -165,9 +116,8 @@ class TrainingStep:
         """Do the step; returns the loss, a scalar."""
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.x.device, self.dtype):
-            output = self.network(self.x)
-            loss = (self.loss if isinstance(output, torch.Tensor) else self.auxiliary_loss)(output, self.target)
+        with self.autocast():
+            loss = self.loss(self.network(self.x))
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         self.gradient_norm = nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
@@ -176,36 +126,89 @@ class TrainingStep:
         return loss.detach()
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
-    """Autocast to ``dtype``, or none."""
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+class Measured(TypedDict):
+    """What a step costs on a device; the spread is from the shortest to the longest, and only a GPU's allocator
+    reserves more than it hands out.
+    """
+
+    seconds: float
+    seconds_spread: list[float]
+    images_per_second: float
+    peak_memory_bytes: int
+    reserved_memory_bytes: int | None
 
 
-def seconds_of(step: Callable[[], object], device: torch.device) -> float:
-    """Measure the wall-clock seconds of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
-
-
-def peak_memory(step: Callable[[], object], network: nn.Module, device: torch.device, moments: int = 2) -> int:
-    """Bytes that torch's allocator holds at the peak of one call, weights and optimizer included.
+def measure(step: Step, repeats: int, name: str = "measuring") -> Measured:
+    """Time and memory of a step.
 
     Parameters
     ----------
     step
-        Does a prediction or a training step, and was called before.
-    network
-        Whose weights it uses.
-    device
-        On which it works.
-    moments
-        Numbers that the optimizer keeps for each weight: 2 of AdamW, 1 of SGD with momentum.
+        Step, which is called ``repeats + 2`` times.
+    repeats
+        Calls that are timed.
+    name
+        Name that the progress shows.
     """
+    device = step.x.device
+    seconds = seconds_in_turn({name: step}, repeats, device)[name]
+    median = statistics.median(seconds)
+    return {
+        "seconds": median,
+        "seconds_spread": [min(seconds), max(seconds)],
+        "images_per_second": len(step.x) / median,
+        "peak_memory_bytes": peak_memory(step),
+        "reserved_memory_bytes": torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
+    }
+
+
+def seconds_in_turn(
+    steps: Mapping[Name, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Name, list[float]]:
+    """Seconds of several steps, one after the other in each round, so that a machine that slows down slows all.
+
+    Parameters
+    ----------
+    steps
+        Functions to call, by name.
+    repeats, warm_up
+        Rounds that are timed, and rounds before them that are not.
+    device
+        Device on which they work.
+    clock
+        Clock in seconds: of the wall, or ``time.process_time`` where other programs run beside.
+    """
+    seconds: dict[Name, list[float]] = {name: [] for name in steps}
+    for i in progress(range(warm_up + repeats), desc=", ".join(map(str, steps)), unit="rounds"):
+        for name, step in steps.items():
+            elapsed = seconds_of(step, device, clock)
+            if i >= warm_up:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def seconds_of(
+    step: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of one call, by a clock in seconds."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda device: None
+    wait(device)
+    begin = clock()
+    step()
+    wait(device)
+    return clock() - begin
+
+
+def peak_memory(step: Step) -> int:
+    """Bytes that torch's allocator holds at the peak of a step that was called before, weights and optimizer included.
+
+    :func:`torch.cuda.max_memory_reserved` says afterwards what a GPU's allocator took for it, fragments included.
+    """
+    device = step.x.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         step()
@@ -213,9 +216,9 @@ def peak_memory(step: Callable[[], object], network: nn.Module, device: torch.de
     # The CPU's allocator keeps no count of its own: follow what the call allocates and frees. What was there before:
     # the weights, and the optimizer's moments if the call trains. The gradients of the step before go now: the
     # profiler does not see the end of what it has not seen the beginning of.
-    held = sum(p.nbytes for p in network.parameters())
-    held += moments * sum(p.nbytes for p in network.parameters() if p.grad is not None)
-    network.zero_grad(set_to_none=True)
+    parameters = list(step.network.parameters())
+    held = sum(p.nbytes for p in parameters) + step.moments * sum(p.nbytes for p in parameters if p.grad is not None)
+    step.network.zero_grad(set_to_none=True)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell each of its stages
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
@@ -228,13 +231,11 @@ def peak_memory(step: Callable[[], object], network: nn.Module, device: torch.de
     return held + peak
 
 
-def reserved_memory(device: torch.device) -> int | None:
-    """Bytes that a GPU's allocator held at the peak since :func:`peak_memory`, fragments and caches included."""
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+def cudnn_as_in_training() -> AbstractContextManager:
+    """Let cuDNN choose its algorithms by trying them, as ``nnUNetv2_train`` does."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32)
 
 
-def expected_memory(kwargs: dict, channels: int, classes: int, shape: Sequence[int]) -> dict[str, int]:
-    """Count the bytes of a training step, in fp32 and in half precision."""
-    with torch.device("meta"):
-        network = DualInteractionNetwork(channels, classes, **kwargs)
-    return {"fp32": training_memory(network, shape), "half": training_memory(network, shape, half_precision=True)}
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
+    """Autocast to ``dtype``, or none."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -44,26 +44,23 @@ def count(model_folder: Path) -> tuple[float, float]:
     import torch
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_din.cost.accounting import count_multiply_adds, count_parameters
     from nnunet_din.network import DualInteractionNetwork
     from nnunet_din.nnunet.known_classes import check_network
+    from nnunet_din.nnunet.planned import PlannedModel
 
     try:
-        dataset_json = read_json(model_folder / "dataset.json")
-        manager = PlansManager(str(model_folder / "plans.json"))
-        configuration = manager.get_configuration(model_folder.name.split("__")[2])
+        plans, dataset_json = (read_json(model_folder / name) for name in ("plans.json", "dataset.json"))
+        model = PlannedModel(plans, dataset_json, model_folder.name.split("__")[2])
+        manager, configuration = model.manager, model.configuration_manager
         check_network(configuration.configuration["architecture"])
         channels = determine_num_input_channels(manager, configuration, dataset_json)
+        classes = manager.get_label_manager(dataset_json).num_segmentation_heads
+        names = ("network_arch_class_name", "network_arch_init_kwargs", "network_arch_init_kwargs_req_import")
         with torch.device("meta"):
             network = get_network_from_plans(
-                configuration.network_arch_class_name,
-                configuration.network_arch_init_kwargs,
-                configuration.network_arch_init_kwargs_req_import,
-                channels,
-                manager.get_label_manager(dataset_json).num_segmentation_heads,
-                deep_supervision=False,
+                *(getattr(configuration, name) for name in names), channels, classes, deep_supervision=False
             )
         taken = network.versions * channels if isinstance(network, DualInteractionNetwork) else channels
         return count_parameters(network), count_multiply_adds(network, (1, taken, *configuration.patch_size))

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from importlib import import_module, metadata
-from importlib.util import find_spec
-from pathlib import Path
-from sysconfig import get_path
-from typing import TYPE_CHECKING
 
 from nnunet_din.diagnosis.check import Check
 from nnunet_din.plugin import CLASSES, LOOKUP_FUNCTION, LOOKUP_MODULE, WEIGHTS_FUNCTION, WEIGHTS_MODULE
 
-if TYPE_CHECKING:
-    import torch
-
 #: In the order in which one fault causes the next: timm imports torchvision, which loads what it was built against.
 PACKAGES = ("torch", "torchvision", "nnunetv2", "timm")
-#: Where torch's own index has its builds, by their local version (``cpu``, ``cu130``).
-TORCH_INDEX = "https://download.pytorch.org/whl/"
-
-
-def _requirement(name: str):
-    """What this package asks of another one, in packaging's form; None where it is not installed as a package."""
-    from packaging.requirements import Requirement
-
-    try:
-        wanted = [Requirement(text) for text in metadata.requires("nnunet-din") or ()]
-    except metadata.PackageNotFoundError:
-        return None
-    return next((requirement for requirement in wanted if requirement.name == name), None)
+_REINSTALL_TORCH = (
+    "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cpu (or /cu130, or "
+    "another of CUDA's): both of one build, from one index."
+)
+_REINSTALL = "pip install --force-reinstall --no-deps nnunet-din, in the environment that runs nnU-Net."
 
 
 def versions() -> Iterator[Check]:
@@ -48,47 +31,29 @@ def versions() -> Iterator[Check]:
         Whether each is there, of a version that is known to work, and can be imported.
     """
     yield Check("python", sys.version_info >= (3, 10), platform.python_version(), "use Python 3.10 or newer.")
-    for name in PACKAGES:
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            yield Check(name, False, "not installed", f"pip install {name}")
-            continue
-        ok, do = True, ""
-        if (wanted := _requirement(name)) and not wanted.specifier.contains(version, prereleases=True):
-            bounds = sorted(map(str, wanted.specifier), reverse=True)
-            ok, do = False, f'pip install "{name}{",".join(bounds)}"'
-        else:
-            try:
-                with warnings.catch_warnings():  # what is deprecated inside other packages is not this report's
-                    warnings.simplefilter("ignore", FutureWarning)
-                    module = __import__(name)
-            except Exception as error:  # a broken binary dependency raises anything
-                ok, version = False, f"{version}, but the import fails: {str(error).strip().splitlines()[0]}"
-                do = _reinstall_torch()
-            else:
-                if name == "torchvision" and (other := _another_build(module.__version__)):
-                    ok, do = False, _reinstall_torch()
-                    version = f"{module.__version__} was built for another torch than {other}"
-        yield Check(name, ok, version, do)
+    yield from map(_package, PACKAGES)
 
 
-def _another_build(torchvision_version: str) -> str | None:
-    """The version of torch, where torchvision was built for another device than it: one for the CPU, one for CUDA."""
-    import torch
+def _package(name: str) -> Check:
+    """Whether a package is there, as this one asks for it, and can be imported."""
+    from packaging.requirements import Requirement
 
-    builds = [version.partition("+")[2] for version in (torchvision_version, torch.__version__)]
-    return torch.__version__ if all(builds) and builds[0] != builds[1] else None
-
-
-def _reinstall_torch() -> str:
-    """The command that brings torch and torchvision from one place."""
     try:
-        build = metadata.version("torch").partition("+")[2]
+        version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        build = ""
-    index = f" --index-url {TORCH_INDEX}{build}" if build else ""
-    return f"pip install --force-reinstall torch torchvision{index}: both of one build, from one index."
+        return Check(name, False, "not installed", f"pip install {name}")
+    for wanted in map(Requirement, metadata.requires("nnunet-din") or ()):
+        if wanted.name == name and not wanted.specifier.contains(version, prereleases=True):
+            bounds = ",".join(sorted(map(str, wanted.specifier), reverse=True))
+            return Check(name, False, version, f'pip install "{name}{bounds}"')
+    try:
+        with warnings.catch_warnings():  # what is deprecated inside other packages is not this report's
+            warnings.simplefilter("ignore", FutureWarning)
+            import_module(name)
+    except Exception as error:  # a broken binary dependency raises anything
+        found = f"{version}, but the import fails: {str(error).strip().splitlines()[0]}"
+        return Check(name, False, found, _REINSTALL_TORCH)
+    return Check(name, True, version)
 
 
 #: Evaluated where the look-up is to be tried: class name -> name of the module that nnU-Net's look-up finds it in. The
@@ -125,9 +90,6 @@ with get_context("spawn").Pool(1) as pool:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-_REINSTALL = "pip install --force-reinstall --no-deps nnunet-din, in the environment that runs nnU-Net."
-
-
 def classes() -> Iterator[Check]:
     """Let nnU-Net look up every class of the plug-in.
 
@@ -158,33 +120,3 @@ def fine_tuning() -> Check:
     ok = hasattr(function, "__nnunet_din__")
     found = "takes DIN's networks with other classes and channels" if ok else "is nnU-Net's own alone"
     return Check("-pretrained_weights", ok, found, _REINSTALL)
-
-
-def compilation(device: torch.device) -> Check:
-    """Whether ``torch.compile`` has what it needs, where nnU-Net uses it: a C compiler, Python's headers, triton, and a
-    GPU that triton knows.
-    """
-    from nnunet_din.nnunet.training_device import compiles
-
-    name, switch_off = "torch.compile", "set nnUNet_compile to f, which trains without it."
-    if not compiles(device):
-        why = (
-            "nnUNet_compile switches it off" if device.type == "cuda" else f"nnU-Net compiles nothing on {device.type}"
-        )
-        return Check(name, True, f"not used: {why}")
-    missing = []
-    if not shutil.which(os.environ.get("CC", "cc")) and not any(map(shutil.which, ("gcc", "clang"))):
-        missing.append("a C compiler (gcc)")
-    if not Path(get_path("include"), "Python.h").is_file():
-        missing.append(f"Python's headers ({platform.system()} package python3-dev)")
-    if not find_spec("triton"):
-        missing.append("triton (pip install triton)")
-    if missing:
-        return Check(name, False, f"missing: {', '.join(missing)}", f"install what is missing, or {switch_off}")
-    if device.type == "cuda":
-        import torch
-
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 7:
-            return Check(name, False, f"triton needs compute capability 7.0, this GPU has {major}.{minor}", switch_off)
-    return Check(name, True, "used; a C compiler, Python's headers and triton are there")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from nnunet_din.devices import usable_device
 from nnunet_din.diagnosis.check import Check
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+MEMORY = Path("/proc/meminfo")
 SHARED_MEMORY = Path("/dev/shm")
 #: GB of shared memory that nnU-Net's queues of batches should find; a container of Docker's has 0.064.
 SHARED_GB = 1.0
@@ -64,11 +66,11 @@ def folders() -> Iterator[Check]:
 
 def workers() -> Check:
     """How many worker processes nnU-Net starts."""
-    for variable, least in (("nnUNet_n_proc_DA", 0), ("nnUNet_def_n_proc", 1)):
-        value = os.environ.get(variable, "1")
-        if not value.isdecimal() or int(value) < least:
-            return Check("workers", False, f"{variable} is '{value}'", f"set {variable} to 4, or another whole number.")
-    if os.environ.get("nnUNet_n_proc_DA") == "0":
+    numbers = {name: os.environ.get(name, "1") for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc")}
+    for name, value in numbers.items():
+        if not value.isdecimal():
+            return Check("workers", False, f"{name} is '{value}'", f"set {name} to 4, or another whole number.")
+    if numbers["nnUNet_n_proc_DA"] == "0":
         return Check(
             "workers",
             False,
@@ -84,20 +86,18 @@ def workers() -> Check:
 def _workers() -> int:
     """Worker processes of preprocessing and export, nnU-Net's default where nothing sensible is set."""
     value = os.environ.get("nnUNet_def_n_proc", "")
-    return int(value) if value.isdecimal() and int(value) else 8
+    return int(value) if value.isdecimal() else 8
 
 
 def memory() -> Check:
     """Main memory that programs can still get, where the operating system tells, for as many workers as there are."""
-    try:
-        # Not sysconf's free pages: those leave out the file cache, which gives way.
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024 / 1e9
-    except (OSError, StopIteration):
+    if not MEMORY.is_file():
         return Check("memory", True, "free memory unknown on this system")
-    number = _workers()
-    enough = REST_GB + number * WORKER_GB
-    found = f"{free:.1f} GB free; {number} workers hold about {enough:.1f} GB with their images"
+    # Not sysconf's free pages: those leave out the file cache, which gives way.
+    kilobytes = re.search(r"MemAvailable: +(\d+)", MEMORY.read_text(encoding="ascii"))
+    free = int(kilobytes[1]) * 1024 / 1e9 if kilobytes else 0.0
+    enough = REST_GB + _workers() * WORKER_GB
+    found = f"{free:.1f} GB free; {_workers()} workers hold about {enough:.1f} GB with their images"
     do = (
         "close other programs, or give nnU-Net fewer worker processes (nnUNet_def_n_proc=1 and nnUNet_n_proc_DA=1; -np "
         "1 for a single command)."
