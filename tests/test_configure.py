@@ -47,14 +47,14 @@ def test_another_network_shares_the_data(path, capsys):
 
 def test_what_others_added_meanwhile_stays(path, monkeypatch):
     """Several jobs of an array begin with a `configure` of their own."""
-    here = configure_command.held
+    here = configure_command.FileLock
 
     def quicker(*arguments):
-        monkeypatch.setattr(configure_command, "held", here)
+        monkeypatch.setattr(configure_command, "FileLock", here)
         assert configure("--name", "2d_other", "--set", "fusion=concat") == 0
         return here(*arguments)
 
-    monkeypatch.setattr(configure_command, "held", quicker)
+    monkeypatch.setattr(configure_command, "FileLock", quicker)
     assert configure("--name", "2d_input", "--set", "fusion=input") == 0
     assert {"2d_other", "2d_input"} <= json.loads(path.read_text())["configurations"].keys()
 
