@@ -97,7 +97,8 @@ def main() -> int:
             write_fold(folder)
     elif name == "nnUNetv2_find_best_configuration":
         trainer, plans = words[words.index("-tr") + 1], words[words.index("-p") + 1]
-        members = [{"trainer": trainer, "plans_identifier": plans, "configuration": c} for c in ("2d", "3d_fullres")]
+        configurations = words[words.index("-c") + 1 : words.index("-tr")]
+        members = [{"trainer": trainer, "plans_identifier": plans, "configuration": c} for c in configurations]
         best = {"selected_model_or_models": members, "postprocessing_file": "post.pkl", "some_plans_file": "plans.json"}
         note = {"best_model_or_ensemble": best}
         (results / DATASET / "inference_information.json").write_text(json.dumps(note))
