@@ -45,15 +45,19 @@ def write_plans(preprocessed: Path, name: str, configurations=("2d",)) -> None:
         "configurations": {c: {"data_identifier": f"{name}_{c}"} for c in configurations},
     }
     (preprocessed / "gt_segmentations").mkdir(parents=True, exist_ok=True)
-    (preprocessed / "gt_segmentations" / "case.1.nii.gz").touch()
+    for case in range(5):
+        (preprocessed / "gt_segmentations" / f"case.{case}.nii.gz").touch()
     (preprocessed / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
     (preprocessed / f"{name}.json").write_text(json.dumps(content))
     for configuration in configurations:
         (preprocessed / f"{name}_{configuration}").mkdir(exist_ok=True)
-        (preprocessed / f"{name}_{configuration}" / "case.1.pkl").touch()
+        for case in range(5):
+            (preprocessed / f"{name}_{configuration}" / f"case.{case}.pkl").touch()
 
 
-def write_fold(folder: Path, checkpoint: str | None = "checkpoint_final.pth", epochs: int = 2, validated: bool = True):
+def write_fold(
+    folder: Path, checkpoint: str | None = "checkpoint_final.pth", epochs: int = 2, validated: bool = True, score=0.0
+):
     """What a training leaves."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder.parent / "plans.json").write_text("{}")
@@ -69,7 +73,8 @@ def write_fold(folder: Path, checkpoint: str | None = "checkpoint_final.pth", ep
             file.writestr("weights", "0")
     if validated:
         (folder / "validation").mkdir(exist_ok=True)
-        (folder / "validation" / "summary.json").write_text('{"metric_per_case": [{}], "foreground_mean": {}}')
+        scores = {"metric_per_case": [{}], "foreground_mean": {"Dice": score}}
+        (folder / "validation" / "summary.json").write_text(json.dumps(scores))
         (folder / "validation" / "case.npz").touch()
 
 
@@ -82,16 +87,13 @@ def main() -> int:
         _, configuration, fold = words[:3]
         trainer, plans = words[words.index("-tr") + 1], words[words.index("-p") + 1]
         folder = results / DATASET / f"{trainer}__{plans}__{configuration}" / f"fold_{fold}"
-        (results / f"begun_{configuration}_{fold}").touch()
+        (results / f"begun_{configuration}_{fold}").write_text(str(os.getpid()))
         while (results / "hold").exists():
             time.sleep(0.05)
         if (results / f"fail_{fold}").exists():
             print("RuntimeError: this fold was made to fail")
             status = 1
         else:
-            (Path(os.environ["nnUNet_preprocessed"]) / DATASET / "splits_final.json").write_text(
-                json.dumps([{"train": [], "val": [str(i)]} for i in range(5)])
-            )
             write_fold(folder)
     elif name == "nnUNetv2_find_best_configuration":
         trainer, plans = words[words.index("-tr") + 1], words[words.index("-p") + 1]
@@ -99,6 +101,13 @@ def main() -> int:
         best = {"selected_model_or_models": members, "postprocessing_file": "post.pkl", "some_plans_file": "plans.json"}
         note = {"best_model_or_ensemble": best}
         (results / DATASET / "inference_information.json").write_text(json.dumps(note))
+    elif name == "nnUNetv2_evaluate_folder":
+        Path(words[1]).mkdir(parents=True, exist_ok=True)
+        (Path(words[1]) / "summary.json").write_text("{}")
+    elif name == "nnunet-din":
+        folder = Path(words[words.index("-o") + 1]) if "-o" in words else results / DATASET / "leaderboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "leaderboard.html").touch()
     elif name == "nnUNetv2_plan_and_preprocess":
         plans = (
             words[words.index("-overwrite_plans_name") + 1] if "-overwrite_plans_name" in words else "nnUNetDINPlans"

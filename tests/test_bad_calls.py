@@ -155,7 +155,7 @@ CALLS: dict[str, tuple[dict[int, tuple[str, ...]], dict[str, tuple[str, ...]]]] 
             "-tr": ("none", "nnUNetPlannerDIN"),
             "--executor": ("magic",),
             "-device": ("tpu",),
-            "--gpus": ("0 0", "0 -device cpu", "0 --executor slurm"),
+            "--gpus": ("0 -device cpu", "0 --executor slurm"),
             "-num_gpus": ("0", "2 -device cpu", "2 --gpus 0"),
             "--retries": ("-1", "x"),
             "--test": ("images", "images missing", "file truth"),
@@ -168,18 +168,17 @@ CALLS: dict[str, tuple[dict[int, tuple[str, ...]], dict[str, tuple[str, ...]]]] 
     ),
     f"status -d {DATASET} --models {MODEL}": ({2: ("1", "DatasetX"), 4: ("none",)}, {}),
     f"predict {MODEL} image_0000.nii.gz -o out -device cpu": (
-        {1: (*NO_FOLDER, "listmodel", "circlemodel"), 2: ("missing", "emptyfolder", "file"), 6: ("nope", "cuda", "")},
+        {
+            1: (*NO_FOLDER, "listmodel", "circlemodel", "emptyshare"),
+            2: ("missing", "emptyfolder", "file"),
+            6: ("nope", "cuda", ""),
+        },
         {"-f": ("7", "x"), "--checkpoint": ("none", "best")},
     ),
     f"export {MODEL} out": (
         {1: (*NO_FOLDER, "listmodel")},
         {"-f": ("7", "x"), "--checkpoint": ("best",), "--format": ("x",)},
     ),
-    f"predict -m {MODEL} -i image_0000.nii.gz -o out -device cpu": (
-        {2: (*NO_FOLDER, "listmodel", "emptyshare"), 4: ("missing", "emptyfolder", "image.nii.gz")},
-        {},
-    ),
-    f"predict {MODEL} image_0000.nii.gz -i image_0000.nii.gz": ({}, {"": ("",), "-m": (MODEL,)}),
     f"export {MODEL} out --format safetensors": ({1: (*NO_FOLDER, "listmodel")}, {"": ("",), "-f": ("7",)}),
     "import share out": ({1: (*NO_FOLDER, "emptyshare", MODEL)}, {}),
     "convert acdc source -o out": ({1: ("none",), 2: NO_FOLDER}, {"-d": ("0", "1000", "x")}),

@@ -56,6 +56,41 @@ def files(trainer):
     return sorted(path.name for path in Path(trainer.output_folder).glob("*checkpoint*"))
 
 
+# ---- time limits ----
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_time_limit_ends_a_training_with_a_checkpoint_from_which_it_goes_on(make, monkeypatch, name):
+    number = getattr(signal, name, None)
+    if number is None:
+        pytest.skip("this system has no such signal")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setattr(nnUNetTrainerDIN, "num_epochs", 2)
+    monkeypatch.setattr(nnUNetTrainerDIN, "num_iterations_per_epoch", 2)
+    monkeypatch.setattr(nnUNetTrainerDIN, "num_val_iterations_per_epoch", 1)
+    done = []
+    step = nnUNetTrainer.train_step
+
+    def train_step(self, batch):
+        done.append(self.current_epoch)
+        if len(done) == 3:
+            os.kill(os.getpid(), number)
+        return step(self, batch)
+
+    monkeypatch.setattr(nnUNetTrainer, "train_step", train_step)
+    before = signal.getsignal(number)
+    trainer = make()
+    with pytest.raises(SystemExit) as ended:
+        trainer.run_training()
+    assert ended.value.code == 128 + number and done == [0, 0, 1], "the running iteration is the last"
+    assert signal.getsignal(number) is before
+    assert epoch_of(Path(trainer.output_folder, "checkpoint_latest.pth")) == 1
+    trainer = make(continuing=True, clear=False)
+    maybe_load_checkpoint(trainer, True, False)
+    trainer.run_training()
+    assert done == [0, 0, 1, 1, 1] and files(trainer) == ["checkpoint_best.pth", "checkpoint_final.pth"]
+
+
 # ---- writing ----
 
 

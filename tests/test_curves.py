@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from nnunet_din.commands import curves
 from nnunet_din.commands.main import main
-from nnunet_din.nnunet.training_log import read_training
+from nnunet_din.nnunet.training_log import read_line, read_training
 
 
 def epoch_lines(number, loss=1.0, dice="[np.float32(0.5), 0.7]", rate=0.0001, seconds=36.0):
@@ -50,28 +49,22 @@ def test_moving_average_is_nnunets(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "1e-05", "-0.5", "12"])
-def test_numbers_as_python_prints_them(text, tmp_path):
+def test_numbers_as_python_prints_them(text):
     """Fails if a loss that is not a plain decimal is left out or cut short."""
-    log = "\n".join(epoch_lines(0)).replace("train_loss 1.0", f"train_loss {text}")
-    (tmp_path / "training_log_2026_11_24_10_00_00.txt").write_text(log)
-    np.testing.assert_equal(read_training(tmp_path)["train_loss"][0], float(text))
+    np.testing.assert_equal(read_line(f"2026-11-24 10:00:00.1: train_loss {text} "), ("train_loss", float(text)))
 
 
-def test_resumed_training_is_joined(tmp_path):
-    """Fails if repeated epochs appear twice, the earlier ones win, or a day 9 is read after a day 10."""
+@pytest.mark.parametrize("again", [range(4, 8), range(2)])
+def test_resumed_training_is_joined(again, tmp_path):
+    """Fails if repeated epochs appear twice, the earlier ones win, a day 9 is read after a day 10, or the end of an
+    abandoned run is shown as the future of the present one.
+    """
     write_log(tmp_path, range(6), day=9, loss=1.0)
-    write_log(tmp_path, range(4, 8), day=10, loss=2.0, seconds=72.0)
+    write_log(tmp_path, again, day=10, loss=2.0, seconds=72.0)
     training = read_training(tmp_path)
-    assert training["epoch"].tolist() == list(range(8))
-    assert training["train_loss"].tolist() == [1.0] * 4 + [2.0] * 4
-    assert training["hours"][-1] == pytest.approx(4 * 0.01 + 4 * 0.02)
-
-
-def test_epochs_after_the_one_that_is_running_again_are_dropped(tmp_path):
-    """Fails if the end of an abandoned run is shown as the future of the present one."""
-    write_log(tmp_path, range(6), day=9, loss=1.0)
-    write_log(tmp_path, range(2), day=10, loss=2.0)
-    assert read_training(tmp_path)["train_loss"].tolist() == [2.0, 2.0]
+    assert training["epoch"].tolist() == list(range(again.stop))
+    assert training["train_loss"].tolist() == [1.0] * again.start + [2.0] * len(again)
+    assert training["hours"][-1] == pytest.approx(again.start * 0.01 + len(again) * 0.02)
 
 
 def test_epoch_that_is_not_finished_is_left_out(tmp_path):
@@ -155,18 +148,6 @@ def test_the_exact_learning_rate_of_our_trainers_is_taken(tmp_path):
     assert read_training(tmp_path)["learning_rate"].tolist() == [0.000498123456]
 
 
-def test_folders_without_a_training_are_named(tmp_path):
-    """Fails if a fold without logs gives an empty picture or does not say which folder it is."""
-    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-        read_training(tmp_path / "nowhere")
-    write_log(tmp_path / "fold_0", [])
-    with pytest.raises(FileNotFoundError, match="fold_0 holds no finished epoch"):
-        read_training(tmp_path / "fold_0")
-    (tmp_path / "fold_0" / "checkpoint_best.pth").write_text("no checkpoint")
-    with pytest.raises(ValueError, match="checkpoint_best.pth cannot be read: it is cut off, or no checkpoint"):
-        read_training(tmp_path / "fold_0")
-
-
 # ---- the command ----
 
 
@@ -197,44 +178,30 @@ def test_folders_of_the_same_name_are_folds(tmp_path, drawn, capsys):
     assert "nnU-Net: 2 epochs in 0.02 h" in capsys.readouterr().out
 
 
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    """Two models of data set 27: one with folds 0 and 1, one trained on all cases."""
+def test_models_of_a_data_set(tmp_path, drawn, monkeypatch, capsys):
+    """Fails if not all folds are taken, the one on the command line is not, or wrong input ends in a traceback."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    monkeypatch.delenv("nnUNet_raw", raising=False)
-    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
-    for name, folds in (("A__P__2d", (0, 1)), ("B__P__2d", ("all",))):
-        model = tmp_path / "Dataset027_Test" / name
-        for fold in folds:
-            write_log(model / f"fold_{fold}", range(2))
-        (model / "plans.json").write_text(json.dumps({}))
-    return tmp_path
-
-
-def test_models_of_a_data_set(results, drawn):
-    """Fails if not all folds are taken, or the one on the command line is not."""
-    target = str(results / "c.png")
-    assert main(["curves", "-d", "27", "--models", "A__P__2d", "-o", target]) == 0
-    assert main(["curves", "-d", "27", "--models", "mine=B__P__2d", "-f", "all", "-o", target]) == 0
-    assert [{name: len(folds) for name, folds in models.items()} for models, _ in drawn] == [
-        {"A__P__2d": 2},
-        {"mine": 1},
-    ]
-
-
-def test_errors_name_the_cause(results, capsys):
-    """Fails if wrong input ends in a traceback or in a message that does not help."""
-
-    def error(*command):
-        assert main(["curves", "-o", str(results / "c.png"), *command]) == 1
-        return capsys.readouterr().err
-
-    assert "must end in .png, .pdf or .svg" in error("-d", "27", "-o", "c.jpg")
-    assert "Give either -d" in error()
-    assert "Give either -d" in error("-d", "27", f"A={results}")
-    assert "--models and -f go with -d" in error(f"A={results}", "-f", "0")
-    assert "curves takes NAME=FOLDER, got 'folder'" in error("folder")
-    assert "A__P__2d has no fold 7" in error("-d", "27", "-f", "7")
-    assert "B__P__2d has no numbered fold" in error("-d", "27")
-    (results / "Dataset027_Test" / "A__P__2d" / "fold_2").mkdir()
-    assert "A__P__2d/fold_2 holds no finished epoch" in error("-d", "27", "--models", "A__P__2d")
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.delenv(variable, raising=False)
+    data = tmp_path / "Dataset027_Test"
+    for fold in ("A__P__2d/fold_0", "A__P__2d/fold_1", "B__P__2d/fold_all"):
+        write_log(data / fold, range(2))
+        (data / fold).with_name("plans.json").write_text("{}")
+    command = ["curves", "-o", str(tmp_path / "c.png")]
+    assert main([*command, "-d", "27", "--models", "A__P__2d"]) == 0
+    assert main([*command, "-d", "27", "--models", "mine=B__P__2d", "-f", "all"]) == 0
+    folds = [{name: len(folds) for name, folds in models.items()} for models, _ in drawn]
+    assert folds == [{"A__P__2d": 2}, {"mine": 1}]
+    (data / "A__P__2d" / "fold_2").mkdir()
+    for arguments, message in (
+        (["-d", "27", "-o", "c.jpg"], "must end in .png, .pdf or .svg"),
+        ([], "Give either -d"),
+        (["-d", "27", f"A={data}"], "Give either -d"),
+        ([f"A={data}", "-f", "0"], "--models and -f go with -d"),
+        (["folder"], "curves takes NAME=FOLDER, got 'folder'"),
+        (["A=nowhere"], "nowhere is not a folder"),
+        (["-d", "27"], "B__P__2d has no numbered fold"),
+        (["-d", "27", "--models", "A__P__2d"], "A__P__2d/fold_2 holds no finished epoch"),
+    ):
+        assert main([*command, *arguments]) == 1
+        assert message in capsys.readouterr().err

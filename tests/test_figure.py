@@ -106,28 +106,14 @@ def test_best_median_and_worst_case_of_the_first_model(folders, drawn, capsys):
     assert titles[0] in capsys.readouterr().out
 
 
-def test_dice_is_that_of_the_volume(folders, drawn):
-    """Fails if the title shows the Dice of the slice, which is the one where the model is worst."""
-    main(arguments(folders, "--cases", "case1", models=("b",)))
-    prediction = sitk.GetArrayFromImage(sitk.ReadImage(str(folders / "b" / "case1.nii.gz")))
-    expected = mean_dice(prediction, truth_volume())
-    assert drawn[0][0][0]["name"] == f"case1, slice 3: Dice B {expected:.3f}"
-
-
 def test_options_reach_the_picture(folders, drawn):
-    """Fails if one of the switches has no effect."""
-    more = ["--cases", "case2", "--slice", "1", "--no-crop", "--boxes", "0", "--style", "contour"]
-    assert main(arguments(folders, *more)) == 0
+    """Fails if one of the switches has no effect, or the title shows the Dice of the slice and not of the volume."""
+    more = ["--cases", "case1", "--slice", "1", "--no-crop", "--boxes", "0", "--style", "contour"]
+    assert main(arguments(folders, *more, models=("b",))) == 0
     (((row,), _, style),) = drawn
     assert row["index"] == 1 and row["image"].shape == (32, 40) and row["boxes"] == [] and style == "contour"
-
-
-@pytest.mark.parametrize(("suffix", "start"), [(".pdf", b"%PDF"), (".svg", b"<?xml")])
-def test_vector_pictures(suffix, start, folders, drawn):
-    """Fails if a picture for print cannot be written."""
-    target = folders / f"figure{suffix}"
-    assert main([*arguments(folders, "--cases", "case0"), "-o", str(target)]) == 0
-    assert target.read_bytes().startswith(start)
+    expected = mean_dice(sitk.GetArrayFromImage(sitk.ReadImage(str(folders / "b" / "case1.nii.gz"))), truth_volume())
+    assert row["name"] == f"case1, slice 1: Dice B {expected:.3f}"
 
 
 def test_slices_along_the_largest_spacing_or_the_given_axis(folders, drawn):
@@ -156,6 +142,7 @@ def test_without_truth_there_is_no_dice(folders, drawn):
     assert all(row["truth"] is None for row in rows)
 
 
+@pytest.mark.slow
 def test_plans_give_the_enhancement(folders, drawn):
     """Fails if the enhanced image is not the one that the network was trained on."""
     (folders / "plans.json").write_text(json.dumps(planned()))
@@ -188,29 +175,19 @@ def test_errors_name_the_cause(folders, capsys):
         return capsys.readouterr().err
 
     assert "must end in .png, .pdf or .svg" in error(*arguments(folders), "-o", "figure.tiff")
-    assert "--boxes must be 0 or more" in error(*arguments(folders, "--boxes", "-1"))
     assert "Give either -d" in error("figure", "--images", str(folders))
-    assert "--images FOLDER is missing" in error("figure", "--pred", f"A={folders / 'a'}")
     assert "--models and -f go with -d" in error(*arguments(folders, "-f", "0"))
     assert "--pred takes NAME=FOLDER, got 'folder'" in error(*arguments(folders, "--pred", "folder"))
     assert "--pred names two folders A" in error(*arguments(folders, models=("a", "a")))
-    assert "nowhere is not a folder" in error(*arguments(folders, models=("a", "nowhere")))
-    assert "A has no prediction of the case case7" in error(*arguments(folders, "--cases", "case7"))
-    assert "the case case3 has 4 slices, counted from 0" in error(*arguments(folders, "--slice", "4"))
-    assert "no image called CASE_0003" in error(*arguments(folders, "--channel", "3"))
+    assert "nowhere/case0.nii.gz: no such file" in error(*arguments(folders, "--cases", "case0", models=("nowhere",)))
+    assert "The case case7 has no image in" in error(*arguments(folders, "--cases", "case7"))
+    assert "--slice 4: the case case3 has 4 of them, counted from 0" in error(*arguments(folders, "--slice", "4"))
+    assert "--channel 3: the case case3 has 1 of them" in error(*arguments(folders, "--channel", "3"))
+    write(truth_volume((4, 32, 41)), folders / "b" / "case2.nii.gz")
+    assert "(4, 32, 41)" in error(*arguments(folders, "--cases", "case2"))
     plans = folders / "plans.json"
     plans.write_text('{"plans_name": "a", "dataset_name": "b", "configurations": {"2d": {}}}')
     assert "not made by a DIN planner" in error(*arguments(folders, "--plans", str(plans)))
-    plans.write_text("{")
-    assert "not valid JSON" in error(*arguments(folders, "--plans", str(plans)))
-    (folders / "b" / "case2.nii.gz").unlink()
-    assert "B has no prediction of the case case2" in error(*arguments(folders))
-    write(truth_volume((4, 32, 41)), folders / "b" / "case2.nii.gz")
-    assert "(4, 32, 41)" in error(*arguments(folders, "--cases", "case2"))
-    (folders / "b" / "case2.nii.gz").write_text("no image")
-    assert "case2.nii.gz is no NIfTI file" in error(*arguments(folders, "--cases", "case2"))
-    (folders / "gt" / "case0.nii.gz").unlink()
-    assert "The case case0 has no ground truth" in error(*arguments(folders, models=("a",)))
 
 
 # ---- from nnU-Net's folders ----
@@ -286,16 +263,9 @@ def test_errors_about_trained_models_name_the_cause(results, capsys):
         assert main(["figure", "-d", "27", "-o", str(results / "figure.png"), *more]) == 1
         return capsys.readouterr().err
 
-    new = "nnUNetTrainer_new__nnUNetPlans__2d"
-    assert "No trained model is called X" in error("--models", "X")
+    both = ("--models", f"D={DIN}", f"U={UNET}")
+    assert "nnUNetTrainer_new__nnUNetPlans__2d has no" in error("--models", "nnUNetTrainer_new__nnUNetPlans__2d")
     assert f"{DIN} has no fold 4" in error("--models", DIN, "-f", "4")
-    assert f"{new} has no validation predictions in" in error("--models", new)
-    assert "U has no validation prediction of the case case2" in error(
-        "--models", f"D={DIN}", f"U={UNET}", "--cases", "case2"
-    )
-    assert "No case was predicted by all of D, U" in error("--models", f"D={DIN}", f"U={UNET}", "-f", "1")
-    assert "same name" in error("--models", f"D={DIN}", f"D={UNET}")
+    assert "case2 was not predicted by all of D, U" in error(*both, "--cases", "case2")
+    assert "No case was predicted by all of D, U" in error(*both, "-f", "1")
     assert "leave out --images" in error("--images", "x")
-    assert "--channel 1: the case case0 has 1 channels" in error("--models", DIN, "--channel", "1")
-    shutil.rmtree(results / "results" / "Dataset027_Test")
-    assert "has trained no model on Dataset027_Test" in error()

@@ -16,9 +16,8 @@ import SimpleITK as sitk
 
 from nnunet_din.commands.main import main
 from nnunet_din.data import files
-from nnunet_din.data.files import written_whole
-from nnunet_din.data.images import read_image, read_label_map, write_image
-from nnunet_din.data.integrity import check_file, check_labels, find_outlier
+from nnunet_din.data.images import read_image, write_image
+from nnunet_din.data.integrity import check_file, find_outlier
 from nnunet_din.planners.din_preprocessor import DINPreprocessor
 
 
@@ -50,7 +49,7 @@ def preprocess(setting, images, label=None):
 # ---- files ----
 
 
-@pytest.mark.parametrize("percent", [1, 30, 90, 99.9])
+@pytest.mark.parametrize("percent", [1, 90, 99.9])
 @pytest.mark.parametrize("where", ["gzip", "inside"])
 def test_a_file_that_was_cut_off_is_refused(percent, where, setting, tmp_path):
     """SimpleITK reads most of these without a word."""
@@ -58,14 +57,7 @@ def test_a_file_that_was_cut_off_is_refused(percent, where, setting, tmp_path):
     content = path.read_bytes() if where == "gzip" else gzip.decompress(path.read_bytes())
     content = content[: int(len(content) * percent / 100)]
     path.write_bytes(content if where == "gzip" else gzip.compress(content))
-    reader = setting[0].image_reader_writer_class()
-    reads = (
-        check_file,
-        read_image,
-        lambda file: read_label_map(file, reader),
-        lambda file: preprocess(setting, [file]),
-    )
-    for read in reads:
+    for read in (read_image, lambda file: preprocess(setting, [file])):
         with pytest.raises(
             ValueError, match="case_0000.nii.gz (is damaged or cut off|is cut off|is no NIfTI|has a dam)"
         ):
@@ -83,7 +75,7 @@ def test_a_flipped_bit_is_found_by_the_checksum(tmp_path):
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("version", [nibabel.Nifti1Image, nibabel.Nifti2Image])
-@pytest.mark.parametrize("dtype", ["<i2", ">i2", "<f4", ">f4", "<f8", "u1"])
+@pytest.mark.parametrize("dtype", ["<i2", ">f4", "<f8"])
 def test_files_that_are_whole_pass(ending, version, dtype, tmp_path):
     header = version.header_class(endianness=dtype[0] if dtype[0] in "<>" else "<")
     header.set_data_dtype(dtype.lstrip("<>"))
@@ -119,13 +111,6 @@ def test_a_spacing_that_readers_replace(bad, version, setting, tmp_path):
             read(path)
 
 
-def test_only_axes_of_space_have_a_spacing(tmp_path):
-    volume = nibabel.Nifti1Image(image()[..., None], np.eye(4))
-    volume.header["pixdim"][4] = 0
-    nibabel.save(volume, tmp_path / "case.nii.gz")
-    check_file(tmp_path / "case.nii.gz")
-
-
 def test_files_whose_names_say_another_packing(tmp_path):
     """nnU-Net's reader takes an unpacked file that is called .nii.gz, and none that is packed and called .nii."""
     content = nibabel.Nifti1Image(image().T, np.eye(4)).to_bytes()
@@ -149,21 +134,14 @@ def test_names_that_are_not_utf8(ending):
         check_file(path)
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".mha"])
-@pytest.mark.parametrize("dtype", ["i4", "i8", "u8"])
-def test_whole_numbers_that_float32_cannot_tell_apart(dtype, ending, tmp_path):
-    """The image would be constant; the same numbers without what they have in common are read as they are."""
-    path = tmp_path / f"case{ending}"
-    voxels = np.random.default_rng(0).integers(0, 30, (12, 10, 8))
-    voxels[:3] = 0
-    for offset, merged in ((0, False), (2**30, True)):
-        array = np.where(voxels > 0, voxels + offset, 0).astype(dtype)
-        sitk.WriteImage(sitk.GetImageFromArray(array.T), str(path))
-        if merged:
-            with pytest.raises(ValueError, match=f"case{ending} has values up to 1.07374e.09, so large that float32"):
-                check_file(path)
-        else:
-            np.testing.assert_array_equal(read_image(path).array[0].T, array)
+def test_whole_numbers_that_float32_cannot_tell_apart(tmp_path):
+    """In every format: the image would be constant. Without what they have in common they are read as they are."""
+    path, array = tmp_path / "case.mha", np.random.default_rng(0).integers(0, 30, (8, 10, 12))
+    write(path, array)
+    np.testing.assert_array_equal(read_image(path).array[0], array)
+    write(path, array + 2**30)
+    with pytest.raises(ValueError, match=r"case.mha has values up to 1.07374e\+09, so large that float32"):
+        check_file(path)
 
 
 @pytest.mark.parametrize(
@@ -192,49 +170,6 @@ def test_numbers_that_float32_cannot_hold(voxels, slope, intercept, refused, tmp
         check_file(path)
 
 
-def mutated(content, rng):
-    """A NIfTI file with a random fault: bytes changed in the header, the voxels or the compressed stream, cut, added
-    or empty.
-    """
-    kind = rng.choice(["header", "voxels", "stream", "cut", "cut inside", "more", "empty"])
-    packed = bytearray(gzip.compress(content, mtime=0))
-    inside = bytearray(content)
-    for place in rng.integers(0, 348, rng.integers(1, 5)) if kind == "header" else ():
-        inside[place] = rng.integers(256)
-    if kind == "voxels":
-        inside[rng.integers(352, len(inside))] ^= 1 << rng.integers(8)
-    if kind == "cut inside":
-        inside = inside[: rng.integers(len(inside))]
-    if kind in ("header", "voxels", "cut inside"):
-        packed = bytearray(gzip.compress(bytes(inside), mtime=0))
-    if kind == "stream":
-        packed[rng.integers(10, len(packed))] ^= 1 << rng.integers(8)
-    if kind == "cut":
-        packed = packed[: rng.integers(len(packed))]
-    if kind == "more":
-        packed += rng.bytes(9)
-    return kind, b"" if kind == "empty" else bytes(packed)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 10))])
-def test_random_faults_are_refused_or_leave_a_finite_image(part, setting, tmp_path, capfd):
-    """Fails on any error but one that names the file, on a crash, and where a damaged stream is read."""
-    path = write(tmp_path / "case_0000.nii.gz", image((3, 24, 20)))
-    content = gzip.decompress(path.read_bytes())
-    rng = np.random.default_rng(part)
-    for _ in range(40):
-        kind, damaged = mutated(content, rng)
-        path.write_bytes(damaged)
-        try:
-            data, _, properties = preprocess(setting, [path])
-        except ValueError as error:
-            assert str(path) in str(error)
-        else:
-            assert kind in ("header", "voxels") and np.isfinite(data).all()
-            assert kind == "header" or properties["shape_before_cropping"] == (3, 24, 20)
-
-
 # ---- images ----
 
 
@@ -247,13 +182,11 @@ def test_an_outlier_that_flattens_the_image(setting, tmp_path):
         preprocess(setting, [path])
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_an_image_whose_variance_float32_cannot_hold(dtype, setting, tmp_path):
+def test_an_image_whose_variance_float32_cannot_hold(setting, tmp_path):
     """nnU-Net's z-score makes a constant image of it."""
-    path = write(tmp_path / "case_0000.nii.gz", image(dtype=dtype) * 1e28)
+    path = write(tmp_path / "case_0000.nii.gz", image(dtype=np.float32) * 1e28)
     with pytest.raises(ValueError, match="case_0000.nii.gz: Channel 0 has the value .* scale the image"):
         preprocess(setting, [path])
-    preprocess(setting, [write(tmp_path / "case_0000.nii.gz", image(dtype=dtype) * 1e10)])
 
 
 def test_bright_voxels_are_no_outliers(setting, tmp_path):
@@ -330,38 +263,6 @@ def test_label_maps_of_another_shape(shape, vector, message, setting, tmp_path):
         preprocess(setting, files[:1], files[1])
 
 
-def test_label_maps_in_colours(setting, tmp_path):
-    """Only the first channel would be learnt."""
-    from skimage import io
-
-    setting[0].plans["image_reader_writer"] = "NaturalImage2DIO"
-    files = tmp_path / "case_0000.png", tmp_path / "case.png"
-    for file, shape in zip(files, ((30, 30), (30, 30, 3)), strict=True):
-        io.imsave(file, np.ones(shape, np.uint8), check_contrast=False)
-    with pytest.raises(ValueError, match="case.png: it has 3 channels, as a picture in colours"):
-        preprocess(setting, files[:1], files[1])
-
-
-def test_labels_that_are_nan(setting, tmp_path):
-    label = np.zeros((6, 40, 36), np.float32)
-    label[3, 4, 5] = np.nan
-    files = write(tmp_path / "case_0000.nii.gz", image()), write(tmp_path / "case.nii.gz", label)
-    with pytest.raises(ValueError, match=r"case.nii.gz has 1 NaN .*\(x, y, z\) = \(5, 4, 3\)"):
-        preprocess(setting, files[:1], files[1])
-
-
-def test_ignored_voxels_are_labels(setting):
-    manager, configuration, dataset_json = setting
-    dataset_json = {**dataset_json, "labels": {**dataset_json["labels"], "ignore": 4}}
-    seg = np.random.default_rng(0).integers(0, 5, (1, 6, 40, 36)).astype(np.float32)
-    properties = {"spacing": [8.0, 1.5, 1.5]}
-    DINPreprocessor(verbose=False).run_case_npy(image()[None], seg, properties, manager, configuration, dataset_json)
-
-
-def test_whole_label_maps_pass():
-    check_labels(np.array([[[0.0, 2.0, 1.0]]]), [0, 1, 2])
-
-
 # ---- what we write ----
 
 
@@ -379,7 +280,7 @@ def test_an_image_that_the_disk_did_not_take_is_no_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["in.nii.gz"]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
 def test_errors_of_the_disk_are_one_line(code, tmp_path, monkeypatch, capsys):
     write(tmp_path / "in.nii.gz", image())
 
@@ -392,13 +293,3 @@ def test_errors_of_the_disk_are_one_line(code, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err.strip()
     assert os.strerror(code) in error and len(error.splitlines()) == 1
     assert os.listdir(tmp_path) == ["in.nii.gz"]
-
-
-def test_what_a_killed_process_left_is_removed(tmp_path):
-    left, fresh = tmp_path / ".1.partial.out.txt", tmp_path / ".2.partial.out.txt"
-    left.touch()
-    fresh.touch()
-    os.utime(left, (0, 0))
-    with written_whole(tmp_path / "out.txt") as temporary:
-        temporary.write_text("x")
-    assert sorted(os.listdir(tmp_path)) == [fresh.name, "out.txt"]

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from nnunet_din import demo
+from nnunet_din.crossval.steps import write_splits
 from nnunet_din.nnunet.commandline import EpochProgress, FileProgress
 from nnunet_din.nnunet.configurations import has_enhancement
-from nnunet_din.nnunet.folders import truth_folder, validation_cases
+from nnunet_din.nnunet.folders import read_splits, truth_folder, validation_cases
 from nnunet_din.nnunet.models import find_models
 
 
@@ -30,13 +31,20 @@ def trainer(dataset, plans):
     shutil.rmtree(trainer.output_folder_base)
 
 
-def test_splits(trainer, dataset):
-    """`validation_cases`: splits_final.json."""
-    (dataset.preprocessed / "splits_final.json").unlink(missing_ok=True)
+def test_splits(trainer, dataset, tmp_path):
+    """`validation_cases` reads splits_final.json, and `write_splits` of the cross-validation writes the same one."""
+    path = dataset.preprocessed / "splits_final.json"
+    path.unlink(missing_ok=True)
     _, validation = trainer.do_split()
     cases = validation_cases(dataset.name)
     assert list(cases) == ["0", "1", "2", "3", "4"]
     assert cases["1"] == list(validation)
+    (tmp_path / "gt_segmentations").mkdir()
+    (tmp_path / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
+    for case in (case for fold in cases.values() for case in fold):
+        (tmp_path / "gt_segmentations" / f"{case}.nii.gz").touch()
+    write_splits(tmp_path)
+    assert read_splits(tmp_path / "splits_final.json") == read_splits(path)
 
 
 def test_number_of_epochs(trainer):

@@ -50,7 +50,8 @@ def test_wheel_holds_the_packages_and_the_start_up_file(sources, tmp_path):
     assert tracked <= {Path(n).name for n in names}
     modules = {p.relative_to(sources).as_posix() for p in (sources / "nnunet_din").rglob("*.py")}
     assert modules <= set(names), "every package is named in setup.cfg"
-    assert "nnunet_din/crossval/workflow/Snakefile" in names
+    files = {"crossval/workflow/Snakefile", "evaluation/published.csv", "evaluation/report.html"}
+    assert {f"nnunet_din/{file}" for file in files} <= set(names)
 
 
 @pytest.mark.parametrize("flags", [(), ("-e",)], ids=["regular", "editable"])

@@ -99,11 +99,11 @@ def test_pictures_are_spread_over_what_was_predicted():
     assert [row["name"] for row in rows] == ["slice 1", "slice 2", "slice 3"]
     shapes = {row[key].shape for row in rows for key in ("image", "enhanced")}
     assert len(shapes) == 1, "the same part of every slice"
-    assert rows[1]["predictions"]["Prediction"].sum() == label[2].sum(), "all structures are in it"
+    assert rows[1]["prediction"].sum() == label[2].sum(), "all structures are in it"
     assert all((row["enhanced"] == -row["image"]).all() for row in rows)
 
     rows = rows_of_prediction(image, label, slices=1)
-    assert [row["name"] for row in rows] == ["slice 2"] and "enhanced" not in rows[0]
+    assert [row["name"] for row in rows] == ["slice 2"] and rows[0]["enhanced"] is None
 
     rows = rows_of_prediction(image, np.zeros_like(label))
     assert [row["name"] for row in rows] == ["slice 2"], "the middle, where nothing was found"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,13 +23,13 @@ from nnunet_din.cost.trained import count
 from nnunet_din.data.files import sha256_of
 from nnunet_din.data.weight_files import UnsafeFileError, read_checkpoint, read_tensors, write_tensors
 from nnunet_din.deployment import sharing
-from nnunet_din.deployment.export import export_model
 from nnunet_din.enhancement.zero_dce import zero_dce_enhance, zero_dce_parameters
 from nnunet_din.network import DualInteractionNetwork
 from nnunet_din.network.alternatives.zero_dce import DCENet
 from nnunet_din.nnunet.fine_tuning import load_pretrained_weights
 from nnunet_din.nnunet.known_classes import check_network
 from nnunet_din.nnunet.predictor import read_model_folder
+from nnunet_din.nnunet.shared import MANIFEST
 from nnunet_din.nnunet.training_log import read_training
 from nnunet_din.trainers.checkpoints import KeepsCheckpoints
 from nnunet_din.weights import load_pretrained_encoders, pretrained
@@ -66,26 +67,22 @@ def model_folder(path):
     return path.parent.parent
 
 
-def timm_encoder(name):
-    options = {"stem_stride": 1, "upsampling": "bilinear"}
-    return lambda path: load_pretrained_encoders(network(encoder=name, **options), path)
-
-
 READERS = {
     "curves": lambda path: read_training(path.parent),
     "fine-tuning": lambda path: load_pretrained_weights(network(), path),
-    "ConvNeXt": timm_encoder("convnext_atto"),
-    "pyramid": timm_encoder("resnet18"),
+    "ConvNeXt": lambda path: load_pretrained_encoders(
+        network(encoder="convnext_atto", stem_stride=1, upsampling="bilinear"), path
+    ),
     "Zero-DCE": lambda path: zero_dce_enhance(np.zeros((1, 8, 8), np.float32), **zero_dce_parameters(path)),
     "prediction": lambda path: read_model_folder(model_folder(path)),
-    "export": lambda path: export_model(model_folder(path), path.parent / "out", "torchscript"),
-    "sharing": lambda path: sharing.share_model(model_folder(path), path.parent / "out"),
     "trainer": read_by_trainer,
 }
 
 
-@pytest.mark.parametrize("reader", [pytest.param(r, marks=pytest.mark.slow if r == "pyramid" else ()) for r in READERS])
-def test_nothing_in_a_checkpoint_is_run(reader, tmp_path):
+@pytest.mark.parametrize("reader", READERS)
+def test_nothing_in_a_checkpoint_is_run(reader, tmp_path, monkeypatch):
+    """Also where a variable is set with which torch reads everything as a pickle, unless its caller says otherwise."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     marker = tmp_path / "marker"
     path = tmp_path / "model" / "fold_0" / "checkpoint_final.pth"
     path.parent.mkdir(parents=True)
@@ -97,18 +94,6 @@ def test_nothing_in_a_checkpoint_is_run(reader, tmp_path):
     assert not marker.exists()
     torch.load(path, weights_only=False)["evil"].close()
     assert marker.exists(), "the file is what this test takes it for"
-
-
-@pytest.mark.parametrize("reader", ["fine-tuning", "ConvNeXt", "prediction"])
-def test_no_variable_makes_reading_unsafe(reader, tmp_path, monkeypatch):
-    """Torch reads everything as a pickle while it is set, unless its caller says otherwise."""
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    path = tmp_path / "model" / "fold_0" / "checkpoint_final.pth"
-    path.parent.mkdir(parents=True)
-    torch.save({"network_weights": {}, "state_dict": {}, "evil": Evil(tmp_path / "marker")}, path)
-    with pytest.raises(ValueError, match="and only weights, numbers and texts are read"):
-        READERS[reader](path)
-    assert not (tmp_path / "marker").exists()
 
 
 def test_weights_are_fetched_without_unpickling(monkeypatch):
@@ -227,39 +212,50 @@ def test_weights_with_several_names_are_written_once(tmp_path):
     assert (tmp_path / "w.safetensors").stat().st_size < 0.5 * sum(w.nbytes for w in weights.values())
 
 
-@pytest.fixture
-def forbidden(monkeypatch):
-    """No pickle may be read."""
-
+def forbid_pickles(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("unpickled")
 
-    def forbid():
-        for module, name in ((torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
-            monkeypatch.setattr(module, name, fail)
-
-    return forbid
+    for module, name in ((torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
+        monkeypatch.setattr(module, name, fail)
 
 
 def labels_in(path):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
-def test_a_shared_model_is_the_original(model, tmp_path):
+def test_a_shared_model_is_the_original(model, tmp_path, monkeypatch):
+    """Shared, imported, and shared again: weights, plans, scores without the folders of this machine, no pickle."""
     folder, shared = model(folds=(0, 1), mirroring=(0,)), tmp_path / "shared"
+    summary = {"mean": {"1": {"Dice": 0.5}}, "metric_per_case": [{"prediction_file": "/home/me/a.nii.gz"}]}
+    for place in ("fold_0/validation", "crossval_results_folds_0"):
+        (folder / place).mkdir()
+        (folder / place / "summary.json").write_text(json.dumps(summary))
+        (folder / place / "postprocessing.pkl").write_bytes(b"a pickle")
     sharing.share_model(folder, shared)
-    original, read = read_model_folder(folder), sharing.read_shared(shared)
-    assert list(read.weights) == ["0", "1"] and list(sharing.read_shared(shared, ["1"]).weights) == ["1"]
-    for fold, weights in original.weights.items():
-        assert weights.keys() == read.weights[fold].keys()
-        assert all(torch.equal(weights[name], read.weights[fold][name]) for name in weights)
-    assert replace(read, weights={}) == replace(original, weights={})
-    with pytest.raises(ValueError, match="has no fold 2. It has: 0, 1."):
-        sharing.read_shared(shared, ["2"])
+    original = read_model_folder(folder)
+    imported = sharing.import_model(shared, tmp_path / "results")
+    copied = read_model_folder(imported)
+    forbid_pickles(monkeypatch)
+    summary["metric_per_case"][0]["prediction_file"] = "a.nii.gz"
+    for read, place in ((read_model_folder(shared), shared), (copied, imported)):
+        assert list(read.weights) == ["0", "1"]
+        for fold, weights in original.weights.items():
+            assert weights.keys() == read.weights[fold].keys()
+            assert all(torch.equal(weights[name], read.weights[fold][name]) for name in weights)
+        assert replace(read, weights={}) == replace(original, weights={})
+        for scores in ("fold_0/validation/summary.json", "crossval_results_folds_0/summary.json"):
+            assert json.loads((place / scores).read_text()) == summary
+        assert not list(place.rglob("*.pkl"))
+    assert list(read_model_folder(shared, ["1"]).weights) == ["1"]
+    with pytest.raises(FileNotFoundError, match="of fold 2. It has one of: 0, 1."):
+        read_model_folder(shared, ["2"])
+    with pytest.raises(ValueError, match="has one set of weights"):
+        read_model_folder(shared, checkpoint="best")
 
 
 @pytest.mark.slow
-def test_a_shared_model_predicts_as_the_original_without_unpickling(model, forbidden, tmp_path, capsys):
+def test_a_shared_model_predicts_as_the_original_without_unpickling(model, tmp_path, monkeypatch, capsys):
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     (tmp_path / "images").mkdir()
@@ -273,33 +269,24 @@ def test_a_shared_model_predicts_as_the_original_without_unpickling(model, forbi
         predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(source), (0, 1))
         predictor.predict_from_files_sequential([[str(image)]], [str(tmp_path / target)])
-    forbidden()
-    arguments = ["-i", str(tmp_path / "images"), "-o", str(tmp_path / "out"), "-device", "cpu"]
-    assert main(["predict", "-m", str(shared), *arguments]) == 0
+    forbid_pickles(monkeypatch)
+    arguments = [str(tmp_path / "images"), "-o", str(tmp_path / "out"), "-device", "cpu"]
+    assert main(["predict", str(shared), *arguments]) == 0
     expected = labels_in(tmp_path / "original.nii.gz")
     assert len(np.unique(expected)) > 1
     assert np.array_equal(labels_in(tmp_path / "out" / "case.nii.gz"), expected)
     assert np.array_equal(labels_in(tmp_path / "imported.nii.gz"), expected)
 
+
+def test_a_folder_that_is_there_is_never_overwritten(model, tmp_path, capsys):
+    folder, shared = model(), tmp_path / "shared"
+    sharing.share_model(folder, shared)
+    sharing.import_model(shared, tmp_path / "results")
     assert main(["import", str(shared), str(tmp_path / "results")]) == 1
     assert main(["export", str(folder), str(shared), "--format", "safetensors"]) == 1
-    for line in capsys.readouterr().err.splitlines():
-        assert "is already there, and nothing is overwritten" in line
-
-
-def test_scores_travel_without_the_folders_of_this_machine(model, tmp_path):
-    folder = model()
-    summary = {"mean": {"1": {"Dice": 0.5}}, "metric_per_case": [{"prediction_file": "/home/me/a.nii.gz"}]}
-    for place in ("fold_0/validation", "crossval_results_folds_0"):
-        (folder / place).mkdir()
-        (folder / place / "summary.json").write_text(json.dumps(summary))
-        (folder / place / "postprocessing.pkl").write_bytes(b"a pickle")
-    sharing.share_model(folder, tmp_path / "shared")
-    imported = sharing.import_model(tmp_path / "shared", tmp_path / "results")
-    summary["metric_per_case"][0]["prediction_file"] = "a.nii.gz"
-    for place in ("fold_0/validation", "crossval_results_folds_0"):
-        assert json.loads((imported / place / "summary.json").read_text()) == summary
-    assert not [*tmp_path.rglob("shared/**/*.pkl"), *imported.rglob("*.pkl")]
+    assert capsys.readouterr().err.count("is already there, and nothing is overwritten") == 2
+    copied = sharing.import_model(folder, tmp_path / "others")  # a stranger's checkpoints, without pickles
+    assert list(read_model_folder(copied).weights) == ["0"]
 
 
 def test_the_weights_of_an_enhancement_travel_with_the_model(model, tmp_path):
@@ -312,9 +299,9 @@ def test_the_weights_of_an_enhancement_travel_with_the_model(model, tmp_path):
     expected = zero_dce_enhance(image, **zero_dce_parameters(tmp_path / "zero_dce.pth"))
     imported = sharing.import_model(tmp_path / "shared", tmp_path / "results")
     (tmp_path / "zero_dce.pth").unlink()
-    for plans in (sharing.read_shared(tmp_path / "shared").plans, json.loads((imported / "plans.json").read_text())):
-        entry = dict(plans["configurations"]["2d"]["enhancement"])
-        assert entry.pop("method") == "zero_dce"
+    for folder in (tmp_path / "shared", imported):
+        (entry,) = read_model_folder(folder).enhancements
+        assert entry.pop("method") == "zero_dce" and str(folder) in entry["weights"]
         assert np.array_equal(zero_dce_enhance(image, **entry), expected)
 
 
@@ -325,21 +312,16 @@ def changed(name, change):
         content = json.loads((folder / name).read_text())
         change(content)
         (folder / name).write_text(json.dumps(content))
-        if name != sharing.MANIFEST:
-            manifest = json.loads((folder / sharing.MANIFEST).read_text())
-            entry = {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
-            manifest["files"][name] = entry
-            (folder / sharing.MANIFEST).write_text(json.dumps(manifest))
+        if name != MANIFEST:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            manifest["files"][name] = {"sha256": sha256_of(folder / name)}
+            (folder / MANIFEST).write_text(json.dumps(manifest))
 
     return apply
 
 
 def manifest(**values):
-    return changed(sharing.MANIFEST, lambda content: content.update(values))
-
-
-def names_a_file(name):
-    return changed(sharing.MANIFEST, lambda content: content["files"].update({name: {"size": 1, "sha256": ""}}))
+    return changed(MANIFEST, lambda content: content.update(values))
 
 
 def configuration(**values):
@@ -359,122 +341,50 @@ def link(folder):
     path.symlink_to(folder.parent / "elsewhere")
 
 
+def not_finite(folder):
+    path = folder / "fold_0" / "weights.safetensors"
+    write_tensors({name: tensor * torch.nan for name, tensor in read_tensors(path).items()}, path)
+    changed(MANIFEST, lambda c: c["files"].update({"fold_0/weights.safetensors": {"sha256": sha256_of(path)}}))(folder)
+
+
 def strange_network(content):
     content["configurations"]["2d"]["architecture"]["network_class_name"] = "os.system"
 
 
 REFUSED = {
     "damaged": (damage, "weights.safetensors is not the file of the manifest"),
-    "cut": (lambda f: os.truncate(f / "fold_0" / "weights.safetensors", 99), "is not the file of the manifest"),
-    "missing": (lambda f: (f / "dataset.json").unlink(), "lacks dataset.json"),
-    "more": (lambda f: (f / "fold_0" / "a.pth").touch(), "holds in addition fold_0/a.pth"),
-    "a link": (link, "weights.safetensors is no file but a link"),
-    "a folder above": (names_a_file("../x"), "names '../x', which leads out of the folder"),
-    "an absolute path": (names_a_file("/etc/passwd"), "names '/etc/passwd', which leads out of the folder"),
-    "a drive": (names_a_file("C:\\x"), "which leads out of the folder"),
-    "a pickle": (names_a_file("fold_0/checkpoint_final.pth"), "which is no file of a shared model"),
-    "no weights": (manifest(folds=["0", "1"]), "does not name plans, data set and weights of its folds"),
+    "missing": (lambda folder: (folder / "dataset.json").unlink(), "lacks dataset.json"),
+    "more": (lambda folder: (folder / "fold_0" / "a.pth").touch(), "holds in addition fold_0/a.pth"),
+    "a link": (link, "lacks fold_0/weights.safetensors"),
+    "a folder above": (changed(MANIFEST, lambda c: c["files"].update({"../x": {"sha256": ""}})), "lacks ../x"),
     "newer": (manifest(format=2), "has format 2, and this version of nnunet_din reads 1: install a newer one"),
-    "no format": (manifest(format="1"), "it has no `format`"),
-    "no list": (manifest(folds={"0": 1}), "`folds` is missing, or not what it should be"),
-    "no axes": (manifest(mirroring_axes=[7]), "`mirroring_axes` is missing"),
-    "a trainer that is no name": (manifest(trainer="os.system"), "The trainer 'os.system' is no name of a class"),
+    "no manifest": (manifest(format="1"), "it has no `format`"),
+    "not finite": (not_finite, "is not finite"),
     "a network": (changed("plans.json", strange_network), "name as network 'os.system'"),
     "a preprocessor": (configuration(preprocessor_name="shutil"), "name as preprocessor 'shutil'"),
     "a resampling": (configuration(resampling_fn_data="map_coordinates"), "name as resampling_fn_data 'map_coord"),
     "a normalization": (configuration(normalization_schemes=["np"]), "name as normalization 'np'"),
-    "plans in a circle": (configuration(inherits_from="2d"), "nnU-Net cannot use the plans"),
-    "weights elsewhere": (
-        configuration(enhancement={"method": "zero_dce", "weights": "/etc/passwd", "sha256": ""}),
-        "weights from /etc/passwd, which is no file of it",
-    ),
-    "a name of plans": (changed("plans.json", lambda c: c.update(plans_name="../x")), "The plans is called '../x'"),
-    "an ending": (
-        changed("dataset.json", lambda c: c.update(file_ending="/../x")),
-        "ending of images is called '/../x'",
-    ),
-    "no labels": (changed("dataset.json", lambda c: c.pop("labels")), "nnU-Net cannot use the plans"),
+    "a name of plans": (changed("plans.json", lambda c: c.update(plans_name="../x")), "which leads out of"),
+    "a trainer": (manifest(trainer="../../x"), "which leads out of"),
+    "an ending": (changed("dataset.json", lambda c: c.update(file_ending="./../../x")), "`file_ending` must be"),
 }
 
 
-def test_what_is_not_the_shared_model_is_refused(model, tmp_path, capsys):
-    shared = tmp_path / "shared"
-    sharing.share_model(model(), shared)
-    assert sharing.open_shared(shared).folds == ("0",)
-    for case, (change, message) in REFUSED.items():
-        folder = tmp_path / "changed"
-        shutil.copytree(shared, folder)
-        change(folder)
-        with pytest.raises(ValueError, match=sharing.re.escape(message)) as error:
-            sharing.import_model(folder, tmp_path / "results")
-        assert "\n" not in str(error.value) and str(folder) in str(error.value), case
-        shutil.rmtree(folder)
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Where the tests of this file keep one shared model; the first of them makes it."""
+    return tmp_path_factory.mktemp("shared") / "shared"
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_the_shared_model_is_refused(case, shared, model, tmp_path):
+    if not shared.exists():
+        sharing.share_model(model(), shared)
+    change, message = REFUSED[case]
+    folder = tmp_path / "changed"
+    shutil.copytree(shared, folder)
+    change(folder)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        sharing.import_model(folder, tmp_path / "results")
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
     assert not (tmp_path / "results").exists()
-    # Once through the command: a sentence, and no label map.
-    damage(shared)
-    arguments = ["-i", str(save_image(tmp_path / "case_0000.nii.gz")), "-o", str(tmp_path / "out"), "-device", "cpu"]
-    assert main(["predict", "-m", str(shared), *arguments]) == 1
-    assert "is damaged, or was changed" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_weights_that_are_not_finite_are_refused(model, tmp_path):
-    sharing.share_model(model(), tmp_path / "shared")
-    path = tmp_path / "shared" / "fold_0" / "weights.safetensors"
-    weights = read_tensors(path)
-    name = next(iter(weights))
-    write_tensors({**weights, name: torch.full_like(weights[name], torch.nan)}, path)
-    content = json.loads((tmp_path / "shared" / sharing.MANIFEST).read_text())
-    content["files"]["fold_0/weights.safetensors"] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    (tmp_path / "shared" / sharing.MANIFEST).write_text(json.dumps(content))
-    for read in (sharing.read_shared, lambda folder: sharing.import_model(folder, tmp_path / "results")):
-        with pytest.raises(ValueError, match=f"weights.safetensors: {name} is not finite"):
-            read(tmp_path / "shared")
-    assert not list((tmp_path / "results" / "Dataset998_TestPhantom").iterdir())
-
-
-def test_an_interrupted_export_leaves_nothing(model, tmp_path, monkeypatch):
-    write = sharing._write_json
-
-    def interrupted(path, content):
-        if path.name == sharing.MANIFEST:
-            assert not sharing.is_shared(path.parent), "the manifest is the last file"
-            raise KeyboardInterrupt
-        write(path, content)
-
-    folder = model()
-    before = set(tmp_path.iterdir())
-    monkeypatch.setattr(sharing, "_write_json", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        sharing.share_model(folder, tmp_path / "shared")
-    assert set(tmp_path.iterdir()) == before
-
-
-def test_a_network_that_others_would_be_refused_is_not_exported(model, tmp_path):
-    folder = model()
-    plans = json.loads((folder / "plans.json").read_text())
-    strange_network(plans)
-    (folder / "plans.json").write_text(json.dumps(plans))
-    with pytest.raises(ValueError, match="name as network 'os.system'"):
-        sharing.share_model(folder, tmp_path / "shared")
-    assert not (tmp_path / "shared").exists()
-
-
-# ---- the command line of predict ----
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["-m", "model", "folder", "image"], "no mixture of both"),
-        (["model", "image", "-i", "image"], "no mixture of both"),
-        (["model", "-i", "image"], "no mixture of both"),
-        (["-m", "model"], "one of them is missing"),
-        (["-i", "image"], "one of them is missing"),
-        (["-m", "nowhere", "-i", "image"], "nowhere is no model folder"),
-        (["nowhere", "-o", "out", "image"], "nowhere is no model folder"),
-    ],
-)
-def test_both_ways_to_name_model_and_images(arguments, message, capsys):
-    assert main(["predict", *arguments]) == 1
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1

@@ -1,9 +1,7 @@
-"""Pictures: the right axes, the right colours in the right place, and no display needed."""
+"""Panels of slices and curves of trainings: the right picture, the right colours in the right place."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from nnunet_din.data import files
 from nnunet_din.nnunet.labels import label_names
@@ -30,104 +29,68 @@ def row():
     return {"name": "case_000", "image": image, "enhanced": image / 251 - 1, "prediction": label, "truth": label}
 
 
-def titles(figure):
-    """Column headings."""
-    return [text.get_text() for ax in figure.axes for text in ax.texts]
+def headings(figure):
+    """Headings of the columns."""
+    return [ax.get_title() for ax in figure.axes if ax.get_title()]
 
 
 def test_largest_slice_is_the_one_with_most_foreground():
-    """Fails if labels are summed by value, so that a few voxels of a high label outweigh many of a low one."""
-    label = np.zeros((5, 8, 8), dtype=np.uint8)
-    label[1, :2, :2] = 3
-    label[3, :3, :3] = 1
+    """Fails if labels are summed by value, so that a few voxels of a high label outweigh many of a low one; if an empty
+    label map gives the first slice, which rarely shows anything; or if the rows of a slice are taken for slices.
+    """
+    label = np.zeros((7, 8, 8), dtype=np.uint8)
     assert largest_slice(label) == 3
-
-
-def test_largest_slice_without_foreground_is_the_middle():
-    """Fails if an empty label map gives the first slice, which rarely shows anything."""
-    assert largest_slice(np.zeros((7, 4, 4), dtype=int)) == 3
-
-
-def test_largest_slice_refuses_other_dimensions():
-    """Fails if a single slice is taken for a volume and its rows for slices."""
+    label[1, :2, :2] = 3
+    label[5, :3, :3] = 1
+    assert largest_slice(label) == 5
     with pytest.raises(ValueError, match=r"\(Z, H, W\)"):
-        largest_slice(np.zeros((4, 4)))
+        largest_slice(label[0])
 
 
 def test_side_by_side_has_two_pictures(row):
     """Fails if a picture is missing or the enhanced image is not shown on its whole range from -1 to 1."""
     figure = side_by_side(row["image"], row["enhanced"])
-    assert len(figure.axes) == 2
-    assert titles(figure) == ["Image", "Enhanced image"]
-    assert figure.axes[1].images[0].get_clim() == (-1, 1)
-    np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), row["enhanced"])
-
-
-def test_side_by_side_refuses_slices_that_do_not_fit(row):
-    """Fails if volumes or unrelated slices are drawn without a word."""
+    assert headings(figure) == ["Image", "Enhanced image"]
+    assert figure.axes[1].images[0].get_clim() == (0, 1)
+    np.testing.assert_allclose(figure.axes[1].images[0].get_array(), (row["enhanced"] + 1) / 2)
     with pytest.raises(ValueError, match="differ in shape"):
         side_by_side(row["image"], row["enhanced"][:-1])
-    with pytest.raises(ValueError, match=r"\(H, W\)"):
-        side_by_side(row["image"][None], row["enhanced"][None])
 
 
-def test_panel_has_one_axes_per_row_and_column(row):
-    """Fails if a column is lost or the rows' titles are not shown."""
-    figure = panel([row, {**row, "name": "case_001"}, {**row, "name": "case_002"}])
-    assert len(figure.axes) == 3 * 4
-    assert titles(figure) == ["Image", "Enhanced image", "Prediction", "Ground truth"]
-    assert [ax.get_title(loc="left") for ax in figure.axes[::4]] == ["case_000", "case_001", "case_002"]
-
-
-@pytest.mark.parametrize("absent", ["image", "enhanced", "prediction", "truth"])
-def test_panel_leaves_out_a_column_that_no_row_has(row, absent):
-    """Fails if a missing picture leaves a blank column or stops the drawing."""
-    row[absent] = None
-    figure = panel([row])
-    assert len(figure.axes) == 3
-    figure.draw_without_rendering()
-
-
-def test_panel_keeps_a_column_that_only_one_row_lacks(row):
-    """Fails if pictures slip into the wrong column where a row has a gap."""
-    figure = panel([row, {**row, "truth": None}])
-    assert len(figure.axes) == 8
-    assert figure.axes[3].images
-    assert not figure.axes[7].images
-
-
-def test_panel_takes_objects_as_rows(row):
-    """Fails if only dictionaries work, although dataclasses are documented."""
-    assert len(panel([SimpleNamespace(**row)]).axes) == 4
+@pytest.mark.parametrize("absent", [None, "image", "enhanced", "prediction", "truth"])
+def test_panel_has_a_column_for_what_any_row_has(row, absent):
+    """Fails if a missing picture leaves a blank column or stops the drawing, pictures slip into the wrong column where
+    a row has a gap, the titles of the rows are lost, or only dictionaries are rows, although objects are documented.
+    """
+    columns = {"image": "Image", "enhanced": "Enhanced image", "prediction": "Prediction", "truth": "Ground truth"}
+    columns.pop(absent, None)
+    row.pop(absent, None)
+    gap = {**row, "name": "case_001", list(columns)[1]: None}
+    figure = panel([row, SimpleNamespace(**gap)])
+    assert headings(figure) == list(columns.values())
+    assert [part.get_suptitle() for part in figure.subfigs[:2]] == ["case_000", "case_001"]
+    shown = [bool(ax.images) for ax in figure.axes]
+    assert shown == [True] * len(columns) + [number != 1 for number in range(len(columns))]
 
 
 def test_legend_names_the_structures_that_are_shown(row):
-    """Fails if a structure has no name or another structure's colour in the legend."""
-    (legend,) = panel([row], {1: "RV", 2: "MYO", 3: "LV"}).legends
-    assert [text.get_text() for text in legend.get_texts()] == ["RV", "LV"]
-    assert [patch.get_facecolor()[:3] for patch in legend.get_patches()] == [
-        to_rgb(LABEL_COLORS[0]),
-        to_rgb(LABEL_COLORS[2]),
-    ]
-
-
-def test_label_without_a_name_is_called_by_its_number(row):
-    """Fails if an unknown label stops the drawing, which happens when a network is evaluated on other labels."""
-    (legend,) = panel([row], {1: "RV"}).legends
-    assert [text.get_text() for text in legend.get_texts()] == ["RV", "label 3"]
+    """Fails if a structure has another one's name or colour, or an unknown label stops the drawing."""
+    for names, expected in (({1: "RV", 2: "MYO", 3: "LV"}, ["RV", "LV"]), ({1: "RV"}, ["RV", "label 3"])):
+        (legend,) = panel([row], names).subfigs[-1].legends
+        assert [text.get_text() for text in legend.get_texts()] == expected
+        colors = [patch.get_facecolor()[:3] for patch in legend.get_patches()]
+        assert colors == [to_rgb(LABEL_COLORS[0]), to_rgb(LABEL_COLORS[2])]
 
 
 def test_labels_are_painted_where_they_are(row):
     """Fails if overlays are shifted, flipped, opaque or in the wrong colour: checked on the drawn pixels."""
-    row = {"image": np.zeros((20, 24)), "truth": row["truth"]}
-    figure = panel([row])
+    figure = panel([{"image": np.zeros((20, 24)), "truth": row["truth"]}])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3] / 255
-    ax = figure.axes[1]
 
     def at(y, x):
-        column, line = ax.transData.transform((x, y))
+        column, line = figure.axes[1].transData.transform((x, y))
         return pixels[pixels.shape[0] - 1 - int(line), int(column)]
 
     np.testing.assert_allclose(at(8, 8), 0.35 * np.array(to_rgb(label_color(1))), atol=0.02)
@@ -137,8 +100,7 @@ def test_labels_are_painted_where_they_are(row):
 
 def test_outline_closes_at_the_border_of_the_image():
     """Fails if a structure cut by the border is not outlined there, or a label that fills the slice has no outline."""
-    label = np.ones((10, 12), dtype=int)
-    ax = panel([{"truth": label}]).axes[0]
+    ax = panel([{"truth": np.ones((10, 12), dtype=int)}]).axes[0]
     (contour,) = [c for c in ax.collections if c.get_paths() and len(c.get_paths()[0].vertices)]
     vertices = contour.get_paths()[0].vertices
     np.testing.assert_allclose(vertices.min(axis=0), (-0.5, -0.5))
@@ -150,8 +112,7 @@ def test_models_have_a_column_each_between_image_and_truth(row):
     other = np.roll(row["truth"], 1, axis=0)
     models = {"Net__2d": row["truth"], "B": other}
     figure = panel([{**row, "prediction": None, "predictions": models}, {**row, "predictions": {"B": other}}])
-    assert titles(figure) == ["Image", "Enhanced image", "Prediction", "Net\n2d", "B", "Ground truth"]
-    assert len(figure.axes) == 2 * 6
+    assert headings(figure) == ["Image", "Enhanced image", "Prediction", "Net\n2d", "B", "Ground truth"]
     filled = [ax.images[-1].get_array()[..., 3] > 0 if ax.images else None for ax in figure.axes]
     np.testing.assert_array_equal(filled[3], row["truth"] > 0)
     np.testing.assert_array_equal(filled[4], other > 0)
@@ -169,10 +130,8 @@ def test_contour_style_does_not_cover_the_image(row):
 def test_boxes_are_drawn_into_all_pictures_of_their_row(row):
     """Fails if a box is missing in a column, is shifted, or appears in another row."""
     figure = panel([{**row, "boxes": [(4, 6, 10, 20)]}, row])
-    for ax in figure.axes[:4]:
-        (box,) = ax.patches
-        assert box.get_bbox().extents.tolist() == [5.5, 3.5, 19.5, 9.5]
-    assert not any(ax.patches for ax in figure.axes[4:])
+    boxes = [[box.get_bbox().extents.tolist() for box in ax.patches] for ax in figure.axes]
+    assert boxes == [[[5.5, 3.5, 19.5, 9.5]]] * 4 + [[]] * 4
 
 
 def test_colour_images_are_shown_in_colour(row):
@@ -180,9 +139,9 @@ def test_colour_images_are_shown_in_colour(row):
     image = np.random.default_rng(0).integers(0, 255, (20, 24, 3)).astype(np.uint8)
     figure = panel([{"image": image, "enhanced": image / 128.0 - 1, "truth": row["truth"]}])
     shown = [ax.images[0].get_array() for ax in figure.axes]
-    np.testing.assert_array_equal(shown[0], image)
+    np.testing.assert_allclose(shown[0], image / 255)
     np.testing.assert_allclose(shown[1], image / 256)
-    np.testing.assert_array_equal(shown[2], image)
+    np.testing.assert_allclose(shown[2], image / 255)
     wide = panel([{"image": image.astype(float) * 100}]).axes[0].images[0].get_array()
     assert wide.min() == 0 and wide.max() == 1
 
@@ -190,11 +149,11 @@ def test_colour_images_are_shown_in_colour(row):
 def test_pixels_keep_their_shape(row):
     """Fails if thick slices are squeezed into square pixels, or rows are not as high as their pictures."""
     figure = panel([{**row, "aspect": 0.5}, row])
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    boxes = [ax.get_window_extent() for ax in figure.axes]
-    assert boxes[0].height / boxes[0].width == pytest.approx(0.5 * 20 / 24)
-    assert boxes[4].height / boxes[4].width == pytest.approx(20 / 24)
+    figure.draw_without_rendering()
+    first, other = (figure.axes[number].get_window_extent() for number in (0, 4))
+    assert first.height / first.width == pytest.approx(0.5 * 20 / 24)
+    assert other.height / other.width == pytest.approx(20 / 24)
+    assert first.width == pytest.approx(other.width, rel=0.02)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)])
@@ -205,34 +164,28 @@ def test_constant_image_is_drawn(shape):
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("rows", "style", "message"),
     [
-        ([], "nothing to draw"),
-        ([{"name": "empty", "image": None}], "nothing to draw"),
-        ([{"image": np.zeros((4, 4)), "truth": np.zeros((4, 5), dtype=int)}], "differ in shape"),
-        ([{"image": np.zeros((3, 4, 4))}], r"'image', got \(3, 4, 4\)"),
-        ([{"truth": np.zeros((4, 4, 3))}], r"'truth', got \(4, 4, 3\)"),
-        ([{"predictions": {"Net": np.zeros(4)}}], r"'Net', got \(4,\)"),
+        ([], "filled", "nothing to draw"),
+        ([{"name": "empty", "image": None}], "filled", "nothing to draw"),
+        ([{"image": np.zeros((4, 4)), "truth": np.zeros((4, 5), dtype=int)}], "filled", "differ in shape"),
+        ([{"image": np.zeros((3, 4, 4))}], "filled", r"'image', got \(3, 4, 4\)"),
+        ([{"truth": np.zeros((4, 4, 3))}], "filled", r"'truth', got \(4, 4, 3\)"),
+        ([{"predictions": {"Net": np.zeros(4)}}], "filled", r"'Net', got \(4,\)"),
+        ([{"image": np.zeros((4, 4))}], "outline", "'filled' or 'contour'"),
     ],
 )
-def test_rows_that_cannot_be_drawn_are_refused(rows, message):
+def test_rows_that_cannot_be_drawn_are_refused(rows, style, message):
     """Fails if wrong input gives a blank picture or an error that does not name the cause."""
     with pytest.raises(ValueError, match=message):
-        panel(rows)
+        panel(rows, style=style)
 
 
 def test_colours_repeat_and_background_has_none():
     """Fails if a data set with many labels runs out of colours, or background is painted."""
     assert label_color(9) == label_color(1)
-    assert len(set(LABEL_COLORS)) == 8
     with pytest.raises(ValueError, match="from 1 on"):
         label_color(0)
-
-
-def test_unknown_style_is_refused(row):
-    """Fails if a spelling mistake is drawn as something else."""
-    with pytest.raises(ValueError, match="'filled' or 'contour'"):
-        panel([row], style="outline")
 
 
 def test_names_of_labels_and_regions():
@@ -255,9 +208,7 @@ def fold(epochs, dice=0.5, rate=1e-2, seconds=36):
 def test_curves_of_folds_and_their_mean():
     """Fails if a quantity is in the wrong axes, a fold is missing, or the mean is not over the epochs in common."""
     figure = training_curves({"DIN": [fold(5, dice=0.4), fold(3, dice=0.8)], "nnU-Net": [fold(4)]})
-    assert [ax.get_title() for ax in figure.axes] == [
-        "Training loss", "Validation loss", "Pseudo Dice on random patches", "Learning rate",
-    ]  # fmt: skip
+    assert headings(figure) == ["Training loss", "Validation loss", "Pseudo Dice on random patches", "Learning rate"]
     lines = figure.axes[2].lines
     assert [len(line.get_xdata()) for line in lines] == [5, 3, 3, 4]
     np.testing.assert_allclose(lines[2].get_ydata(), 0.6)
@@ -265,7 +216,6 @@ def test_curves_of_folds_and_their_mean():
     assert [line.get_color() for line in lines] == [LINES[0][0]] * 3 + [LINES[1][0]]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["DIN (mean of 2 folds)", "nnU-Net"]
-    assert "not comparable" in figure.axes[0].get_ylabel()
     assert figure.axes[3].get_yscale() == "log"
 
 
@@ -274,7 +224,6 @@ def test_curves_against_time():
     figure = training_curves({"DIN": [fold(2, seconds=7200)]}, against="time")
     assert figure.axes[0].get_xlabel() == "training time in hours"
     np.testing.assert_allclose(figure.axes[0].lines[0].get_xdata(), [2, 4])
-    assert "not comparable" not in figure.axes[0].get_ylabel()
 
 
 def test_a_training_of_one_epoch_is_visible():
@@ -282,44 +231,12 @@ def test_a_training_of_one_epoch_is_visible():
     assert training_curves({"DIN": [fold(1)]}).axes[0].lines[0].get_marker() == "o"
 
 
-def test_curves_that_cannot_be_drawn_are_refused():
-    """Fails if nothing gives an empty picture, or a spelling mistake another axis."""
-    for models in ({}, {"DIN": []}):
-        with pytest.raises(ValueError, match="nothing to draw"):
-            training_curves(models)
-    with pytest.raises(ValueError, match="'epoch' or 'time'"):
-        training_curves({"DIN": [fold(1)]}, against="hours")
-
-
-def test_lines_are_told_apart():
-    """Fails if two of the first curves share colour or dashes."""
-    assert len({color for color, _ in LINES}) == len({dashes for _, dashes in LINES}) == 7
-
-
-def test_saving_makes_the_folder_and_a_png(row, tmp_path):
-    """Fails if the file is missing or not a picture."""
-    path = save_figure(panel([row]), tmp_path / "new" / "picture.png")
-    assert path.read_bytes().startswith(b"\x89PNG")
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
 @pytest.mark.parametrize("ending", [".png", ".pdf", ".svg"])
-def test_a_full_disk_is_named(row, ending, tmp_path, monkeypatch):
+def test_a_full_disk_is_named(ending, tmp_path, monkeypatch):
     """Fails if matplotlib's PDF says something else than that the disk is full."""
     monkeypatch.setattr(files, "_beside", lambda path: path.with_name(f"partial{ending}"))
     (tmp_path / f"partial{ending}").symlink_to("/dev/full")
     monkeypatch.setattr(Path, "touch", lambda *_, **__: None)
     with pytest.raises(OSError, match=f"No space left on device: .*picture{ending}"):
-        save_figure(panel([row]), tmp_path / f"picture{ending}")
-
-
-def test_drawing_needs_neither_pyplot_nor_a_display(tmp_path):
-    """Fails if pyplot is loaded: it opens a display, keeps every figure in memory and changes the caller's backend."""
-    code = (
-        "import sys, numpy as np; from nnunet_din.plotting.panel import side_by_side; "
-        "from nnunet_din.plotting.style import save_figure; "
-        "assert 'matplotlib' not in sys.modules; "
-        "save_figure(side_by_side(np.eye(4), np.eye(4)), sys.argv[1]); assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "picture.png")], check=True)
-    assert (tmp_path / "picture.png").exists()
+        save_figure(Figure(figsize=(1, 1)), tmp_path / f"picture{ending}")

@@ -23,13 +23,13 @@ import torch
 from matplotlib.figure import Figure
 
 import nnunet_din
-from nnunet_dataset import SMALL_NETWORK, preprocess
+from nnunet_dataset import SMALL_NETWORK
 from nnunet_din.data import files
-from nnunet_din.data.files import HeldFileError, folder_written_whole, read_json, write_text
+from nnunet_din.data.files import HeldFileError, folder_written_whole, write_text
 from nnunet_din.data.images import save
 from nnunet_din.data.weight_files import read_checkpoint, read_tensors, write_checkpoint, write_tensors
 from nnunet_din.deployment import sharing
-from nnunet_din.planners.din_planners import nnUNetPlannerDINAtto
+from nnunet_din.nnunet.shared import files_in
 from nnunet_din.plotting.style import save_figure
 from nnunet_din.trainers.din_trainer import nnUNetTrainerDIN
 
@@ -156,18 +156,6 @@ def test_a_training_goes_on_beside_a_checkpoint_that_is_held(windows, dataset, p
     shutil.rmtree(trainer.output_folder)
 
 
-def test_planned_and_preprocessed(windows, dataset):
-    path = dataset.preprocessed / "nnUNetDINAttoPlans.json"
-    before = read_json(path)
-    plans = nnUNetPlannerDINAtto(dataset.name).plan_experiment()
-    assert read_json(path) == before
-    plans["configurations"]["2d"]["data_identifier"] = "windows"
-    preprocess(dataset.name, plans)
-    folder = dataset.preprocessed / "windows"
-    assert len(list(folder.glob("*.b2nd"))) == 2 * len(list(folder.glob("*.pkl"))) == 10
-    shutil.rmtree(folder)
-
-
 def test_every_module_is_imported_without_what_posix_has(monkeypatch):
     """In new modules, beside those that other tests use."""
     for module, names in MISSING.items():
@@ -193,8 +181,6 @@ def test_every_module_is_imported_without_what_posix_has(monkeypatch):
 def test_names_of_both_systems_in_what_is_shared(tmp_path):
     """A model that is exported on Windows is imported elsewhere."""
     write_text(tmp_path / "fold_0" / "validation" / "summary.json", "{}")
-    (name,) = sharing._files_in(tmp_path)
-    assert name == "fold_0/validation/summary.json"
-    summary = {"metric_per_case": [{"prediction_file": "C:\\results\\a.nii.gz"}, {"prediction_file": "/home/b.nii.gz"}]}
-    names = [case["prediction_file"] for case in sharing._without_folders(summary)["metric_per_case"]]
-    assert names == ["a.nii.gz", "b.nii.gz"]
+    assert list(files_in(tmp_path)) == ["fold_0/validation/summary.json"]
+    names = [{"prediction_file": "C:\\results\\a.nii.gz"}, {"prediction_file": "/home/b.nii.gz"}]
+    assert [sharing._without_folders(name)["prediction_file"] for name in names] == ["a.nii.gz", "b.nii.gz"]

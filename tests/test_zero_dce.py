@@ -48,14 +48,12 @@ def slices(n=6, shape=(1, 40, 48), level=0.1, seed=0):
 # ---- network and curves ----
 
 
-def test_the_network_has_the_parameters_of_the_paper():
-    """Fails if a layer, a width or a skip connection differs from the paper's DCE-Net."""
-    assert sum(parameter.numel() for parameter in DCENet(3).parameters()) == 79_416
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_network_gives_eight_maps_a_channel(channels):
-    """Fails if maps have another size than the image, or leave the interval in which curves are monotone."""
+    """Fails if maps have another size than the image, leave the interval of monotone curves, or the network of
+    colours has other parameters than the paper's.
+    """
+    assert sum(parameter.numel() for parameter in DCENet(3).parameters()) == 79_416
     network, x = DCENet(channels), torch.rand(2, channels, 17, 21)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter)
@@ -84,17 +82,13 @@ def test_curves_keep_the_range_and_the_order():
         assert (y[..., 1:-1].mean() > 0.5) == (value > 0)
 
 
-def test_curves_without_parameters_change_nothing():
-    """Fails if A = 0 is not the identity."""
-    x = torch.rand(2, 3, 5, 5)
-    assert torch.equal(apply_curves(x, torch.zeros(2, 8, 3, 5, 5)), x)
-
-
 def test_curves_are_applied_one_after_the_other():
-    """Fails if maps are summed, or a curve starts from the image again."""
+    """Fails if maps are summed, a curve starts from the image again, or A = 0 is not the identity."""
     a = torch.tensor([1.0, -0.5]).reshape(1, 2, 1, 1, 1)
     # 0.5 + 0.5 * 0.5 = 0.75; 0.75 - 0.5 * 0.75 * 0.25 = 0.65625
     assert apply_curves(torch.full((1, 1, 1, 1), 0.5), a).item() == 0.65625
+    x = torch.rand(2, 3, 5, 5)
+    assert torch.equal(apply_curves(x, torch.zeros(2, 8, 3, 5, 5)), x)
 
 
 # ---- losses ----
@@ -158,26 +152,15 @@ def test_total_loss_has_the_weights_of_the_authors():
 
 
 @pytest.mark.slow
-def test_fitting_lowers_the_loss_and_brightens_dark_images():
-    """Fails if the curves are fitted in the wrong direction or the network that is given back was not fitted."""
-    dark = slices()
-    fit = fit_zero_dce(dark, iterations=150, size=16, batch=4)
-    assert fit.loss_after < 0.6 * fit.loss_before
-    x = torch.from_numpy(np.stack(dark) + 1) / 2
+@pytest.mark.parametrize(("offset", "direction"), [(0, 1), (0.9, -1)])
+def test_fitting_brightens_dark_images_and_darkens_bright_ones(offset, direction):
+    """Fails if the curves are fitted in the wrong direction, or the network that is given back was not fitted."""
+    images = [offset + (0.05 if offset else 1) * image for image in slices(level=0.5 if offset else 0.1)]
+    fit = fit_zero_dce(images, iterations=150, size=16, batch=4)
+    assert fit.loss_after < fit.loss_before
+    x = torch.from_numpy(np.stack(images) + 1) / 2
     with torch.no_grad():
-        assert apply_curves(x, fit.network(x)).mean() > x.mean() + 0.1
-
-
-@pytest.mark.slow
-def test_fitting_darkens_bright_images():
-    """Fails if the curves can only brighten: the level is 0.6 from either side."""
-    fit = fit_zero_dce(slices(level=0.5, shape=(3, 32, 32)), iterations=1, size=16)
-    assert fit.network.channels == 3 and fit.size == 16
-    bright = [0.9 + 0.05 * image for image in slices(level=0.5)]
-    fit = fit_zero_dce(bright, iterations=150, size=16, batch=4)
-    x = torch.from_numpy(np.stack(bright) + 1) / 2
-    with torch.no_grad():
-        assert apply_curves(x, fit.network(x)).mean() < x.mean() - 0.05
+        assert direction * (apply_curves(x, fit.network(x)) - x).mean() > 0.05
 
 
 def test_the_seed_decides():
@@ -192,7 +175,7 @@ def test_the_seed_decides():
     assert first.loss_after == same.loss_after
 
 
-@pytest.mark.parametrize(("shape", "size"), [((1, 40, 70), 32), ((1, 9, 13), 16), ((1, 200, 90), 64)])
+@pytest.mark.parametrize(("shape", "size"), [((1, 40, 70), 32), ((1, 9, 13), 16)])
 def test_crops_fit_into_the_slices(shape, size):
     """Fails if slices smaller than a crop stop the fit, or regions of 16 pixels are cut."""
     assert fit_zero_dce([*slices(2, shape), *slices(1, (1, 20, 100))], iterations=1, size=64, batch=8).size == size
@@ -204,7 +187,6 @@ def test_crops_fit_into_the_slices(shape, size):
         ([], {}, "no slices"),
         ([*slices(1), *slices(1, (3, 40, 40))], {}, "number of channels: [1, 3]"),
         (slices(1), {"size": 8}, "size must be at least 16"),
-        (slices(1), {"iterations": 0}, "iterations 0"),
         (slices(1), {"batch": 0}, "batch 0"),
     ],
 )
@@ -254,31 +236,25 @@ def test_constant_slices_are_zero(tmp_path):
     assert not e[0].any() and e[1].all()
 
 
-def test_a_missing_file_says_which_one_and_what_to_do(tmp_path):
-    """Fails if prediction on another machine ends in an error that does not name the file."""
-    path = tmp_path / "nowhere.pth"
-    message = "nowhere.pth does not exist.* copied .* train-zero-dce"
-    with pytest.raises(ValueError, match=message):
-        zero_dce_enhance(np.zeros((8, 8)), weights=str(path), sha256="0" * 64)
-    with pytest.raises(ValueError, match=message):
-        zero_dce_parameters(path)
-
-
-def test_another_file_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.unlink(), "w.pth does not exist.* copied .* train-zero-dce"),
+        (lambda path: save(path, seed=1), r"w.pth is not the file of the plans.*copy.*train-zero-dce"),
+    ],
+)
+def test_weights_are_those_of_the_plans(change, message, tmp_path):
     """Fails if images are enhanced by weights on which the segmentation network was not trained."""
     _, parameters = save(tmp_path / "w.pth")
-    save(tmp_path / "w.pth", seed=1)
-    with pytest.raises(ValueError, match=r"w.pth is not the file of the plans.*copy.*train-zero-dce"):
+    change(tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=message):
         zero_dce_enhance(np.zeros((8, 8)), **parameters)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
-    """Fails if a wrong file given by hand ends in an error of torch."""
-    (tmp_path / "text.pth").write_text("hello")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
-    for name in ("text.pth", "other.pth"):
-        with pytest.raises(ValueError, match=f"{name} does not hold weights"):
-            zero_dce_enhance(np.zeros((8, 8)), **zero_dce_parameters(tmp_path / name))
+    with pytest.raises(ValueError, match="other.pth does not hold weights"):
+        zero_dce_enhance(np.zeros((8, 8)), **zero_dce_parameters(tmp_path / "other.pth"))
 
 
 def test_weights_for_other_channels_are_refused(tmp_path):
@@ -286,8 +262,6 @@ def test_weights_for_other_channels_are_refused(tmp_path):
     _, parameters = save(tmp_path / "w.pth")
     with pytest.raises(ValueError, match="1 channels and these have 3"):
         zero_dce_enhance(np.zeros((3, 8, 8)), color=True, **parameters)
-    with pytest.raises(ValueError, match="C, H, W"):
-        zero_dce_enhance(np.zeros((8, 8)), color=True, **parameters)
 
 
 def test_enhance_command(tmp_path, capsys):
@@ -302,10 +276,9 @@ def test_enhance_command(tmp_path, capsys):
     assert main(["enhance", *files, "--method", "zero_dce", *weights]) == 0
     result = sitk.GetArrayFromImage(sitk.ReadImage(files[1]))
     np.testing.assert_allclose(result, enhance_slices(data[None], method="zero_dce", **parameters)[0], atol=1e-5)
-    assert main(["enhance", *files, "--method", "zero_dce"]) == 1
-    assert "needs --weights" in capsys.readouterr().err
-    assert main(["enhance", *files, *weights]) == 1
-    assert "not for fuzzy" in capsys.readouterr().err
+    for wrong in (["--method", "zero_dce"], weights):
+        assert main(["enhance", *files, *wrong]) == 1
+        assert "zero_dce needs --weights" in capsys.readouterr().err
 
 
 # ---- nnunet-din train-zero-dce ----
@@ -339,21 +312,17 @@ def test_command_writes_weights_and_says_how_to_use_them(folders, capsys):
     assert [file.name for file in path.parent.iterdir()] == ["zero_dce.pth"], "no part of a file is left"
 
 
-@pytest.mark.slow
-def test_command_makes_the_same_file_again(folders, capsys):
-    """Fails if the hash depends on the name of the file or on chance, or weights are overwritten unasked."""
-    other = folders / "new" / "other.pth"
-    assert main(QUICK) == 0 and main([*QUICK, "-o", str(other)]) == 0
+def test_command_never_overwrites_unasked(folders, capsys):
+    """Fails if weights or images are overwritten unasked, or the same call makes another file."""
     path = folders / "preprocessed" / NAME / "zero_dce.pth"
-    assert path.read_bytes() == other.read_bytes()
-    capsys.readouterr()
+    assert main(QUICK) == 0
+    before = path.read_bytes()
     assert main([*QUICK, "--seed", "1"]) == 1
-    assert "--force" in capsys.readouterr().err and path.read_bytes() == other.read_bytes()
+    assert "--force" in capsys.readouterr().err and path.read_bytes() == before
+    assert main([*QUICK, "-o", str(folders / "other.pth")]) == 0 and (folders / "other.pth").read_bytes() == before
     image = next((folders / "raw" / NAME / "imagesTr").iterdir())
     assert main([*QUICK, "-o", str(image), "--force"]) == 1
     assert "would be overwritten" in capsys.readouterr().err
-    assert main([*QUICK, "--seed", "1", "--force"]) == 0
-    assert path.read_bytes() != other.read_bytes()
 
 
 def test_epochs_go_through_all_slices(folders, capsys):
@@ -384,13 +353,11 @@ def test_slices_along_the_largest_spacing(folders):
 
 @pytest.mark.slow
 def test_large_slices_are_cut_and_many_are_sampled(folders, monkeypatch):
-    """Fails if a large data set does not fit into memory, or one case takes the place of the others."""
+    """Fails if a large data set does not fit into memory, or the seed does not decide what is taken."""
     monkeypatch.setattr(slices_module, "_MOST_SLICES", 4)
-    found, _ = training_slices(folders / "raw" / NAME, size=8)
-    assert [image.shape for image in found] == [(1, 16, 16)] * 4
-    with_case = [training_slices(folders / "raw" / NAME, size=8, seed=seed)[0] for seed in (0, 0, 1)]
-    assert all(np.array_equal(a, b) for a, b in zip(found, with_case[0], strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(with_case[1], with_case[2], strict=True))
+    first, same, other = (training_slices(folders / "raw" / NAME, size=8, seed=seed)[0] for seed in (0, 0, 1))
+    assert [image.shape for image in first] == [(1, 16, 16)] * 4
+    assert np.array_equal(first, same) and not np.array_equal(first, other)
 
 
 def test_colours_stay_together(folders):
@@ -417,43 +384,20 @@ def test_intensities_are_those_of_the_planners():
 
 
 @pytest.mark.parametrize(
-    ("case", "message"),
+    ("wrong", "arguments", "message"),
     [
-        ("id", "No data set Dataset123_"),
-        ("no images", "holds no training images"),
-        ("no raw data", "dataset.json does not exist"),
-        ("broken image", "case_001_0000.nii.gz is no NIfTI file"),
-        ("not finite", "NaN or infinite"),
-        ("epochs", "--epochs must be at least 1"),
-        ("size", "size must be at least 16"),
+        (None, ["-d", "123"], "No data set Dataset123_"),
+        (None, ["--size", "8"], "size must be at least 16"),
+        ("*.json", [], "dataset.json does not exist"),
+        ("imagesTr/*", [], "holds no training images"),
+        ("imagesTr/case_001*", [], "case_001_0000.nii.gz is no NIfTI file"),
     ],
 )
-def test_command_errors_are_one_sentence(case, message, folders, capsys):
+def test_command_errors_are_one_sentence(wrong, arguments, message, folders, capsys):
     """Fails if a mistake ends in a traceback, or leaves a file behind."""
-    raw, arguments = folders / "raw" / NAME, list(QUICK)
-    images = sorted((raw / "imagesTr").iterdir())
-    if case == "id":
-        arguments[2] = "123"
-    elif case == "no images":
-        for path in images:
-            path.unlink()
-    elif case == "no raw data":
-        (folders / "preprocessed" / NAME).mkdir()
-        raw.rename(folders / "raw" / "elsewhere")
-    elif case == "broken image":
-        images[1].write_bytes(b"hello")
-    elif case == "not finite":
-        # SimpleITK reads NaN in NIfTI files as 0.
-        volume = sitk.GetImageFromArray(np.full((3, 8, 8), np.nan, np.float32))
-        for path in images:
-            sitk.WriteImage(volume, str(path).replace(".nii.gz", ".mha"))
-        description = json.loads((raw / "dataset.json").read_text())
-        (raw / "dataset.json").write_text(json.dumps({**description, "file_ending": ".mha"}))
-    elif case == "epochs":
-        arguments = ["train-zero-dce", "-d", "997", "--epochs", "0"]
-    elif case == "size":
-        arguments[arguments.index("--size") + 1] = "8"
-    assert main(arguments) == 1
+    for path in (folders / "raw" / NAME).glob(wrong) if wrong else ():
+        path.write_bytes(b"hello") if "001" in wrong else path.unlink()
+    assert main([*QUICK, *arguments]) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not list((folders / "preprocessed").rglob("*.pth*"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ class KeepsCheckpoints:
 
     A checkpoint is written beside its place and renamed when it is on the disk, so that whatever stops the training
     leaves the one from before. ``checkpoint_latest.pth`` is written at the end of an epoch if it would be older than
-    ``save_minutes`` at the end of the next, beside nnU-Net's ``save_every``.
+    ``save_minutes`` at the end of the next, beside nnU-Net's ``save_every``. The signals of a cluster's time limit,
+    SIGTERM and SIGUSR1, end the training after the running iteration, with a checkpoint.
 
     Attributes
     ----------
@@ -27,7 +30,51 @@ class KeepsCheckpoints:
     """
 
     save_minutes = 15.0
+    current_epoch: int
     _saved_at: float | None = None
+    _signal: int | None = None
+
+    def run_training(self) -> None:
+        """Train as nnU-Net does; on SIGTERM or SIGUSR1, write a checkpoint and end the process with 128 + the signal.
+
+        The epoch that was running is done again from its first iteration, by the weights of its last.
+        """
+        process = os.getpid()
+
+        def note(number: int, _) -> None:
+            if os.getpid() != process:  # a forked worker of the data loader
+                os._exit(128 + number)
+            self._signal = number
+
+        signals = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+        before = {number: signal.signal(number, note) for number in signals}
+        try:
+            super().run_training()  # type: ignore[misc]
+        except BaseException:  # the signal may have ended workers, too, for which nnU-Net raises
+            if self._signal is None:
+                raise
+            self.current_epoch -= 1  # nnU-Net stores the next
+            self.save_checkpoint(str(Path(self.output_folder, "checkpoint_latest.pth")))  # type: ignore[attr-defined]
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._signal is not None:
+            name = signal.Signals(self._signal).name
+            self.print_to_log_file(f"{name} ended the training. It goes on with --c.")  # type: ignore[attr-defined]
+            raise SystemExit(128 + self._signal)
+
+    def train_step(self, batch: dict) -> dict:
+        """Train for one iteration."""
+        return self._unless_stopped(super().train_step(batch))  # type: ignore[misc]
+
+    def validation_step(self, batch: dict) -> dict:
+        """Validate one batch."""
+        return self._unless_stopped(super().validation_step(batch))  # type: ignore[misc]
+
+    def _unless_stopped(self, result: dict) -> dict:
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        return result
 
     def on_train_start(self) -> None:
         """Begin the training, and the time without a checkpoint."""

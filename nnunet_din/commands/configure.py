@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from nnunet_din.crossval.locks import held
+from filelock import FileLock
+
 from nnunet_din.data.files import write_text
 from nnunet_din.nnunet.configurations import derive, paper_tables
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
@@ -78,17 +80,13 @@ def run(args: argparse.Namespace) -> int:
     if args.name == args.base:
         raise ValueError(f"A configuration cannot inherit from itself: choose another --name than {args.name}.")
     path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.dataset) / f"{args.plans}.json"
-    plans = read_plans(path)
-    added, notes = _new_configurations(args, path, plans)
-    print(json.dumps(added, indent=2))
-    for note in notes:
-        print(note)
-    if args.dry_run or not added:
-        return 0
-    with held(path.with_name(f".{path.name}.lock"), f"{path} is being changed by another process: waiting."):
-        if (latest := read_plans(path)) != plans:  # another `configure` was quicker
-            plans = latest
-            added, _ = _new_configurations(args, path, plans)
+    # Another `configure` must not add to the plans meanwhile.
+    with nullcontext() if args.dry_run or not path.is_file() else FileLock(path.with_name(f".{path.name}.lock")):
+        plans = read_plans(path)
+        added, notes = _new_configurations(args, path, plans)
+        print(json.dumps(added, indent=2), *notes, sep="\n")
+        if args.dry_run or not added:
+            return 0
         plans["configurations"].update(added)
         write_text(path, json.dumps(plans, indent=4) + "\n")
     print(f"Wrote {path}")

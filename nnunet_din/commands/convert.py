@@ -7,8 +7,7 @@ from pathlib import Path
 
 from nnunet_din.data.converters import DATASETS
 from nnunet_din.data.raw_dataset import convert, plan_conversion
-
-__all__ = ["add_parser", "run"]
+from nnunet_din.nnunet.folders import nnunet_folder
 
 
 def add_parser(subparsers) -> None:
@@ -41,17 +40,15 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert the data set that the arguments name."""
-    conversion = plan_conversion(
-        DATASETS[args.dataset],
-        args.source,
-        parent=args.folder,
-        number=args.number,
-        allow_incomplete=args.allow_incomplete,
-    )
-    for note in conversion.notes:
+    parent = args.folder or nnunet_folder("nnUNet_raw")
+    conversion = plan_conversion(DATASETS[args.dataset], args.source, parent, args.number, args.allow_incomplete)
+    notes = conversion.notes
+    if args.folder:
+        notes = [*notes, f"nnU-Net finds the data set when nnUNet_raw is set to {args.folder.resolve()}"]
+    for note in notes:
         print(f"NOTE: {note}.")
     convert(conversion)
-    cases = f"{len(conversion.training)} training and {len(conversion.test)} test cases"
+    cases = f"{conversion.training} training and {conversion.test} test cases"
     if conversion.missing or conversion.json_files:
         print(f"Wrote {conversion.folder}: {cases}, {len(conversion.missing)} of them in this run.")
         for path in conversion.json_files:
@@ -59,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{conversion.folder} is complete: {cases}. Nothing was changed.")
     print(
-        f"Next: nnUNetv2_plan_and_preprocess -d {conversion.number} -pl nnUNetPlannerDIN -c 2d "
+        f"Next: nnUNetv2_plan_and_preprocess -d {int(conversion.folder.name[7:10])} -pl nnUNetPlannerDIN -c 2d "
         "--verify_dataset_integrity"
     )
     return 0

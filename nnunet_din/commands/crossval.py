@@ -24,15 +24,9 @@ def add_parser(subparsers) -> None:
     models.add_argument("-tr", dest="trainer", metavar="TRAINER", help="default: nnUNetTrainerDIN")
     models.add_argument("-p", dest="plans", metavar="PLANS", help="default: nnUNetDINPlans")
     models.add_argument("-c", dest="configurations", nargs="+", metavar="CONFIGURATION", help="default: 2d")
-    models.add_argument(
-        "--models",
-        type=Path,
-        metavar="FILE",
-        help="YAML file with models of several trainers and plans, in their place",
-    )
-    models.add_argument(
-        "--folds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="FOLD", help="default: 0 1 2 3 4"
-    )
+    models.add_argument("--models", type=Path, metavar="FILE", help="YAML file with models, in place of these three")
+    folds = list(range(5))
+    models.add_argument("--folds", nargs="+", type=int, default=folds, metavar="FOLD", help="default: 0 1 2 3 4")
     where = parser.add_argument_group("where")
     where.add_argument("--executor", choices=("local", "slurm"), default="local", help="default: %(default)s")
     where.add_argument(
@@ -43,31 +37,22 @@ def add_parser(subparsers) -> None:
         help="GPUs of this machine, as CUDA_VISIBLE_DEVICES names them: as many trainings run at once (default: one at "
         "a time)",
     )
-    where.add_argument(
-        "-num_gpus", type=int, default=1, metavar="N", help="GPUs that one training takes, as nnU-Net's -num_gpus"
-    )
-    where.add_argument(
-        "-device",
-        choices=("cuda", "cpu", "mps"),
-        help="as nnU-Net's -device (default: cuda on a cluster, and here if there is one)",
-    )
+    where.add_argument("-num_gpus", type=int, default=1, metavar="N", help="GPUs of one training, as nnU-Net's")
+    devices = ("cuda", "cpu", "mps")
+    where.add_argument("-device", choices=devices, help="default: cuda on a cluster, and here if there is one")
     where.add_argument("--profile", metavar="PROFILE", help="profile of Snakemake's: partition, account, limits, ...")
     where.add_argument("--retries", type=int, default=0, metavar="N", help="try a failed training again (default: 0)")
-    parser.add_argument(
-        "--test", nargs=2, type=Path, metavar=("IMAGES", "LABELS"), help="folders with test images and their label maps"
-    )
+    pair = ("IMAGES", "LABELS")
+    parser.add_argument("--test", nargs=2, type=Path, metavar=pair, help="test images to predict, and their label maps")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that are left, for a shell")
-    parser.add_argument(
-        "--export-workflow", type=Path, metavar="DIR", help="write Snakemake's workflow there, to be changed and run"
-    )
+    parser.add_argument("--export-workflow", type=Path, metavar="DIR", help="write Snakemake's workflow, to be changed")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run, print or write the cross-validation that the arguments ask for."""
-    from nnunet_din.crossval.engine import Execution, dry_run, export_workflow
-    from nnunet_din.crossval.engine import run as run_workflow
-    from nnunet_din.crossval.models import ModelsFile, check_models, read_models_file
+    from nnunet_din.crossval import engine
+    from nnunet_din.crossval.models import check_models, read_models_file
     from nnunet_din.crossval.steps import CrossValidation
 
     if os.name == "nt" and not args.dry_run:
@@ -80,50 +65,43 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             "--models names trainers, plans, configurations and GPUs: leave -tr, -p, -c and -num_gpus out."
         )
-    dataset = dataset_name(args.dataset)
-    content = read_models_file(args.models, args.folds) if args.models else ModelsFile(_models(args))
-    check_models(dataset, content.models, content.planning)
-    _check_places(args, max(model.num_gpus for model in content.models))
-    device = args.device or ("cuda" if args.gpus or args.executor == "slurm" else _device_here())
-    if device != "cuda" and any(model.num_gpus > 1 for model in content.models):
-        raise ValueError(f"nnU-Net trains on several GPUs by CUDA only, and the device is {device}.")
-    test = (args.test[0].absolute(), args.test[1].absolute()) if args.test else None
-    crossval = CrossValidation(dataset, content.models, content.planning, device, test)
-    execution = Execution(args.executor, args.gpus, content.cluster, args.retries, args.profile)
-    if args.dry_run:
-        print("\n".join(dry_run(crossval, execution)))
-        return 0
-    if args.export_workflow:
-        print("Wrote " + ", ".join(map(str, export_workflow(crossval, execution, args.export_workflow))))
-        return 0
-    return run_workflow(crossval, execution)
-
-
-def _models(args: argparse.Namespace) -> tuple:
-    """The models that are named on the command line."""
-    from nnunet_din.crossval.models import TrainedModel
-
-    trainer, plans = args.trainer or "nnUNetTrainerDIN", args.plans or "nnUNetDINPlans"
-    folds = tuple(dict.fromkeys(args.folds))
-    return tuple(
-        TrainedModel(f"{trainer}__{plans}__{name}", trainer, plans, name, folds, num_gpus=args.num_gpus)
-        for name in args.configurations or ["2d"]
-    )
-
-
-def _check_places(args: argparse.Namespace, num_gpus: int) -> None:
     if args.gpus and (args.executor == "slurm" or args.device in ("cpu", "mps")):
         raise ValueError("--gpus are those of this machine: leave it out with --executor slurm and -device cpu or mps.")
-    if len(set(args.gpus)) < len(args.gpus):
-        raise ValueError(f"--gpus names a GPU twice: {' '.join(args.gpus)}.")
-    if args.gpus and num_gpus > len(args.gpus):
-        raise ValueError(f"A training takes {num_gpus} GPUs, and --gpus names {len(args.gpus)}.")
     for folder in args.test or ():
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is not a folder.")
+    dataset = dataset_name(args.dataset)
+    content = read_models_file(args.models, args.folds) if args.models else _named(args)
+    check_models(dataset, content.models, content.planning)
+    device = args.device or ("cuda" if args.gpus or args.executor == "slurm" else _device_here())
+    num_gpus, gpus = max(model.num_gpus for model in content.models), list(dict.fromkeys(args.gpus))
+    if num_gpus > 1 and device != "cuda":
+        raise ValueError(f"nnU-Net trains on several GPUs by CUDA only, and the device is {device}.")
+    if gpus and num_gpus > len(gpus):
+        raise ValueError(f"A training takes {num_gpus} GPUs, and --gpus names {len(gpus)}.")
+    test = (args.test[0].absolute(), args.test[1].absolute()) if args.test else None
+    crossval = CrossValidation(dataset, content.models, content.planning, device, test)
+    execution = engine.Execution(args.executor, gpus, content.cluster, args.retries, args.profile)
+    if args.dry_run:
+        print("\n".join(engine.dry_run(crossval, execution)))
+        return 0
+    if args.export_workflow:
+        print("Wrote " + ", ".join(map(str, engine.export_workflow(crossval, execution, args.export_workflow))))
+        return 0
+    return engine.run(crossval, execution)
 
 
 def _device_here() -> str:
-    from nnunet_din.devices import usable_device
+    from nnunet_din.devices import usable_device  # loads torch
 
     return usable_device().type
+
+
+def _named(args: argparse.Namespace):
+    """The models that are named on the command line, as a models file has them."""
+    from nnunet_din.crossval.models import ModelsFile, ModelSpec
+
+    trainer, plans = args.trainer or "nnUNetTrainerDIN", args.plans or "nnUNetDINPlans"
+    names = [(f"{trainer}__{plans}__{name}", name) for name in args.configurations or ["2d"]]
+    folds = tuple(dict.fromkeys(args.folds))
+    return ModelsFile(tuple(ModelSpec(n, trainer, plans, c, folds, num_gpus=args.num_gpus) for n, c in names))

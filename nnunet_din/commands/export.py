@@ -7,16 +7,13 @@ from pathlib import Path
 
 from nnunet_din.commands.arguments import add_model_folder
 
-#: The first three are those of nnunet_din.deployment.export, which loads torch.
-FORMATS = ("onnx", "torch-export", "torchscript", "safetensors")
-
 
 def add_parser(subparsers) -> None:
     """Add the sub-command ``export`` to the parser of ``nnunet-din``."""
     parser = subparsers.add_parser(
         "export",
-        help="write a trained model as ONNX, torch.export or TorchScript, or as safetensors to share",
-        description="Write the network of each fold of a trained model, for any batch, height and width, and "
+        help="write a trained model as ONNX for other programs, or as safetensors to share",
+        description="Write the network of each fold of a trained model as ONNX, for any batch, height and width, and "
         "model.json with everything else that a program needs to run it without nnU-Net: spacing, normalization, "
         "enhancement, patch, mirroring, labels. examples/onnx_predict.py is such a program. Or, with --format "
         "safetensors, write weights, plans, dataset.json, scores and a manifest of hashes, for `nnunet-din predict -m` "
@@ -24,20 +21,18 @@ def add_parser(subparsers) -> None:
     )
     add_model_folder(parser)
     parser.add_argument("out", type=Path, help="folder for the files")
-    parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: %(default)s")
+    parser.add_argument("--format", choices=("onnx", "safetensors"), default="onnx", help="default: %(default)s")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Export and name the files."""
     if args.format == "safetensors":
-        from nnunet_din.deployment.sharing import share_model
-
-        paths = share_model(args.model, args.out, args.folds, args.checkpoint)
+        from nnunet_din.deployment.sharing import share_model as write
     else:
-        from nnunet_din.deployment.export import export_model
+        from nnunet_din.deployment.export import export_model as write
 
-        paths = export_model(args.model, args.out, args.format, args.folds, args.checkpoint)
+    paths = write(args.model, args.out, args.folds, args.checkpoint)
     for path in paths:
         print(f"Wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -48,7 +48,9 @@ def add_parser(subparsers) -> None:
         "--slice", type=int, metavar="K", help="slice, counted from 0 (default: the one where the models differ most)"
     )
     parser.add_argument("--style", choices=("filled", "contour"), default="filled", help="default: %(default)s")
-    parser.add_argument("--boxes", type=int, default=1, metavar="N", help="boxes a case (default: %(default)s)")
+    parser.add_argument(
+        "--boxes", type=int, choices=range(10), default=1, metavar="N", help="boxes a case (default: %(default)s)"
+    )
     parser.add_argument("--no-crop", action="store_true", help="show the whole slice, not only where structures are")
     add_picture(parser, "figure.png")
     parser.set_defaults(run=run)
@@ -57,11 +59,9 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw the figure that the arguments ask for."""
     check_output(args.output)
-    if args.boxes < 0:
-        raise ValueError(f"--boxes must be 0 or more, not {args.boxes}.")
     if (args.dataset is None) == (not args.pred):
         raise ValueError("Give either -d with the number of a data set, or --images and --pred NAME=FOLDER.")
-    comparison = _from_folders(args) if args.pred else _from_results(args)
+    comparison = _compare(args)
     files = [[*case.images, *case.predictions.values(), case.truth] for case in comparison.cases]
     refuse_overwriting([args.output], [file for of_case in files for file in of_case if file])
     rows = []
@@ -73,16 +73,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _from_folders(args: argparse.Namespace) -> Comparison:
-    if args.images is None:
-        raise ValueError("--images FOLDER is missing: the images that were predicted.")
-    if args.folds or args.models:
-        raise ValueError("--models and -f go with -d, not with --pred.")
-    predictions = named_folders(args.pred, "--pred")
-    return compare_folders(args.images, predictions, args.gt, args.cases, args.channel, args.dataset_json, args.plans)
-
-
-def _from_results(args: argparse.Namespace) -> Comparison:
+def _compare(args: argparse.Namespace) -> Comparison:
+    if args.pred:
+        if args.images is None:
+            raise ValueError("--images FOLDER is missing: the images that were predicted.")
+        if args.folds or args.models:
+            raise ValueError("--models and -f go with -d, not with --pred.")
+        folders = named_folders(args.pred, "--pred")
+        return compare_folders(args.images, folders, args.gt, args.cases, args.channel, args.dataset_json, args.plans)
     if args.images or args.gt or args.dataset_json or args.plans:
         raise ValueError("With -d the images, labels and plans are nnU-Net's: leave out --images, --gt and their like.")
     return compare_models(args.dataset, args.models, args.folds, args.cases, args.channel)

@@ -6,12 +6,13 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 
 from nnunet_din.commands.arguments import add_trained_models, named_folders
-from nnunet_din.evaluation.collection import Collection, collect_cross_validation, collect_predictions
+from nnunet_din.evaluation.collection import collect_cross_validation, collect_predictions
+from nnunet_din.evaluation.metrics import TOLERANCE
 from nnunet_din.evaluation.published import PUBLISHED
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.labels import read_labels
@@ -50,7 +51,7 @@ def add_parser(subparsers) -> None:
         nargs="+",
         default=[],
         metavar="[STRUCTURE=]MM",
-        help="tolerance of NSD in mm, for all structures or for one (default: 2)",
+        help=f"tolerance of NSD in mm, for all structures or for one (default: {TOLERANCE:g})",
     )
     how.add_argument("--reference", metavar="MODEL", help="model that the others are compared with (default: the best)")
     how.add_argument(
@@ -83,10 +84,17 @@ def run(args: argparse.Namespace) -> int:
     """Write the leaderboard that the arguments ask for."""
     from nnunet_din.evaluation.leaderboard import Leaderboard
     from nnunet_din.evaluation.scoring import score_cases
-    from nnunet_din.evaluation.statistics import group_of
+    from nnunet_din.evaluation.statistics import check_choices
 
-    _check(args)
-    labels = read_labels(_dataset_json(args))
+    if bool(args.pred) != bool(args.gt):
+        raise ValueError("--pred and --gt belong together: predictions are scored against true label maps.")
+    if not args.pred and args.dataset is None:
+        raise ValueError("Say what to score: -d ID, or --pred NAME=FOLDER --gt FOLDER.")
+    if args.pred and (args.models or args.folds):
+        raise ValueError("--models and -f choose cross-validation predictions: leave them out with --pred.")
+    if args.resamples < 100:
+        raise ValueError(f"--resamples must be at least 100, got {args.resamples}.")
+    labels = read_labels(args.dataset_json or _dataset_json(args))
     tolerances = _tolerances(args.tolerance, labels.structures)
     if args.pred:
         collection = collect_predictions(named_folders(args.pred, "--pred"), args.gt, labels.file_ending)
@@ -98,33 +106,34 @@ def run(args: argparse.Namespace) -> int:
             f"There is nothing to score for {args.dataset}: {'; '.join(collection.missing) or 'no fold was begun'}. "
             "nnUNetv2_train writes the predictions when it ends; `nnUNetv2_train ... --val` repeats that."
         )
-    _check_overlap(collection)
-    names = {case.model for case in collection.cases}
-    if args.reference and args.reference not in names:
-        raise ValueError(f"The reference {args.reference} is none of the models: {', '.join(sorted(names))}.")
-    for case in {case.case for case in collection.cases}:
-        group_of(case, args.group_by)
-    output = args.output or _default_output(args)
+    check_choices(
+        [case.case for case in collection.cases],
+        [case.model for case in collection.cases],
+        args.reference,
+        args.group_by,
+    )
     for sentence in collection.missing:
         print(f"MISSING: {sentence}", file=sys.stderr)
-    left_out: list[str] | None = [] if args.leave_out_invalid else None
-    cases = score_cases(
+    results = nnunet_folder("nnUNet_results") / dataset_name(args.dataset) if args.dataset else Path()
+    output = args.output or results / "leaderboard"
+    cases, errors = score_cases(
         collection.cases,
         labels,
         tolerances,
+        output / "scored_cases.jsonl",
         merit=args.protocol == "merit",
-        cache=output / "scored_cases.jsonl",
         processes=args.processes,
-        left_out=left_out,
     )
-    for sentence in left_out or ():
-        print(f"LEFT OUT: {sentence}", file=sys.stderr)
-    collection.missing += [f"left out: {sentence.removesuffix('.')}" for sentence in left_out or ()]
+    if errors and (not args.leave_out_invalid or cases.empty):
+        more = f" (and {len(errors) - 1} more cases cannot be scored)" if len(errors) > 1 else ""
+        raise ValueError(f"{errors[0]}{more}") from errors[0]
+    for error in errors:
+        print(f"LEFT OUT: {error}", file=sys.stderr)
     board = Leaderboard(
         title=dataset_name(args.dataset) if args.dataset else " / ".join(args.gt.resolve().parts[-2:]),
         cases=cases,
         tolerances=tolerances,
-        missing=collection.missing,
+        missing=[*collection.missing, *(f"left out: {str(error).removesuffix('.')}" for error in errors)],
         models=collection.models,
         reference=args.reference,
         group_by=args.group_by,
@@ -139,68 +148,36 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace) -> None:
-    if bool(args.pred) != bool(args.gt):
-        raise ValueError("--pred and --gt belong together: predictions are scored against true label maps.")
-    if not args.pred and args.dataset is None:
-        raise ValueError("Say what to score: -d ID, or --pred NAME=FOLDER --gt FOLDER.")
-    if args.pred and (args.models or args.folds):
-        raise ValueError("--models and -f choose cross-validation predictions: leave them out with --pred.")
-    for folder in (args.gt, *named_folders(args.pred, "--pred").values()) if args.pred else ():
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder.")
-    if args.resamples < 100:
-        raise ValueError(f"--resamples must be at least 100, got {args.resamples}.")
-
-
-def _tolerances(arguments: Sequence[str], structures: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
-    tolerances = dict.fromkeys(structures, 2.0)
+def _tolerances(arguments: Sequence[str], structures: Iterable[str]) -> dict[str, float]:
+    tolerances = dict.fromkeys(structures, TOLERANCE)
     for argument in sorted(arguments, key=lambda a: "=" in a):  # the one for all first
-        name, found, value = argument.rpartition("=")
+        name, _, value = argument.rpartition("=")
+        chosen = {name} if name else set(tolerances)
         try:
             tolerance = float(value)
         except ValueError:
             tolerance = 0.0
-        if tolerance <= 0 or (found and name not in tolerances):
+        if not tolerance > 0 or not chosen <= set(tolerances):
             raise ValueError(
-                f"--tolerance takes MM or STRUCTURE=MM, with more than 0 mm and one of {', '.join(structures)}; got "
+                f"--tolerance takes MM or STRUCTURE=MM, with more than 0 mm and one of {', '.join(tolerances)}; got "
                 f"'{argument}'."
             )
-        tolerances.update({name: tolerance} if found else dict.fromkeys(tolerances, tolerance))
+        tolerances |= dict.fromkeys(chosen, tolerance)
     return tolerances
 
 
 def _dataset_json(args: argparse.Namespace) -> Path:
     """Find the file that names the structures."""
-    if args.dataset_json:
-        return args.dataset_json
     folders: list[Path] = []
     if args.dataset is not None:
-        name = dataset_name(args.dataset)
-        variables = ("nnUNet_preprocessed", "nnUNet_raw")
-        folders += [Path(os.environ[variable], name) for variable in variables if os.environ.get(variable)]
+        variables = [name for name in ("nnUNet_preprocessed", "nnUNet_raw") if os.environ.get(name)]
+        folders += [Path(os.environ[variable], dataset_name(args.dataset)) for variable in variables]
         folders += [model.folder for model in find_models(args.dataset)]
     if args.gt:
         folders += [*named_folders(args.pred, "--pred").values(), args.gt, args.gt.parent]
     for folder in folders:
         if (folder / "dataset.json").is_file():
             return folder / "dataset.json"
-    raise FileNotFoundError("No dataset.json names the structures: give one with --dataset-json.")
-
-
-def _check_overlap(collection: Collection) -> None:
-    """Refuse folds that share cases: together they are not one cross-validation."""
-    fold_of: dict[tuple[str, str], str] = {}
-    for case in collection.cases:
-        other = fold_of.setdefault((case.model, case.case), case.fold)
-        if other != case.fold:
-            raise ValueError(
-                f"Folds {other} and {case.fold} of {case.model} both predict {case.case}, so they are not one "
-                "cross-validation. Choose folds with -f."
-            )
-
-
-def _default_output(args: argparse.Namespace) -> Path:
-    if args.dataset is None:
-        return Path("leaderboard")
-    return nnunet_folder("nnUNet_results") / dataset_name(args.dataset) / "leaderboard"
+    raise FileNotFoundError(
+        f"No dataset.json in {', '.join(map(str, folders))} names the structures: give one with --dataset-json."
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,27 +23,15 @@ def add_parser(subparsers) -> None:
         description="Predict as nnUNetv2_predict does, in one process and case by case: what fails for one is said at "
         "the end and leaves the others alone. For many images on a GPU nnUNetv2_predict is faster. Weights are read "
         "without unpickling, from checkpoints, too.",
-        usage="%(prog)s MODEL IMAGES [IMAGES ...] [options], or %(prog)s -m MODEL -i IMAGES [IMAGES ...] [options]",
     )
     model = add_model_folder(parser)
     model.help = (
         "nnU-Net's model folder TRAINER__PLANS__CONFIGURATION, or what `nnunet-din export --format safetensors` wrote, "
         "which is compared with its manifest first"
     )
-    images = parser.add_argument(
+    parser.add_argument(
         "images", type=Path, nargs="+", help="first channels CASE_0000.nii.gz, the others beside them, or folders"
     )
-    for option, nargs, same in (("-m", None, "MODEL"), ("-i", "+", "IMAGES")):
-        parser.add_argument(
-            option,
-            dest=f"by_option_{same.lower()}",
-            type=Path,
-            nargs=nargs,
-            metavar=same,
-            action=_InPlaceOfPositionals,
-            positionals=(model, images),
-            help=f"the same as {same}",
-        )
     parser.add_argument("-o", dest="out", type=Path, default=Path(), metavar="FOLDER", help="default: this folder")
     parser.add_argument(
         "--png", action="store_true", help="also draw CASE_overlay.png: image, enhanced image, prediction"
@@ -56,13 +43,13 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, draw, and name what failed."""
-    folder, images = _model_and_images(args)
     from nnunet_din.nnunet.prediction import find_cases, predict_cases
+    from nnunet_din.nnunet.predictor import read_model_folder
 
-    model = _read(folder, args.folds, args.checkpoint)
-    cases = find_cases(images, model.dataset_json)
+    model = read_model_folder(args.model, args.folds, args.checkpoint)
+    cases = find_cases(args.images, model.dataset_json)
     names = ("plans.json", "dataset.json")
-    refuse_overwriting([args.out / name for name in names], [folder / name for name in names])
+    refuse_overwriting([args.out / name for name in names], [args.model / name for name in names])
     if args.png:
         images = [file for files in cases.values() if isinstance(files, list) for file in files]
         refuse_overwriting([_picture_in(args.out, name) for name in cases], images)
@@ -82,40 +69,6 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         print(f"nnunet-din predict: {len(failed)} of {len(cases)} cases failed.", file=sys.stderr)
     return 1 if failed else 0
-
-
-class _InPlaceOfPositionals(argparse.Action):
-    """An option after which the positional arguments may be left out."""
-
-    def __init__(self, *args, positionals: Sequence[argparse.Action], **kwargs):
-        super().__init__(*args, **kwargs)
-        self.positionals = positionals
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        """Take the values."""
-        setattr(namespace, self.dest, values)
-        for positional in self.positionals:
-            positional.required = False
-
-
-def _model_and_images(args: argparse.Namespace) -> tuple[Path, list[Path]]:
-    positional, by_option = (args.model, args.images), (args.by_option_model, args.by_option_images)
-    if any(positional) and any(by_option):
-        raise ValueError("Give either MODEL IMAGES..., or -m MODEL -i IMAGES..., and no mixture of both.")
-    if not all(positional) and not all(by_option):
-        raise ValueError("-m MODEL and -i IMAGES... belong together: one of them is missing.")
-    return positional if all(positional) else by_option
-
-
-def _read(folder: Path, folds: list[str] | None, checkpoint: str) -> TrainedModel:
-    from nnunet_din.deployment.sharing import is_shared, read_shared
-    from nnunet_din.nnunet.predictor import read_model_folder
-
-    if not is_shared(folder):
-        return read_model_folder(folder, folds, checkpoint)
-    if checkpoint != "final":
-        raise ValueError(f"--checkpoint is for model folders of nnU-Net: {folder} has one set of weights for a fold.")
-    return read_shared(folder, folds)
 
 
 def _picture_in(folder: Path, case: str) -> Path:

@@ -52,43 +52,38 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report that the arguments ask for."""
-    from nnunet_din.evaluation.robustness import score_study, test_study, validation_study
-    from nnunet_din.evaluation.robustness_report import RobustnessReport, draw_case, typical_case
-    from nnunet_din.evaluation.statistics import group_of
+    from nnunet_din.evaluation.robustness import find_study, score_study
+    from nnunet_din.evaluation.robustness_report import RobustnessReport, draw_typical_case
+    from nnunet_din.evaluation.statistics import check_choices
 
     if args.dataset is None:
         raise ValueError("Say which data set the models were trained on: -d ID.")
-    models = named_models(args.dataset, args.models)
-    study = (test_study if args.test else validation_study)(
+    study = find_study(
         args.dataset,
-        models,
+        named_models(args.dataset, args.models),
         args.folds,
-        device=args.device,
+        args.test,
+        args.device,
         corruptions=args.corruptions,
         severities=sorted(set(args.severities)),
         seed=args.seed,
     )
-    names = study.models
-    baseline = args.baseline or names[0]
-    if baseline not in names:
-        raise ValueError(f"The baseline {baseline} is none of the models: {', '.join(names)}.")
-    for case in study.cases:
-        group_of(case.name, args.group_by)
+    check_choices([case.name for case in study.cases], study.models, args.baseline, args.group_by)
     for sentence in study.missing:
         print(f"MISSING: {sentence}", file=sys.stderr)
     output = args.output or nnunet_folder("nnUNet_results") / dataset_name(args.dataset) / "robustness"
+    cache = output / "scored_cases.jsonl"
     report = RobustnessReport(
         title=dataset_name(args.dataset),
-        scores=score_study(study, output / "scored_cases.jsonl"),
-        baseline=baseline,
+        scores=score_study(study, cache),
+        baseline=args.baseline or study.models[0],
         missing=study.missing,
         group_by=args.group_by,
         seed=args.seed,
         command="nnunet-din " + shlex.join(sys.argv[1:]),
         day=date.today().isoformat(),
     )
-    picture = draw_case(study, typical_case(report, study), output / "case.png")
-    written = report.write(output, picture)
+    written = report.write(output, draw_typical_case(report, study, cache, output / "case.png"))
     print(report.overview())
     print("\nWrote " + ", ".join(str(path) for path in written))
     return 0

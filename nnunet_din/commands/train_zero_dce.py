@@ -13,8 +13,6 @@ from nnunet_din.enhancement.intensity import INTENSITIES
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
 from nnunet_din.nnunet.slices import training_slices
 
-__all__ = ["add_parser", "run"]
-
 
 def add_parser(subparsers) -> None:
     """Add the sub-command ``train-zero-dce`` to the parser of ``nnunet-din``."""

@@ -1,68 +1,71 @@
-"""Locks that the kernel releases when a process ends, however it ends."""
+"""Locks that the kernel releases when the processes that hold them have ended, however they end; not on Windows."""
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO, TypeVar
 
-from filelock import FileLock, Timeout
-
-#: What file systems without locks say.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-_POLL = 1.0  # s
+T = TypeVar("T")
 
 
-@contextmanager
-def held(path: Path, waiting: str = "", timeout: float = -1) -> Iterator[None]:
-    """Hold a lock.
+def lock(path: Path) -> IO | None:
+    """Open a file to append to it, and lock it until it is closed.
 
-    Parameters
-    ----------
-    path
-        A file; made if needed, and left empty.
-    waiting
-        What to say once if somebody else holds it.
-    timeout
-        Seconds to wait; below 0: for ever.
+    A process that inherits the open file holds the lock, too. So a training that writes to the log of its step holds
+    this, even if the program that has started it was killed.
+
+    Returns
+    -------
+    file object or None
+        None if another process holds the lock.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:
+        print(f"NOTE: {path.parent} is on a file system without locks: start nothing twice.", file=sys.stderr)
+    return file
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a file.
 
     Raises
     ------
-    TimeoutError
-        If somebody else still holds it.
+    OSError
+        If there is no such file, or its file system has no locks.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
+    import fcntl
+
+    with path.open(encoding="utf-8") as file:
         try:
-            lock = FileLock(path)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if waiting:
-                    print(waiting, flush=True)
-                lock.acquire(timeout=timeout, poll_interval=_POLL)
-            stack.callback(lock.release)
-        except Timeout:
-            raise TimeoutError(f"{path} is held by another process.") from None
-        except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-                raise
-            print(f"NOTE: {path.parent} is on a file system without locks: start nothing twice.", file=sys.stderr)
-        yield
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
-def is_held(path: Path) -> bool:
-    """Whether somebody else holds a lock."""
-    try:
-        with held(path, timeout=0):
-            return False
-    except TimeoutError:
-        return True
+def wait_for(take: Callable[[], T | None], what: str) -> T:
+    """What ``take`` returns, as soon as it returns something; says once what it waits for."""
+    taken = take()
+    if taken is None:
+        print(f"waiting for {what}", flush=True)
+    while taken is None:
+        time.sleep(1)
+        taken = take()
+    return taken
 
 
 @contextmanager
@@ -77,21 +80,16 @@ def gpus(names: Sequence[str], number: int) -> Iterator[list[str]]:
         How many are needed.
     """
     folder = Path(tempfile.gettempdir()) / f"nnunet-din-gpus-{os.getuid()}"
-    said = False
-    while True:
+
+    def take() -> tuple[ExitStack, list[str]] | None:
+        free: list[str] = []
         with ExitStack() as stack:
-            free: list[str] = []
             for name in names:
-                if len(free) < number:
-                    try:
-                        stack.enter_context(held(folder / f"{name}.lock", timeout=0))
-                        free.append(name)
-                    except TimeoutError:
-                        pass
-            if len(free) == number:
-                yield free
-                return
-        if not said:
-            print(f"waiting for {number} of the GPUs {', '.join(names)}", flush=True)
-            said = True
-        time.sleep(_POLL)
+                if len(free) < number and (file := lock(folder / f"{name}.lock")):
+                    stack.enter_context(file)
+                    free.append(name)
+            return (stack.pop_all(), free) if len(free) == number else None
+
+    stack, free = wait_for(take, f"{number} of the GPUs {', '.join(names)}")
+    with stack:
+        yield free

@@ -6,19 +6,24 @@ import math
 import time
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nnunet_din.crossval.locks import is_locked
 from nnunet_din.data.files import read_json
+from nnunet_din.nnunet.commandline import last_lines
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.models import find_models
 from nnunet_din.nnunet.training_log import CHECKPOINTS, number_of_epochs, read_training
 
-#: Seconds without a sign after which a training is taken for interrupted: of one that was started by hand, which shows
-#: its epochs only, and of a step of ours, which shows every few seconds that it is there.
-QUIET, BEAT = 300.0, 10.0
+#: How the last line of a step's log says that the step has failed.
+FAILED = "FAILED"
+#: Seconds after which a silent training is taken for interrupted where no step of ours holds its log.
+_QUIET = 300.0
+#: Seconds between what nnU-Net writes into its own log and into that of our step.
+_TOGETHER = 10.0
 #: Epochs over which the duration of one is averaged.
 _RECENT = 5
 
@@ -49,20 +54,17 @@ class FoldFiles:
 
     @property
     def summary(self) -> Path:
-        """The scores of the validation."""
+        """Scores of the validation, the last file that nnU-Net writes."""
         return self.folder / "validation" / "summary.json"
 
-    def validated(self) -> bool:
-        """Whether the validation is complete and can be read."""
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
         try:
             cases = read_json(self.summary)["metric_per_case"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        return not self.probabilities or len(list(self.summary.parent.glob("*.npz"))) >= len(cases)
-
-    def complete(self) -> bool:
-        """Whether nothing is left to do."""
-        return _is_whole(self.folder / "checkpoint_final.pth") and self.validated()
+        validated = not self.probabilities or len(list(self.summary.parent.glob("*.npz"))) >= len(cases)
+        return validated and _is_whole(self.folder / CHECKPOINTS[0])
 
     def logs(self) -> list[Path]:
         """nnU-Net's text logs."""
@@ -92,8 +94,6 @@ class FoldState:
         nnU-Net's pseudo Dice of the last epoch, mean over the structures, 0 to 1; NaN: not known.
     seconds : float
         Recent duration of an epoch; NaN: not known.
-    log : pathlib.Path or None
-        Output of the commands, where they were run by this package.
     """
 
     model: str
@@ -103,51 +103,14 @@ class FoldState:
     epochs: int | None = None
     dice: float = math.nan
     seconds: float = math.nan
-    log: Path | None = None
 
     @property
     def left(self) -> float:
-        """Seconds until the last epoch ends; NaN: not known."""
-        return math.nan if self.epochs is None else (self.epochs - self.epoch) * self.seconds
-
-    def line(self) -> str:
-        """One line of progress."""
-        parts = [f"{self.model} fold {self.fold}: {self.status}"]
-        parts += [f"epoch {self.epoch}" + (f" of {self.epochs}" if self.epochs else "")] if self.epoch else []
-        parts += [f"pseudo Dice {self.dice:.3f}"] if math.isfinite(self.dice) else []
-        parts += [f"{self.seconds:.1f} s per epoch"] if math.isfinite(self.seconds) else []
-        parts += [f"{duration(self.left)} left"] if math.isfinite(self.left) and self.status == "running" else []
-        return ", ".join(parts)
+        """Seconds until the last epoch ends; NaN: not known, or not running."""
+        return (self.epochs - self.epoch) * self.seconds if self.epochs and self.status == "running" else math.nan
 
 
-class Record:
-    """What a step that was started by this package has noted about itself."""
-
-    def __init__(self, folder: Path, step: str):
-        name = step.replace("/", ".")
-        self.path = folder / "records" / f"{name}.json"
-        self.log = folder / "logs" / f"{name}.log"
-        self.lock = folder / "locks" / f"{name}.lock"
-
-    def read(self) -> dict[str, Any]:
-        """Its content; empty where there is none."""
-        try:
-            content = read_json(self.path)
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
-
-    def status(self) -> str:
-        """``running``, ``succeeded``, ``failed``, ``interrupted``, or nothing where it was not begun."""
-        content = self.read()
-        if not content:
-            return ""
-        if "code" in content:
-            return {0: "succeeded", None: "interrupted"}.get(content["code"], "failed")
-        return "running" if _age(self.path) < 6 * BEAT else "interrupted"
-
-
-def fold_state(model: str, fold: str, files: FoldFiles, record: Record | None = None) -> FoldState:
+def fold_state(model: str, fold: str, files: FoldFiles, log: Path) -> FoldState:
     """How far a fold is, now.
 
     Parameters
@@ -156,41 +119,38 @@ def fold_state(model: str, fold: str, files: FoldFiles, record: Record | None = 
         What to call it.
     files
         Its folder.
-    record
-        Of the step that trains it, if this package does.
+    log
+        Log of the step that trains it, which is there if this package does.
     """
-    logs = files.logs()
-    epoch, dice, seconds = _progress(files.folder, tuple((log.name, log.stat().st_size) for log in logs))
+    epoch, dice, seconds = _progress(files.folder)
     epochs = number_of_epochs(files.folder / "debug.json")
-    ours = record.status() if record else ""
-    newest = min(map(_age, logs), default=math.inf)
-    # Something else than our step writes to the log: a training that was started by hand.
-    by_hand = newest < max(QUIET, 3 * seconds if math.isfinite(seconds) else 0)
-    by_hand &= record is None or not ours or newest < _age(record.path) - BEAT
     if files.complete():
         status = "done"
-    elif ours == "running" or by_hand:
+    elif _is_running(files, log, seconds):
         status = "validating" if epochs is not None and epoch >= epochs else "running"
-    elif ours == "failed":
+    elif has_failed(log):
         status = "failed"
     else:
-        status = "interrupted" if logs or files.checkpoints() else "missing"
-    return FoldState(model, fold, status, epoch, epochs, dice, seconds, record.log if record and ours else None)
+        status = "interrupted" if files.logs() or files.checkpoints() else "missing"
+    return FoldState(model, fold, status, epoch, epochs, dice, seconds)
 
 
-def _age(path: Path) -> float:
-    """Seconds since a file was written, or until then, where its date is in the future."""
-    try:
-        return abs(time.time() - path.stat().st_mtime)
-    except FileNotFoundError:
-        return math.inf
+def has_failed(log: Path) -> bool:
+    """Whether a step has failed when it was run last, by its log."""
+    return any(FAILED in line for line in last_lines(log, 1))
 
 
-@lru_cache(maxsize=1024)
-def _progress(folder: Path, logs: tuple[tuple[str, int], ...]) -> tuple[int, float, float]:
-    """Finished epochs, pseudo Dice of the last one and recent seconds per epoch; read again when a log has grown."""
-    if not logs:
-        return 0, math.nan, math.nan
+def _is_running(files: FoldFiles, log: Path, seconds: float) -> bool:
+    newest = max((path.stat().st_mtime for path in files.logs()), default=-math.inf)
+    with suppress(OSError):  # no step of ours has trained it, or its file system has no locks
+        if log.stat().st_mtime > newest - _TOGETHER:
+            return is_locked(log)
+    # A training that was started by hand. NaN, in the second place, is passed over. A clock may be ahead.
+    return abs(time.time() - newest) < max(_QUIET, 3 * seconds)
+
+
+def _progress(folder: Path) -> tuple[int, float, float]:
+    """Finished epochs, pseudo Dice of the last one and recent seconds per epoch."""
     try:
         training = read_training(folder)
     except (FileNotFoundError, ValueError):
@@ -202,24 +162,13 @@ def _progress(folder: Path, logs: tuple[tuple[str, int], ...]) -> tuple[int, flo
 
 def table(states: Iterable[FoldState]) -> str:
     """A line a fold."""
-    rows = [("model", "fold", "state", "epoch", "pseudo Dice", "s/epoch", "left")]
+    rows: list[tuple[str, ...]] = [("model", "fold", "state", "epoch", "pseudo Dice", "s/epoch", "left")]
     for state in states:
-        rows.append(
-            (
-                state.model,
-                state.fold,
-                state.status,
-                f"{state.epoch}/{state.epochs or '?'}" if state.epoch or state.epochs else "",
-                f"{state.dice:.3f}" if math.isfinite(state.dice) else "",
-                f"{state.seconds:.1f}" if math.isfinite(state.seconds) else "",
-                duration(state.left) if math.isfinite(state.left) and state.status == "running" else "",
-            )
-        )
-    return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of a table as text."""
+        epoch = f"{state.epoch}/{state.epochs or '?'}" if state.epoch or state.epochs else ""
+        numbers = [("{:.3f}", state.dice), ("{:.1f}", state.seconds)]
+        texts = ["" if math.isnan(number) else form.format(number) for form, number in numbers]
+        left = "" if math.isnan(state.left) else duration(state.left)
+        rows.append((state.model, state.fold, state.status, epoch, *texts, left))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -230,10 +179,32 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
-def read_configuration(folder: Path) -> Mapping[str, Any]:
-    """The configuration of the last workflow in a folder of cross-validation; empty where there is none."""
-    path = folder / "crossval.json"
-    return read_json(path) if path.is_file() else {}
+def step_log(folder: Path, step: str) -> Path:
+    """Output of a step's commands in a folder of cross-validation."""
+    return folder / "logs" / f"{step.replace('/', '.')}.log"
+
+
+def states(results: Path, models: Mapping[str, Mapping[str, Any]]) -> list[FoldState]:
+    """How far every fold of some models is.
+
+    Parameters
+    ----------
+    results
+        Folder of a data set in nnU-Net's results.
+    models
+        Names of the folders of models -> ``name`` of the model, its ``folds``, and whether ensembles need its
+        ``probabilities``, as in the configuration of the workflow.
+    """
+    return [
+        fold_state(
+            entry["name"],
+            str(fold),
+            FoldFiles(results / folder / f"fold_{fold}", entry["probabilities"]),
+            step_log(results / "crossval", f"train/{folder}/fold_{fold}"),
+        )
+        for folder, entry in models.items()
+        for fold in entry["folds"]
+    ]
 
 
 def states_of(dataset: str, models: Sequence[str] | None = None, folds: Sequence[str] | None = None) -> list[FoldState]:
@@ -255,29 +226,16 @@ def states_of(dataset: str, models: Sequence[str] | None = None, folds: Sequence
         If there is no such data set, or nothing of it.
     """
     results = nnunet_folder("nnUNet_results") / dataset_name(dataset)
-    configuration = read_configuration(results / "crossval")
-    wanted: dict[str, tuple[str, list[str]]] = {}
-    for name, entry in configuration.get("models", {}).items():
-        wanted[entry["folder"]] = name, [str(fold) for fold in entry["folds"]]
+    workflow = results / "crossval" / "crossval.json"
+    known: dict[str, dict[str, Any]] = read_json(workflow).get("trainings", {}) if workflow.is_file() else {}
     for model in find_models(dataset):
-        name, planned = wanted.get(model.name, (model.name, []))
-        begun = [*model.folds, *(["all"] if model.fold_folder("all") else [])]
-        wanted[model.name] = name, list(dict.fromkeys([*planned, *begun]))
-    if models:
-        chosen = {folder: name for name, _, folder in (text.rpartition("=") for text in models)}
-        unknown = [folder for folder in chosen if folder not in wanted]
-        if unknown:
-            raise ValueError(f"No model is called {unknown[0]}. There are: {', '.join(wanted) or 'none'}.")
-        wanted = {folder: (name or wanted[folder][0], wanted[folder][1]) for folder, name in chosen.items()}
-    if not wanted:
+        entry = known.setdefault(model.name, {"name": model.name, "folds": [], "probabilities": False})
+        begun = [*map(str, entry["folds"]), *model.folds, *(["all"] if model.fold_folder("all") else [])]
+        entry["folds"] = sorted(set(begun), key=lambda fold: (not fold.isdecimal(), fold.zfill(4)))
+    if not known:
         raise FileNotFoundError(f"No training of {results.name} was begun.")
-    steps = configuration.get("steps", {})
-    states = []
-    for folder, (name, known) in wanted.items():
-        planned_name = next((n for n, e in configuration.get("models", {}).items() if e["folder"] == folder), None)
-        for fold in sorted(folds or known, key=lambda fold: (not fold.isdecimal(), fold.zfill(4))):
-            step = f"train/{planned_name}/fold_{fold}"
-            files = FoldFiles(results / folder / f"fold_{fold}", steps.get(step, {}).get("probabilities", False))
-            record = Record(results / "crossval", step) if step in steps else None
-            states.append(fold_state(name, fold, files, record))
-    return states
+    chosen = {folder: name for name, _, folder in (text.rpartition("=") for text in models or known)}
+    if unknown := [folder for folder in chosen if folder not in known]:
+        raise ValueError(f"No model is called {unknown[0]}. There are: {', '.join(known)}.")
+    wanted = {folder: {**known[folder], "folds": folds or known[folder]["folds"]} for folder in chosen}
+    return states(results, {f: {**entry, "name": chosen[f] or entry["name"]} for f, entry in wanted.items()})

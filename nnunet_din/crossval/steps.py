@@ -5,6 +5,7 @@ This is the one place where the commands are put together; a dry run prints them
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -14,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_din.crossval.models import CASCADE, FIRST_STAGE, Planning, TrainedModel, planner_of, plans_file
+from nnunet_din.crossval.models import CASCADE, ModelSpec, Planning, first_stage, plans_file
 from nnunet_din.crossval.state import FoldFiles
-from nnunet_din.data.files import read_json
+from nnunet_din.data.files import read_json, write_text
 from nnunet_din.nnunet.folders import nnunet_folder
 from nnunet_din.nnunet.plans import ancestors, read_plans
 
 Command = tuple[str, ...]
+#: Folds of nnU-Net's own splits.
+_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -30,59 +33,49 @@ class Step:
     Attributes
     ----------
     name : str
-        ``KIND/...``; the kinds are the rules of the workflow.
+        ``KIND/...``.
     commands : tuple of tuple of str
         Run one after the other.
-    after : tuple of str
-        Names of the steps that must have succeeded.
+    inputs : tuple of str
+        Files of other steps that must be there.
+    output : str
+        File that is there when the step has succeeded; of preparations and of the kind ``best`` a mark of ours.
     gpus : int
         How many GPUs it takes; 0: none.
-    fold : str or None
-        Of a training: the folder of the fold.
     probabilities : bool
         Of a training: whether its validation must hold probabilities.
     chosen : dict or None
         Of the kind ``best``: what the commands depend on, see :func:`best_commands`.
-    environment : dict of str to str
-        Variables that are set for the commands.
     """
 
     name: str
     commands: tuple[Command, ...]
-    after: tuple[str, ...] = ()
+    inputs: tuple[str, ...]
+    output: str
     gpus: int = 0
-    fold: str | None = None
     probabilities: bool = False
     chosen: Mapping[str, Any] | None = None
-    environment: Mapping[str, str] | None = None
 
     @property
     def kind(self) -> str:
-        """The rule of the workflow that runs it."""
+        """First part of its name: prepare, train, choose, predict, best or compare."""
         return self.name.partition("/")[0]
 
-    def files(self) -> FoldFiles:
-        """What a training has left so far."""
-        assert self.fold is not None
-        return FoldFiles(Path(self.fold), self.probabilities)
-
     def left(self) -> list[Command]:
-        """The commands that are left to run now."""
+        """The commands that are left to run now; of all but trainings, all."""
         if self.kind == "train":
-            return continued(self.commands[0], self.files())
-        if self.kind == "best":
-            assert self.chosen is not None
-            return best_commands(self.chosen)
-        return list(self.commands)
+            return continued(tuple(self.commands[0]), FoldFiles(Path(self.output).parents[1], self.probabilities))
+        return list(self.commands) if self.chosen is None else best_commands(self.chosen)
 
-    @staticmethod
-    def from_json(content: Mapping[str, Any]) -> Step:
-        """A step from the workflow's configuration."""
-        lists = {key: tuple(map(tuple, content[key])) if key == "commands" else tuple(content[key]) for key in _LISTS}
-        return Step(**{**content, **lists})
-
-
-_LISTS = ("commands", "after")
+    def environment(self, gpus: Sequence[str]) -> dict[str, str]:
+        """Variables that its commands need, with the GPUs that it has got."""
+        variables = {}
+        if self.gpus and gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        # nnU-Net's planners take this for a number of threads, which cannot be the 0 that trainings may have.
+        if self.kind == "prepare" and os.environ.get("nnUNet_n_proc_DA") == "0":
+            variables["nnUNet_n_proc_DA"] = "1"
+        return variables
 
 
 def shell_line(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
@@ -160,10 +153,10 @@ class CrossValidation:
     ----------
     dataset : str
         ``DatasetXXX_Name``.
-    models : sequence of TrainedModel
+    models : sequence of ModelSpec
         In the order of the leaderboard.
     planning : dict of str to Planning
-        How missing plans are made, where their name does not say it.
+        How missing plans are made.
     device : {"cuda", "cpu", "mps"}
         nnU-Net's ``-device``.
     test : tuple of pathlib.Path or None
@@ -171,187 +164,184 @@ class CrossValidation:
     """
 
     dataset: str
-    models: Sequence[TrainedModel]
+    models: Sequence[ModelSpec]
     planning: Mapping[str, Planning]
     device: str
     test: tuple[Path, Path] | None = None
 
     @property
+    def results(self) -> Path:
+        """nnU-Net's folder with the models."""
+        return nnunet_folder("nnUNet_results") / self.dataset
+
+    @property
     def folder(self) -> Path:
         """Where everything goes that is not nnU-Net's."""
-        return crossval_folder(self.dataset)
+        return self.results / "crossval"
+
+    @property
+    def preprocessed(self) -> Path:
+        """nnU-Net's folder with the plans and the preprocessed data."""
+        return nnunet_folder("nnUNet_preprocessed") / self.dataset
 
     @property
     def number(self) -> str:
         """Number of the data set, as nnU-Net's commands take it."""
         return str(int(self.dataset[7:10]))
 
-    def groups(self) -> dict[str, list[TrainedModel]]:
+    def groups(self) -> dict[str, list[ModelSpec]]:
         """Models among which nnU-Net chooses: the configurations of one trainer, plans and set of folds."""
-        groups: dict[tuple, list[TrainedModel]] = {}
+        groups: dict[str, list[ModelSpec]] = {}
         for model in self.models:
-            groups.setdefault((model.trainer, model.plans, tuple(sorted(model.folds))), []).append(model)
-        several = {kind[:2] for kind in groups if sum(kind[:2] == other[:2] for other in groups) > 1}
-        return {
-            "__".join(kind[:2]) + (f".folds_{'_'.join(map(str, kind[2]))}" if kind[:2] in several else ""): models
-            for kind, models in groups.items()
-        }
+            group = f"{model.trainer}__{model.plans}"
+            if group in groups and set(groups[group][0].folds) != set(model.folds):
+                group += f".folds_{'_'.join(map(str, sorted(model.folds)))}"
+            groups.setdefault(group, []).append(model)
+        return groups
+
+    def ensembled(self) -> set[str]:
+        """Names of the models whose ensembles nnU-Net tries, for which it needs probabilities."""
+        return {model.name for models in self.groups().values() if len(models) > 1 for model in models}
 
     def steps(self) -> list[Step]:
-        """Every step, finished or not, each after those that it waits for."""
-        steps = self._preparations()
-        groups = self.groups()
-        ensembled = {model.name for models in groups.values() if len(models) > 1 for model in models}
+        """Every step, each after those that it waits for; of the preparations, those that are missing."""
+        preparations = self._preparations()
         order = sorted(self.models, key=lambda model: model.configuration == CASCADE)
-        steps += [self._training(m, fold, m.name in ensembled) for m in order for fold in m.folds]
-        steps += [self._choice(group, models, len(groups) > 1) for group, models in groups.items()]
+        steps = [*preparations.values()]
+        for model in order:
+            prepared = [preparations[model.plans].output] if model.plans in preparations else []
+            steps += [self._training(model, fold, prepared) for fold in model.folds]
+        steps += [self._choice(group, models) for group, models in self.groups().items()]
         if self.test:
-            steps += [self._prediction(model, model.name in ensembled) for model in order]
-            steps += [self._best(group, models, len(groups) > 1) for group, models in groups.items()]
+            steps += [self._prediction(model, *self.test) for model in order]
+            steps += [self._best(group, models) for group, models in self.groups().items()]
         return [*steps, *self._comparisons()]
 
-    def _preparations(self) -> list[Step]:
-        """Plans and data; one after the other, because they share the fingerprint."""
-        steps: list[Step] = []
-        # nnU-Net's planners take this for a number of threads, which cannot be the 0 that trainings may have.
-        environment = {"nnUNet_n_proc_DA": "1"} if os.environ.get("nnUNet_n_proc_DA") == "0" else None
+    def _mark(self, step: str) -> str:
+        return str(self.folder / "done" / step.replace("/", "."))
+
+    def _preparations(self) -> dict[str, Step]:
+        """What is missing of plans and data, by the plans; one after the other, because they share the fingerprint."""
+        steps: dict[str, Step] = {}
         for plans in dict.fromkeys(model.plans for model in self.models):
             configurations = list(dict.fromkeys(m.configuration for m in self.models if m.plans == plans))
-            command = self._preparation(plans, configurations)
-            after = (steps[-1].name,) if steps else ()
-            steps.append(Step(f"prepare/{plans}", (command,) if command else (), after, environment=environment))
+            name, before = f"prepare/{plans}", tuple(step.output for step in steps.values())
+            if command := self._preparation(plans, configurations):
+                steps[plans] = Step(name, (command,), before, self._mark(name))
         return steps
 
     def _preparation(self, plans: str, configurations: Sequence[str]) -> Command | None:
         """The command that makes what is missing of plans and data."""
-        path = plans_file(self.dataset, plans)
-        if not path.is_file():
-            planning = planner_of(plans, self.planning)
+        path, planning = plans_file(self.dataset, plans), self.planning.get(plans)
+        arguments = planning.arguments if planning else ()
+        if planning and not path.is_file():
             # The data of the cascade are those of the full resolution.
             wanted = dict.fromkeys("3d_fullres" if c == CASCADE else c for c in configurations)
-            name = () if self.planning.get(plans) is None else ("-overwrite_plans_name", plans)
             return (
-                "nnUNetv2_plan_and_preprocess", "-d", self.number, "-pl", planning.planner, *name, "-c", *wanted,
-                "--verify_dataset_integrity", *planning.arguments,
+                "nnUNetv2_plan_and_preprocess", "-d", self.number, "-pl", planning.planner, "-overwrite_plans_name",
+                plans, "-c", *wanted, "--verify_dataset_integrity", *arguments,
             )  # fmt: skip
-        folder = path.parent
         content = read_plans(path)
         missing: dict[str, str] = {}
         for configuration in configurations:
             data = _data_of(content, configuration)
-            if not _is_preprocessed(folder, data):
+            if not is_preprocessed(self.preprocessed, data):
                 missing.setdefault(data, configuration)
-        if not missing:
-            return None
-        arguments = self.planning[plans].arguments if plans in self.planning else ()
         workers = arguments[arguments.index("-np") :][:2] if "-np" in arguments else ()
-        return ("nnUNetv2_preprocess", "-d", self.number, "-plans_name", plans, "-c", *missing.values(), *workers)
-
-    def _names(self, model: TrainedModel) -> Command:
-        return ("-tr", model.trainer, "-p", model.plans)
+        command = ("nnUNetv2_preprocess", "-d", self.number, "-plans_name", plans, "-c", *missing.values(), *workers)
+        return command if missing else None
 
     def _device(self) -> Command:
         return () if self.device == "cuda" else ("-device", self.device)
 
-    def _gpus(self, model: TrainedModel) -> int:
+    def _gpus(self, model: ModelSpec) -> int:
         return model.num_gpus if self.device == "cuda" else 0
 
-    def _training(self, model: TrainedModel, fold: int, probabilities: bool) -> Step:
-        after = [f"prepare/{model.plans}"]
-        if model.configuration == CASCADE:
-            first = self._first_stage(model)
-            after += [f"train/{first.name}/fold_{other}" for other in first.folds]
+    def _scores(self, model: ModelSpec) -> list[str]:
+        """Summaries of the validations of a model, which are there when it is trained."""
+        return [str(FoldFiles(self.results / model.folder / f"fold_{fold}").summary) for fold in model.folds]
+
+    def _training(self, model: ModelSpec, fold: int, prepared: Sequence[str]) -> Step:
+        first = first_stage(model, self.models) if model.configuration == CASCADE else None
+        before = [*prepared, *(self._scores(first) if first else ())]
+        probabilities = model.name in self.ensembled()
         command = (
-            "nnUNetv2_train", self.number, model.configuration, str(fold), *self._names(model), *self._device(),
+            "nnUNetv2_train", self.number, model.configuration, str(fold), *_names(model), *self._device(),
             *(("-num_gpus", str(model.num_gpus)) if model.num_gpus > 1 else ()),
             *(("--npz",) if probabilities else ()), *model.arguments,
         )  # fmt: skip
-        folder = nnunet_folder("nnUNet_results") / self.dataset / model.folder / f"fold_{fold}"
-        name = f"train/{model.name}/fold_{fold}"
-        return Step(name, (command,), tuple(after), self._gpus(model), str(folder), probabilities)
+        output = self._scores(model)[model.folds.index(fold)]
+        name = f"train/{model.folder}/fold_{fold}"
+        return Step(name, (command,), tuple(before), output, self._gpus(model), probabilities)
 
-    def _first_stage(self, model: TrainedModel) -> TrainedModel:
-        kind = (model.trainer, model.plans, FIRST_STAGE)
-        return next(m for m in self.models if (m.trainer, m.plans, m.configuration) == kind)
-
-    def _information(self, group: str, several: bool) -> Path:
+    def _information(self, group: str) -> Path:
         """What nnU-Net notes about its choice, or the copy of it where the next choice would replace it."""
-        name = f"inference_information__{group}.json" if several else "inference_information.json"
-        return nnunet_folder("nnUNet_results") / self.dataset / name
+        name = f"inference_information__{group}.json" if len(self.groups()) > 1 else "inference_information.json"
+        return self.results / name
 
-    def _choice(self, group: str, models: Sequence[TrainedModel], several: bool) -> Step:
-        folds = models[0].folds
-        configurations = [model.configuration for model in models]
+    def _choice(self, group: str, models: Sequence[ModelSpec]) -> Step:
         command = (
-            "nnUNetv2_find_best_configuration", self.number, "-c", *configurations, *self._names(models[0]),
-            "-f", *map(str, folds),
+            "nnUNetv2_find_best_configuration", self.number, "-c", *(model.configuration for model in models),
+            *_names(models[0]), "-f", *map(str, models[0].folds),
         )  # fmt: skip
-        note = self._information(group, False)
-        copies = [_file_command("copy", note, self._information(group, True))] if several else []
-        after = [f"train/{model.name}/fold_{fold}" for model in models for fold in folds]
-        return Step(f"choose/{group}", (command, *copies), tuple(after))
+        note, output = self.results / "inference_information.json", self._information(group)
+        copies = [_file_command("copy", note, output)] if output != note else []
+        scores = [score for model in models for score in self._scores(model)]
+        return Step(f"choose/{group}", (command, *copies), tuple(scores), str(output))
 
-    def _predictions(self, name: str) -> Path:
-        return self.folder / "predictions" / name
+    def _predictions(self, name: str) -> str:
+        return str(self.folder / "predictions" / name)
 
-    def _prediction(self, model: TrainedModel, probabilities: bool) -> Step:
-        assert self.test is not None
-        images, labels = map(str, self.test)
-        output = str(self._predictions(model.name))
-        after = [f"train/{model.name}/fold_{fold}" for fold in model.folds]
+    def _prediction(self, model: ModelSpec, images: Path, labels: Path) -> Step:
+        output = self._predictions(model.name)
+        before = self._scores(model)
         stage: Command = ()
-        if model.configuration == CASCADE:
-            first = self._first_stage(model)
-            stage = ("-prev_stage_predictions", str(self._predictions(first.name)))
-            after.append(f"predict/{first.name}")
+        if model.configuration == CASCADE and (first := first_stage(model, self.models)):
+            stage = ("-prev_stage_predictions", self._predictions(first.name))
+            before.append(f"{stage[1]}/summary.json")
         predict = (
-            "nnUNetv2_predict", "-d", self.number, "-i", images, "-o", output, "-c", model.configuration,
-            *self._names(model), "-f", *map(str, model.folds), *self._device(), *stage,
-            *(("--save_probabilities",) if probabilities else ()),
+            "nnUNetv2_predict", "-d", self.number, "-i", str(images), "-o", output, "-c", model.configuration,
+            *_names(model), "-f", *map(str, model.folds), *self._device(), *stage,
+            *(("--save_probabilities",) if model.name in self.ensembled() else ()),
         )  # fmt: skip
         evaluate = (
-            "nnUNetv2_evaluate_folder", labels, output, "-djfile", f"{output}/dataset.json", "-pfile",
+            "nnUNetv2_evaluate_folder", str(labels), output, "-djfile", f"{output}/dataset.json", "-pfile",
             f"{output}/plans.json",
         )  # fmt: skip
-        return Step(f"predict/{model.name}", (predict, evaluate), tuple(after), min(1, self._gpus(model)))
+        gpus = min(1, self._gpus(model))
+        return Step(f"predict/{model.folder}", (predict, evaluate), tuple(before), f"{output}/summary.json", gpus)
 
-    def _best(self, group: str, models: Sequence[TrainedModel], several: bool) -> Step:
-        chosen = {
-            "information": str(self._information(group, several)),
-            "predictions": {model.folder: str(self._predictions(model.name)) for model in models},
-            "output": str(self._predictions(f"best__{group}")),
-        }
-        after = [f"choose/{group}", *(f"predict/{model.name}" for model in models)]
-        return Step(f"best/{group}", (), tuple(after), chosen=chosen)
+    def _best(self, group: str, models: Sequence[ModelSpec]) -> Step:
+        predictions = {model.folder: self._predictions(model.name) for model in models}
+        information, output = str(self._information(group)), self._predictions(f"best__{group}")
+        chosen = {"information": information, "predictions": predictions, "output": output}
+        before = (information, *(f"{folder}/summary.json" for folder in predictions.values()))
+        return Step(f"best/{group}", (), before, self._mark(f"best/{group}"), chosen=chosen)
 
     def _comparisons(self) -> list[Step]:
         named = [m.folder if m.name == m.folder else f"{m.name}={m.folder}" for m in self.models]
-        folds = [str(fold) for fold in self.models[0].folds]
-        same = all(set(model.folds) == set(self.models[0].folds) for model in self.models)
-        command = (
-            "nnunet-din",
-            "leaderboard",
-            "-d",
-            self.number,
-            "--models",
-            *named,
-            *(("-f", *folds) if same else ()),
-        )
-        trained = [f"train/{model.name}/fold_{fold}" for model in self.models for fold in model.folds]
-        steps = [Step("compare/crossval", (command,), tuple(trained))]
+        folds = self.models[0].folds
+        same = all(set(model.folds) == set(folds) for model in self.models)
+        options = ("-d", self.number, "--models", *named, *(("-f", *map(str, folds)) if same else ()))
+        scores = tuple(score for model in self.models for score in self._scores(model))
+        steps = [_leaderboard("crossval", options, scores, self.results / "leaderboard")]
         if self.test:
-            names = [model.name for model in self.models] + [f"best__{group}" for group in self.groups()]
-            command = (
-                "nnunet-din", "leaderboard", "--pred", *(f"{name}={self._predictions(name)}" for name in names),
-                "--gt", str(self.test[1]), "-o", str(self.folder / "leaderboard_test"),
-            )  # fmt: skip
-            steps.append(Step("compare/test", (command,), tuple(f"best/{group}" for group in self.groups())))
+            names = [*(model.name for model in self.models), *(f"best__{group}" for group in self.groups())]
+            output = self.folder / "leaderboard_test"
+            predictions = (f"{name}={self._predictions(name)}" for name in names)
+            options = ("--pred", *predictions, "--gt", str(self.test[1]), "-o", str(output))
+            before = tuple(self._mark(f"best/{group}") for group in self.groups())
+            steps.append(_leaderboard("test", options, before, output))
         return steps
 
 
-def crossval_folder(dataset: str) -> Path:
-    """The folder of the cross-validation of a data set, beside nnU-Net's models."""
-    return nnunet_folder("nnUNet_results") / dataset / "crossval"
+def _leaderboard(name: str, options: Command, inputs: tuple[str, ...], folder: Path) -> Step:
+    command = ("nnunet-din", "leaderboard", *options)
+    return Step(f"compare/{name}", (command,), inputs, str(folder / "leaderboard.html"))
+
+
+def _names(model: ModelSpec) -> Command:
+    return ("-tr", model.trainer, "-p", model.plans)
 
 
 def _data_of(plans: Mapping[str, Any], configuration: str) -> str:
@@ -362,10 +352,26 @@ def _data_of(plans: Mapping[str, Any], configuration: str) -> str:
     raise ValueError(f"Configuration '{configuration}' of the plans has no data_identifier.")
 
 
-def _is_preprocessed(folder: Path, data: str) -> bool:
-    """Whether every case is there. nnU-Net copies the true label maps last, and writes a case's properties last."""
-    if not (folder / "dataset.json").is_file():
-        return False
-    ending = read_json(folder / "dataset.json")["file_ending"]
-    truth = {path.name.removesuffix(ending) for path in (folder / "gt_segmentations").glob(f"*{ending}")}
-    return bool(truth) and truth <= {path.stem for path in (folder / data).glob("*.pkl")}
+def training_cases(preprocessed: Path) -> list[str]:
+    """Sorted names of the cases of a data set, from the true label maps that nnU-Net copies at the end."""
+    if not (preprocessed / "dataset.json").is_file():
+        return []
+    ending = read_json(preprocessed / "dataset.json")["file_ending"]
+    return sorted(path.name.removesuffix(ending) for path in (preprocessed / "gt_segmentations").glob(f"*{ending}"))
+
+
+def is_preprocessed(preprocessed: Path, data: str) -> bool:
+    """Whether every case is in a folder of preprocessed data. nnU-Net writes the properties of a case last."""
+    cases = training_cases(preprocessed)
+    return bool(cases) and set(cases) <= {path.stem for path in (preprocessed / data).glob("*.pkl")}
+
+
+def write_splits(preprocessed: Path) -> None:
+    """Write the splits that nnU-Net would write, where there are none: trainings that begin at once would collide."""
+    cases, path = training_cases(preprocessed), preprocessed / "splits_final.json"
+    if path.is_file() or len(cases) < _FOLDS:  # which nnU-Net reports
+        return
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    splits = generate_crossval_split(cases, seed=12345, n_splits=_FOLDS)
+    write_text(path, json.dumps([{part: list(map(str, names)) for part, names in fold.items()} for fold in splits]))

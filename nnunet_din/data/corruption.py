@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,6 @@ __all__ = [
     "Corruption",
     "corrupt",
     "corrupt_file",
-    "fitting_corruptions",
     "refusal",
     "sensible_corruptions",
 ]
@@ -46,9 +44,9 @@ class Corruption:
 
     Attributes
     ----------
-    apply : callable
-        Makes of channels, a tensor of shape ``(C, Y, X)`` or ``(C, Z, Y, X)`` whose intensities are in [0, 1] but for a
-        few bright voxels, those of the bad image. Takes channels, level, voxel size and a state of random numbers.
+    transform : callable
+        Function of level, shape ``(Y, X)`` or ``(Z, Y, X)``, voxel size and a state of random numbers. Gives the
+        transform of channels in that shape, whose intensities are in [0, 1] but for a few bright voxels.
     levels : tuple of float
         What severities 1 to 5 mean.
     unit : str
@@ -59,7 +57,7 @@ class Corruption:
         Whether it goes through the whole volume even where slices are thick.
     """
 
-    apply: Callable[[Any, float, Sequence[float], np.random.RandomState], Any]
+    transform: Callable[[float, Sequence[int], Sequence[float], np.random.RandomState], Callable]
     levels: tuple[float, float, float, float, float]
     unit: str
     ct: bool = False
@@ -67,94 +65,76 @@ class Corruption:
     whole: bool = False
 
 
-def _gaussian_noise(channels, level, spacing, state):
-    from monai.transforms import RandGaussianNoise
+def _monai(name: str, *arguments, **settings) -> Callable:
+    from monai import transforms
 
-    return RandGaussianNoise(prob=1, std=level, sample_std=False).set_random_state(state=state)(channels)
-
-
-def _rician_noise(channels, level, spacing, state):
-    from monai.transforms import RandRicianNoise
-
-    return RandRicianNoise(prob=1, std=level, sample_std=False).set_random_state(state=state)(channels)
+    return getattr(transforms, name)(*arguments, **settings)
 
 
-def _blur(channels, level, spacing, state):
-    from monai.transforms import GaussianSmooth
-
-    return GaussianSmooth([level * min(spacing) / edge for edge in spacing])(channels)
+def _gaussian_noise(level, shape, spacing, state):
+    return _monai("RandGaussianNoise", prob=1, std=level, sample_std=False)
 
 
-def _gamma(channels, level, spacing, state):
-    from monai.transforms import AdjustContrast
-
-    return AdjustContrast(level)(channels)
+def _rician_noise(level, shape, spacing, state):
+    return _monai("RandRicianNoise", prob=1, std=level, sample_std=False)
 
 
-def _bias_field(channels, level, spacing, state):
-    from monai.transforms import RandBiasField
-
-    return RandBiasField(coeff_range=(-level, level), prob=1).set_random_state(state=state)(channels)
+def _blur(level, shape, spacing, state):
+    return _monai("GaussianSmooth", [level * min(spacing) / edge for edge in spacing])
 
 
-def _gibbs_ringing(channels, level, spacing, state):
-    from monai.transforms import GibbsNoise
-
-    return GibbsNoise(level)(channels)
+def _gamma(level, shape, spacing, state):
+    return _monai("AdjustContrast", level)
 
 
-def _spikes(channels, level, spacing, state):
-    from monai.transforms import RandKSpaceSpikeNoise
-
-    # A wave of amplitude 1 has the number of voxels in k-space.
-    log = float(np.log(level * np.prod(channels.shape[1:])))
-    transform = RandKSpaceSpikeNoise(prob=1, intensity_range=(log, log), channel_wise=False)
-    return transform.set_random_state(state=state)(channels)
+def _bias_field(level, shape, spacing, state):
+    return _monai("RandBiasField", coeff_range=(-level, level), prob=1)
 
 
-def _low_resolution(channels, level, spacing, state):
-    from monai.transforms import RandSimulateLowResolution
-
-    upsampling = "bilinear" if channels.ndim == 3 else "trilinear"
-    return RandSimulateLowResolution(1, "area", upsampling, (1 / level, 1 / level))(channels)
+def _gibbs_ringing(level, shape, spacing, state):
+    return _monai("GibbsNoise", level)
 
 
-def _ghosting(channels, level, spacing, state):
-    axis = int(state.randint(channels.ndim - 1))
-    return _by_torchio(channels, spacing, "Ghosting", num_ghosts=int(state.randint(3, 7)), axis=axis, intensity=level)
+def _spikes(level, shape, spacing, state):
+    log = float(np.log(level * np.prod(shape)))  # a wave of amplitude 1 has the number of voxels in k-space
+    return _monai("RandKSpaceSpikeNoise", prob=1, intensity_range=(log, log), channel_wise=False)
 
 
-def _motion(channels, level, spacing, state):
+def _low_resolution(level, shape, spacing, state):
+    upsampling = "bilinear" if len(shape) == 2 else "trilinear"
+    return _monai("RandSimulateLowResolution", 1, "area", upsampling, (1 / level, 1 / level))
+
+
+def _ghosting(level, shape, spacing, state):
+    axis, number = int(state.randint(len(shape))), int(state.randint(3, 7))
+    return _torchio("Ghosting", spacing, num_ghosts=number, axis=axis, intensity=level, restore=None)
+
+
+def _motion(level, shape, spacing, state):
     # An even number of movements: none of them is near the centre of k-space, which says where the image lies.
     times = (np.arange(1, 5) + state.uniform(-0.3, 0.3, 4)) / 5
     degrees, translation = state.uniform(-level, level, (2, 4, 3))
-    if channels.ndim == 3:  # turns about the axis across the plane, and moves in it
+    if len(shape) == 2:  # turns about the axis across the plane, and moves in it
         degrees[:, :2] = translation[:, 2] = 0
-    return _by_torchio(
-        channels,
-        spacing,
-        "Motion",
-        degrees=degrees,
-        translation=translation,
-        times=times,
-        image_interpolation="linear",
-    )
+    movements = {"degrees": degrees, "translation": translation, "times": times}
+    return _torchio("Motion", spacing, image_interpolation="linear", **movements)
 
 
-def _by_torchio(channels, spacing, name: str, **parameters):
+def _torchio(name: str, spacing: Sequence[float], **settings) -> Callable:
     try:
         import torchio
     except ImportError as error:
         raise ValueError(
             f"{name.lower()} is a transform of TorchIO, which is not installed: pip install 'nnunet-din[robustness]'."
         ) from error
-    if name == "Ghosting":
-        parameters["restore"] = None
-    flat = channels.ndim == 3
-    volume, edges = (channels[..., None], (*spacing, 1)) if flat else (channels, spacing)
-    image = torchio.ScalarImage(tensor=volume, affine=np.diag((*edges, 1)))
-    bad = getattr(torchio, name)(**parameters)(image).data
-    return bad[..., 0] if flat else bad
+    affine = np.diag([*(*spacing, 1)[:3], 1])
+
+    def transform(channels):
+        volume = channels.reshape(*channels.shape, *[1] * (4 - channels.ndim))  # an image has one slice
+        image = torchio.ScalarImage(tensor=volume, affine=affine)
+        return getattr(torchio, name)(**settings)(image).data.reshape(channels.shape)
+
+    return transform
 
 
 _RANGE = "of the range of intensities"
@@ -196,16 +176,11 @@ def refusal(name: str, ct: bool, color: bool) -> str:
     return ""
 
 
-def fitting_corruptions(ct: bool, color: bool) -> list[str]:
-    """Corruptions that make sense for such images."""
-    return [name for name in CORRUPTIONS if not refusal(name, ct, color)]
-
-
 def sensible_corruptions(ct: bool, color: bool) -> list[str]:
-    """Corruptions to begin with: those that fit and need no TorchIO; of the two noises that of magnitude MR images
-    where it fits.
+    """Corruptions to begin with: those that make sense for such images and need no TorchIO; of the two noises that of
+    magnitude MR images where it fits.
     """
-    fitting = [name for name in fitting_corruptions(ct, color) if name not in _BY_TORCHIO]
+    fitting = [name for name in CORRUPTIONS if name not in _BY_TORCHIO and not refusal(name, ct, color)]
     return [name for name in fitting if name != "gaussian_noise" or "rician_noise" not in fitting]
 
 
@@ -244,9 +219,8 @@ def corrupt(image: Image, name: str, severity: int, seed: int, ct: bool = False)
     array = image.array.astype(np.float32)
     low = array.min()
     width = _CT_RANGE if ct else max(np.percentile(array, 99.5) - low, np.finfo(np.float32).tiny)
-    level = corruption.levels[severity - 1]
     state = np.random.RandomState(seed)
-    bad = _applied(corruption, (array - low) / np.float32(width), level, image, state) * width + low
+    bad = _applied(corruption, severity, (array - low) / np.float32(width), image, state) * width + low
     if not (ct or image.flat) and (masked := image.array == 0).mean() >= _MASKED:
         bad[masked] = 0
     kind = image.array.dtype
@@ -257,18 +231,20 @@ def corrupt(image: Image, name: str, severity: int, seed: int, ct: bool = False)
 
 
 def _applied(
-    corruption: Corruption, channels: np.ndarray, level: float, image: Image, state: np.random.RandomState
+    corruption: Corruption, severity: int, channels: np.ndarray, image: Image, state: np.random.RandomState
 ) -> np.ndarray:
     """Apply a corruption to channels ``(C, Z, Y, X)``: to the volume, or to its slices as if they were channels."""
     import torch
 
     across, edges = image.slice_axis, image.spacing
-    in_plane = edges[:across] + edges[across + 1 :]
     by_slice = image.flat or (max(edges) > _THICK * min(edges) and not corruption.whole)
     if by_slice:
         slices = np.moveaxis(channels, across + 1, 1)
-        channels, edges = slices.reshape(-1, *slices.shape[2:]), in_plane
-    bad = np.asarray(corruption.apply(torch.from_numpy(np.ascontiguousarray(channels)), level, edges, state))
+        channels, edges = slices.reshape(-1, *slices.shape[2:]), edges[:across] + edges[across + 1 :]
+    transform = corruption.transform(corruption.levels[severity - 1], channels.shape[1:], edges, state)
+    if hasattr(transform, "set_random_state"):
+        transform.set_random_state(state=state)
+    bad = np.asarray(transform(torch.from_numpy(np.ascontiguousarray(channels))))
     return np.moveaxis(bad.reshape(slices.shape), 1, across + 1) if by_slice else bad
 
 

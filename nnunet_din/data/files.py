@@ -7,14 +7,14 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-#: Seconds without a write after which a file or folder is one that a killed process left.
+#: Seconds without a write after which a file is one that a killed process left.
 _ABANDONED = 24 * 3600
 #: Seconds for which another program, such as a virus scanner, may keep a file in its place; and between attempts.
 _PATIENCE, _POLL = 2.0, 0.1
@@ -41,7 +41,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     HeldFileError
         If the file that was there before cannot be replaced within two seconds.
     """
-    temporary = _beside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(4)}.partial.{path.name}")
     temporary.touch(exist_ok=False)
     mode = temporary.stat().st_mode
     _remove_abandoned(path, temporary)
@@ -61,49 +62,36 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
-    """Gives a folder to fill, beside ``path``, and renames it when it is full; as :func:`written_whole` with a file.
+    """Gives a folder to fill, beside ``path``, and renames it when it is full.
 
     Raises
     ------
     ValueError
         If ``path`` is there and not an empty folder, at the beginning or at the end.
     """
-    there = f"{path} is already there, and nothing is overwritten: remove it, or choose another place."
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(there)
-    temporary = _beside(path)
-    temporary.mkdir()
-    _remove_abandoned(path, temporary)
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        try:
-            if path.is_dir():
-                path.rmdir()
-            temporary.rename(path)
-        except OSError as error:
-            if path.exists():  # somebody was quicker
-                raise ValueError(there) from error
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _beside(path: Path) -> Path:
-    """A path that no other process or thread writes to, in the folder of ``path``, which is made if needed."""
+    _refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # nnU-Net takes a folder for a model's where two underscores are in its name.
-    return path.with_name(f".{secrets.token_hex(4)}.partial.{path.name.replace('__', '-')}")
+    with TemporaryDirectory(prefix=".partial-", dir=path.parent) as temporary:
+        filled = Path(temporary, "new")
+        filled.mkdir()
+        yield filled
+        _refuse_existing(path)
+        if path.is_dir():
+            path.rmdir()
+        filled.rename(path)
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} is already there, and nothing is overwritten: remove it, or choose another place.")
 
 
 def _remove_abandoned(path: Path, fresh: Path) -> None:
     """Remove what killed processes left in place of ``path``; ``fresh`` was just made, by the same clock."""
-    for left in path.parent.glob(f".*.partial.{glob.escape(path.name.replace('__', '-'))}"):
+    for left in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
         with suppress(OSError):  # another process removes it, too
             if fresh.stat().st_mtime - left.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                left.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -133,6 +133,12 @@ def _read(files: Sequence[Path], read: Callable) -> tuple[np.ndarray, tuple[floa
     return array, spacing
 
 
+def split_name(path: Path) -> tuple[str, str]:
+    """Name and ending of an image file; .nii.gz is one ending, and a name may have points in it."""
+    ending = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    return path.name.removesuffix(ending), ending
+
+
 def write_image(path: Path, channels: np.ndarray, like: Path) -> None:
     """Write an image with the geometry of another one.
 

@@ -6,7 +6,9 @@ import gzip
 import math
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,6 @@ _OVERFLOW = 1e15
 _GREY_VALUES = 256
 #: Voxels from which the range of the bulk is taken.
 _SAMPLE = 100_000
-#: What Python raises of a gzip file that is not whole.
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
-_WORDS_FOR_DAMAGE = "{} is damaged or cut off ({}). Copy or export it again from its source."
 
 
 def check_name(path: Path) -> None:
@@ -48,14 +47,8 @@ def check_spacing(path: Path) -> None:
     ValueError
         If it is not positive and finite.
     """
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    try:
-        with gzip.open(path) if packed else path.open("rb") as file:
-            beginning = file.read(1024)
-    except _DAMAGED as error:
-        raise ValueError(_WORDS_FOR_DAMAGE.format(path, error)) from error
-    _check_spacing(path, _header(path, beginning))
+    with _unpacked(path) as file:
+        _check_spacing(path, _header(path, file.read(1024)))
 
 
 def check_file(path: Path) -> None:
@@ -76,7 +69,8 @@ def check_file(path: Path) -> None:
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         _check_range(path, _wide_voxels(path))
         return
-    content = _content(path)
+    with _unpacked(path) as file:
+        content = file.read()  # to the end, where gzip's checksum stands
     header = _header(path, content[:1024])
     _check_spacing(path, header)
     try:
@@ -108,6 +102,22 @@ def check_file(path: Path) -> None:
         _check_range(path, voxels, 1 if slope is None else slope, intercept or 0)
 
 
+@contextmanager
+def _unpacked(path: Path) -> Iterator[BufferedIOBase]:
+    """A NIfTI file, unpacked if it is packed; SimpleITK reads unpacked ones that are called .nii.gz, too."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        if packed and not path.name.lower().endswith(".gz"):
+            raise ValueError(f"{path} is compressed, in spite of its name: rename it to {path.name}.gz.")
+        file.seek(0)
+        try:
+            yield gzip.open(file) if packed else file
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(
+                f"{path} is damaged or cut off ({error}). Copy or export it again from its source."
+            ) from error
+
+
 def _header(path: Path, beginning: bytes) -> Any:
     """NIfTI header as it is stored."""
     import nibabel
@@ -126,19 +136,6 @@ def _check_spacing(path: Path, header: Any) -> None:
             f"{path} has the spacing {' x '.join(f'{s:g}' for s in spacing)} in its header (pixdim), which readers "
             "replace in silence, for example by 1 mm: write the right one, for example with nibabel's `set_zooms`."
         )
-
-
-def _content(path: Path) -> bytes:
-    """The file's bytes, unpacked to the end, where gzip's checksum stands."""
-    content = path.read_bytes()
-    if not content.startswith(b"\x1f\x8b"):
-        return content  # also of a file that is called .nii.gz: SimpleITK reads it
-    if not path.name.lower().endswith(".gz"):
-        raise ValueError(f"{path} is compressed, in spite of its name: rename it to {path.name}.gz.")
-    try:
-        return gzip.decompress(content)
-    except _DAMAGED as error:
-        raise ValueError(_WORDS_FOR_DAMAGE.format(path, error)) from error
 
 
 def _wide_voxels(path: Path) -> np.ndarray:

@@ -15,13 +15,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from nnunet_din.data.files import write_text
 from nnunet_din.data.images import save
-
-__all__ = ["LABELS", "PhantomCase", "make_case", "write_dataset"]
+from nnunet_din.data.raw_dataset import refuse_other_files
 
 LABELS = {"background": 0, "RV": 1, "MYO": 2, "LV": 3}
 
@@ -50,103 +50,69 @@ class PhantomCase:
     spacing: tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class _Anatomy:
-    """The numbers that make a patient. Lengths in mm, angles in radians, intensities in arbitrary units."""
+#: What differs between patients, in the order in which it is drawn: lowest and highest value, or lists of them. Lengths
+#: in mm, angles in degrees, intensities in arbitrary units; shares of the outer radius (wall), of blood or of muscle.
+_ANATOMY: dict[str, tuple] = {
+    "radius": (28.0, 36.0),
+    "blood": (290.0, 350.0),
+    "muscle": (0.46, 0.6),
+    "length": (64.0, 76.0),
+    "centre": ([-7.0, 4.0], [9.0, 18.0]),
+    "tilt": ([-2.0, 0.0], [8.0, 12.0]),
+    "rotation": (-22.0, 22.0),
+    "wall": (0.25, 0.36),
+    "base_taper": (0.0, 0.1),
+    "apex_taper": (0.86, 0.93),
+    "ellipticity": (0.0, 0.08),
+    "ellipse_angle": (0.0, 180.0),
+    "outer_wave": ([[-0.025] * 2] * 2, 0.025),
+    "inner_wave": ([[-0.045] * 2] * 2, 0.045),
+    "rv_width": (22.0, 34.0),
+    "rv_arc": (66.0, 84.0),
+    "rv_skew": (-0.1, 0.45),
+    "rv_end": (0.74, 0.93),
+    "rv_sharpness": (0.6, 1.0),
+    "rv_wall": (2.5, 4.0),
+    "papillary": (0.0, 1.0),
+    "papillary_angles": ([30.0, -75.0], [65.0, -35.0]),
+    "papillary_radii": ([2.6] * 2, 4.4),
+    "fat_rim": (3.0, 9.0),
+    "fat_angle": (-50.0, 50.0),
+    "mediastinum": ([-56.0, -34.0], [-42.0, -14.0]),
+    "mediastinum_radii": ([22.0, 30.0], [34.0, 44.0]),
+    "mediastinum_wave": ([[-0.12] * 2] * 2, 0.12),
+    "chest_wall": (54.0, 66.0),
+    "chest_curve": (140.0, 260.0),
+    "chest_fat": (6.0, 16.0),
+    "diaphragm": (46.0, 62.0),
+    "diaphragm_slope": (-0.25, 0.1),
+    "stomach": ([54.0, 10.0], [70.0, 45.0]),
+    "stomach_radii": ([14.0] * 2, 24.0),
+    "aorta": ([50.0, 48.0], [64.0, 64.0]),
+    "aorta_radius": (9.0, 13.0),
+    "vessels": ([[-60.0, -79.0, 1.5]] * 16, [60.0, 79.0, 4.5]),
+    "rv_blood": (0.85, 1.02),
+    "lung": (0.1, 0.18),
+    "vessel": (0.4, 0.7),
+    "fat": (0.8, 1.2),
+    "liver": (0.95, 1.35),
+    "stomach_content": (0.35, 1.0),
+    "chest_muscle": (0.8, 1.15),
+}
+_ANGLES = ("rotation", "ellipse_angle", "rv_arc", "papillary_angles", "fat_angle")
+_SHARES_OF_BLOOD = ("muscle", "rv_blood", "lung", "vessel", "fat", "stomach_content")
+_SHARES_OF_MUSCLE = ("liver", "chest_muscle")
 
-    length: float
-    centre: np.ndarray
-    tilt: np.ndarray
-    rotation: float
-    radius: float
-    wall: float
-    base_taper: float
-    apex_taper: float
-    ellipticity: float
-    ellipse_angle: float
-    outer_wave: np.ndarray
-    inner_wave: np.ndarray
-    rv_width: float
-    rv_arc: float
-    rv_skew: float
-    rv_end: float
-    rv_sharpness: float
-    rv_wall: float
-    papillary: bool
-    papillary_angles: np.ndarray
-    papillary_radii: np.ndarray
-    fat_rim: float
-    fat_angle: float
-    mediastinum: np.ndarray
-    mediastinum_radii: np.ndarray
-    mediastinum_wave: np.ndarray
-    chest_wall: float
-    chest_curve: float
-    chest_fat: float
-    diaphragm: float
-    diaphragm_slope: float
-    stomach: np.ndarray
-    stomach_radii: np.ndarray
-    aorta: np.ndarray
-    aorta_radius: float
-    vessels: np.ndarray
-    intensity: dict[str, float]
 
-
-def _draw_anatomy(rng: np.random.Generator) -> _Anatomy:
-    radius = rng.uniform(28.0, 36.0)
-    blood = rng.uniform(290.0, 350.0)
-    muscle = blood * rng.uniform(0.46, 0.6)
-    return _Anatomy(
-        length=rng.uniform(64.0, 76.0),
-        centre=np.array([rng.uniform(-7.0, 9.0), rng.uniform(4.0, 18.0)]),
-        tilt=np.array([rng.uniform(-2.0, 8.0), rng.uniform(0.0, 12.0)]),
-        rotation=np.deg2rad(rng.uniform(-22.0, 22.0)),
-        radius=radius,
-        wall=radius * rng.uniform(0.25, 0.36),
-        base_taper=rng.uniform(0.0, 0.1),
-        apex_taper=rng.uniform(0.86, 0.93),
-        ellipticity=rng.uniform(0.0, 0.08),
-        ellipse_angle=rng.uniform(0.0, np.pi),
-        outer_wave=rng.uniform(-0.025, 0.025, size=(2, 2)),
-        inner_wave=rng.uniform(-0.045, 0.045, size=(2, 2)),
-        rv_width=rng.uniform(22.0, 34.0),
-        rv_arc=np.deg2rad(rng.uniform(66.0, 84.0)),
-        rv_skew=rng.uniform(-0.1, 0.45),
-        rv_end=rng.uniform(0.74, 0.93),
-        rv_sharpness=rng.uniform(0.6, 1.0),
-        rv_wall=rng.uniform(2.5, 4.0),
-        papillary=bool(rng.random() < 0.85),
-        papillary_angles=np.deg2rad(np.array([rng.uniform(30.0, 65.0), rng.uniform(-75.0, -35.0)])),
-        papillary_radii=rng.uniform(2.6, 4.4, size=2),
-        fat_rim=rng.uniform(3.0, 9.0),
-        fat_angle=np.deg2rad(rng.uniform(-50.0, 50.0)),
-        mediastinum=np.array([rng.uniform(-56.0, -42.0), rng.uniform(-34.0, -14.0)]),
-        mediastinum_radii=np.array([rng.uniform(22.0, 34.0), rng.uniform(30.0, 44.0)]),
-        mediastinum_wave=rng.uniform(-0.12, 0.12, size=(2, 2)),
-        chest_wall=rng.uniform(54.0, 66.0),
-        chest_curve=rng.uniform(140.0, 260.0),
-        chest_fat=rng.uniform(6.0, 16.0),
-        diaphragm=rng.uniform(46.0, 62.0),
-        diaphragm_slope=rng.uniform(-0.25, 0.1),
-        stomach=np.array([rng.uniform(54.0, 70.0), rng.uniform(10.0, 45.0)]),
-        stomach_radii=rng.uniform(14.0, 24.0, size=2),
-        aorta=np.array([rng.uniform(50.0, 64.0), rng.uniform(48.0, 64.0)]),
-        aorta_radius=rng.uniform(9.0, 13.0),
-        vessels=rng.uniform([-60.0, -79.0, 1.5], [60.0, 79.0, 4.5], size=(16, 3)),
-        intensity={
-            "blood": blood,
-            "rv_blood": blood * rng.uniform(0.85, 1.02),
-            "muscle": muscle,
-            "lung": blood * rng.uniform(0.1, 0.18),
-            "vessel": blood * rng.uniform(0.4, 0.7),
-            "fat": blood * rng.uniform(0.8, 1.2),
-            "liver": muscle * rng.uniform(0.95, 1.35),
-            "stomach": blood * rng.uniform(0.35, 1.0),
-            "chest_muscle": muscle * rng.uniform(0.8, 1.15),
-            "background": blood * 0.03,
-        },
-    )
+def _draw_anatomy(rng: np.random.Generator) -> SimpleNamespace:
+    """What differs between patients, drawn: angles in radians, wall in mm, tones as intensities."""
+    drawn = SimpleNamespace(**{name: rng.uniform(*bounds) for name, bounds in _ANATOMY.items()})
+    values = vars(drawn)
+    values |= {name: np.deg2rad(values[name]) for name in _ANGLES}
+    values |= {name: drawn.blood * values[name] for name in _SHARES_OF_BLOOD}
+    values |= {name: drawn.muscle * values[name] for name in _SHARES_OF_MUSCLE}
+    drawn.wall *= drawn.radius
+    return drawn
 
 
 def _wave(angle: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
@@ -157,12 +123,12 @@ def _wave(angle: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     )
 
 
-def _heart(anatomy: _Anatomy, depth: float, y: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]:
+def _heart(anatomy: SimpleNamespace, depth: float, y: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]:
     """Masks of the heart's parts in one plane.
 
     Parameters
     ----------
-    anatomy : _Anatomy
+    anatomy : types.SimpleNamespace
         Anatomy of the patient.
     depth : float
         Position along the long axis, 0 at the base and 1 at the tip of the apex.
@@ -216,7 +182,7 @@ def _heart(anatomy: _Anatomy, depth: float, y: np.ndarray, x: np.ndarray) -> dic
     pad = anatomy.fat_rim * np.clip(np.cos(angle - anatomy.fat_angle) + 0.2, 0.0, 1.0)
     parts["fat"] = (distance >= rim) & (distance < rim + pad)
 
-    if anatomy.papillary and 0.2 < depth < 0.72:
+    if anatomy.papillary < 0.85 and 0.2 < depth < 0.72:
         free_wall = np.pi
         papillary = empty
         for side, radius in zip(anatomy.papillary_angles, anatomy.papillary_radii, strict=True):
@@ -227,13 +193,12 @@ def _heart(anatomy: _Anatomy, depth: float, y: np.ndarray, x: np.ndarray) -> dic
     return parts
 
 
-def _paint(anatomy: _Anatomy, depth: float, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _paint(anatomy: SimpleNamespace, depth: float, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Noise-free intensities of one plane at the coordinates `y`, `x` (mm)."""
-    tone = anatomy.intensity
-    image = np.full(y.shape, tone["lung"])
+    image = np.full(y.shape, anatomy.lung)
     for vessel_y, vessel_x, radius in anatomy.vessels:
         drift = 10.0 * (depth - 0.5)
-        image[np.hypot(y - vessel_y - drift, x - vessel_x - drift) < radius] = tone["vessel"]
+        image[np.hypot(y - vessel_y - drift, x - vessel_x - drift) < radius] = anatomy.vessel
 
     # Fat and vessels of the mediastinum fill the space between the heart and the breastbone, in patches.
     from_middle_y, from_middle_x = y - anatomy.mediastinum[0], x - anatomy.mediastinum[1]
@@ -242,37 +207,37 @@ def _paint(anatomy: _Anatomy, depth: float, y: np.ndarray, x: np.ndarray) -> np.
     mediastinum = reach < 1.0 + _wave(angle, anatomy.mediastinum_wave)
     waves = np.sin(0.19 * x + 0.07 * y + 3.0 * depth) * np.sin(0.05 * x - 0.16 * y + 5.0 * depth)
     share = np.clip(0.4 + 0.8 * waves, 0.0, 1.0)
-    image[mediastinum] = (tone["fat"] + share * (tone["muscle"] - tone["fat"]))[mediastinum]
+    image[mediastinum] = (anatomy.fat + share * (anatomy.muscle - anatomy.fat))[mediastinum]
 
     dome = anatomy.diaphragm - 14.0 * depth + anatomy.diaphragm_slope * x + 0.004 * (x + 25.0) ** 2
     below = y > dome
-    image[below] = tone["liver"]
+    image[below] = anatomy.liver
     stomach_y, stomach_x = anatomy.stomach
     radius_y, radius_x = anatomy.stomach_radii * (0.6 + 0.5 * depth)
     stomach = ((y - stomach_y) / radius_y) ** 2 + ((x - stomach_x) / radius_x) ** 2 < 1.0
-    image[stomach] = tone["stomach"]
+    image[stomach] = anatomy.stomach_content
 
     aorta = np.hypot(y - anatomy.aorta[0], x - anatomy.aorta[1])
-    image[aorta < anatomy.aorta_radius + 2.0] = tone["muscle"]
-    image[aorta < anatomy.aorta_radius] = tone["blood"]
+    image[aorta < anatomy.aorta_radius + 2.0] = anatomy.muscle
+    image[aorta < anatomy.aorta_radius] = anatomy.blood
 
     chest = -y - anatomy.chest_wall + (x + 15.0) ** 2 / anatomy.chest_curve
-    image[chest > 0.0] = tone["chest_muscle"]
+    image[chest > 0.0] = anatomy.chest_muscle
     ribs = (chest > 2.0) & (chest < 8.0) & (np.sin(x / 8.0 + 4.0 * depth) > 0.35)
-    image[ribs] = 0.5 * (tone["fat"] + tone["chest_muscle"])
-    image[chest > 9.0] = tone["fat"]
-    image[chest > 9.0 + anatomy.chest_fat] = tone["background"]
+    image[ribs] = 0.5 * (anatomy.fat + anatomy.chest_muscle)
+    image[chest > 9.0] = anatomy.fat
+    image[chest > 9.0 + anatomy.chest_fat] = 0.03 * anatomy.blood
 
     heart = _heart(anatomy, depth, y, x)
-    image[heart["fat"]] = tone["fat"]
-    image[heart["rv_wall"] | heart["myo"]] = tone["muscle"]
-    image[heart["rv"]] = tone["rv_blood"]
-    image[heart["lv"]] = tone["blood"]
-    image[heart["papillary"]] = tone["muscle"]
+    image[heart["fat"]] = anatomy.fat
+    image[heart["rv_wall"] | heart["myo"]] = anatomy.muscle
+    image[heart["rv"]] = anatomy.rv_blood
+    image[heart["lv"]] = anatomy.blood
+    image[heart["papillary"]] = anatomy.muscle
     return image
 
 
-def _label(anatomy: _Anatomy, depth: float, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _label(anatomy: SimpleNamespace, depth: float, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     heart = _heart(anatomy, depth, y, x)
     label = np.zeros(y.shape, dtype=np.uint8)
     label[heart["rv"]] = LABELS["RV"]
@@ -349,8 +314,6 @@ def make_case(index: int, seed: int = 0, size: int = 64, slices: int = 7) -> Pha
     ValueError
         If `index` or `seed` is negative, `size` is below 32 or `slices` below 3.
     """
-    if index < 0 or seed < 0:
-        raise ValueError(f"index and seed must be 0 or more, got index={index} and seed={seed}")
     if size < 32 or slices < 3:
         raise ValueError(f"size must be at least 32 and slices at least 3, got size={size} and slices={slices}")
 
@@ -381,7 +344,7 @@ def make_case(index: int, seed: int = 0, size: int = 64, slices: int = 7) -> Pha
         blocks = np.mean(planes, axis=0).reshape(size, _IN_PLANE_SAMPLES, size, _IN_PLANE_SAMPLES)
         image[z] = blocks.mean(axis=(1, 3))
 
-    image = _degrade(image, rng, pixel, y, anatomy.intensity["blood"])
+    image = _degrade(image, rng, pixel, y, anatomy.blood)
     return PhantomCase(image.astype(np.float32), label, (float(thickness), float(pixel), float(pixel)))
 
 
@@ -410,36 +373,23 @@ def write_dataset(
     Raises
     ------
     ValueError
-        If a number is out of range.
-    FileExistsError
-        If the folder already holds other cases, because nnU-Net would count them in.
+        If a number is out of range, or the folder already holds other cases, which nnU-Net would count in.
     """
-    if train < 1 or test < 0:
-        raise ValueError(f"train must be at least 1 and test at least 0, got train={train} and test={test}")
     import SimpleITK
 
-    folder = Path(folder)
-    ending = ".nii.gz"
-    parts = [(index, "Tr" if index < train else "Ts") for index in range(train + test)]
-    wanted = {f"images{part}/case_{index:03d}_0000{ending}" for index, part in parts}
-    wanted |= {f"labels{part}/case_{index:03d}{ending}" for index, part in parts}
-    for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        other = [path for path in sorted((folder / name).iterdir()) if f"{name}/{path.name}" not in wanted]
-        if other:
-            raise FileExistsError(f"{folder / name} already holds other files, the first is {other[0].name}")
-
-    for index, part in parts:
+    folder, ending = Path(folder), ".nii.gz"
+    files = {}
+    for index in range(train + test):
+        part = "Tr" if index < train else "Ts"
+        image = folder / f"images{part}" / f"case_{index:03d}_0000{ending}"
+        files[index] = image, folder / f"labels{part}" / f"case_{index:03d}{ending}"
+    refuse_other_files(folder, {path for pair in files.values() for path in pair})
+    for index, paths in files.items():
         case = make_case(index, seed=seed, size=size, slices=slices)
-        arrays = {
-            f"images{part}/case_{index:03d}_0000{ending}": np.rint(case.image).astype(np.int16),
-            f"labels{part}/case_{index:03d}{ending}": case.label,
-        }
-        for name, array in arrays.items():
+        for path, array in zip(paths, (np.rint(case.image).astype(np.int16), case.label), strict=True):
             volume = SimpleITK.GetImageFromArray(array)
             volume.SetSpacing(case.spacing[::-1])
-            save(volume, folder / name)
-
+            save(volume, path)
     description = {
         "name": "CardiacPhantom",
         "description": "Synthetic short-axis cine MR of the heart, drawn from analytic shapes",

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 #: Seconds between two lines where there is no terminal.
 INTERVAL = 5.0
-
-
-class _Lines:
-    """A stream that makes a line of each state of a bar, which otherwise overwrites the one before."""
-
-    def __init__(self, stream: TextIO):
-        self.stream = stream
-
-    def write(self, text: str) -> None:
-        text = text.strip("\r\n ")
-        if text:
-            self.stream.write(text + "\n")
-
-    def flush(self) -> None:
-        self.stream.flush()
 
 
 def progress(iterable: Iterable | None = None, *, total: int | None = None, desc: str = "", unit: str = "") -> tqdm:
@@ -38,17 +23,10 @@ def progress(iterable: Iterable | None = None, *, total: int | None = None, desc
     """
     from tqdm import tqdm
 
-    if sys.stderr.isatty():
-        return tqdm(iterable, total=total, desc=desc, unit=unit)
-    return tqdm(
-        iterable,
-        total=total,
-        desc=desc,
-        unit=unit,
-        file=_Lines(sys.stderr),
-        mininterval=INTERVAL,
-        maxinterval=INTERVAL,
-        miniters=1,
-        leave=True,
-        bar_format="{desc}: {n_fmt} of {total_fmt} {unit} in {elapsed}",
-    )
+    lines: dict[str, Any] = {
+        "mininterval": INTERVAL,
+        "maxinterval": INTERVAL,
+        "miniters": 1,
+        "bar_format": "{desc}: {n_fmt} of {total_fmt} {unit} in {elapsed}\n",
+    }
+    return tqdm(iterable, total=total, desc=desc, unit=unit, **({} if sys.stderr.isatty() else lines))

@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from nnunet_din import __version__
-from nnunet_din.nnunet.plans import enhancements_of
+from nnunet_din.nnunet.labels import channel_names
+from nnunet_din.nnunet.predictor import TrainedModel
 
 #: Changes when a program that reads older descriptions would go wrong.
 FORMAT = 2
-#: nnU-Net's readers, which programs can do without -> directions in which the axes x, y, z of what they read run; None:
-#: as they are stored.
-READERS = {
-    "SimpleITKIO": None,
-    "NibabelIO": None,
-    "NaturalImage2DIO": None,
-    "Tiff3DIO": None,
-    "SimpleITKIOWithReorient": "RAS",
-    "NibabelIOWithReorient": "RAS",
-}
 
 
-def describe(
-    plans: Mapping,
-    configuration: Mapping,
-    dataset: Mapping,
-    networks: Sequence[str],
-    stride: int,
-    mirror_axes: Sequence[int] | None,
-) -> dict:
+def describe(model: TrainedModel, networks: list[str], stride: int) -> dict:
     """Describe what happens to an image before the network, and to the logits after it.
 
     Parameters
     ----------
-    plans, configuration
-        Plans of nnU-Net, and their configuration with everything that it inherits.
-    dataset
-        ``dataset.json`` of the training.
+    model
+        A trained model of DIN on slices.
     networks
         Files of the networks, one for each fold. Their logits are averaged.
     stride
         Height and width of what the network gets must be multiples of it.
-    mirror_axes
-        Axes of a slice along which the image may be flipped, 0 and 1; None: none.
 
     Returns
     -------
@@ -52,24 +32,21 @@ def describe(
     Raises
     ------
     ValueError
-        If the plans resample in another way than nnU-Net's planners plan, or images are read by another reader than
-        nnU-Net's own.
+        If the plans resample in another way than nnU-Net's planners plan.
     """
-    if (reader := plans["image_reader_writer"]) not in READERS:
-        raise ValueError(f"The plans read images by {reader}, which programs without nnU-Net do not have.")
-    # nnU-Net takes "modality", which was the first version's name, too.
-    channels = dataset.get("channel_names") or dataset["modality"]
+    plans, configuration = model.plans, model.configuration_manager.configuration
+    reader = plans["image_reader_writer"]
     properties = plans["foreground_intensity_properties_per_channel"]
     return {
         "format": FORMAT,
         "made_by": f"nnunet_din {__version__}",
         "model": f"{plans['dataset_name']}, {plans['plans_name']}",
-        "networks": list(networks),
+        "networks": networks,
         "reader": reader,
-        "orientation": READERS[reader],
-        "channels": list(channels.values()),
-        "labels": dict(dataset["labels"]),
-        "regions_class_order": dataset.get("regions_class_order"),
+        "orientation": "RAS" if reader.endswith("WithReorient") else None,
+        "channels": channel_names(model.dataset_json),
+        "labels": model.dataset_json["labels"],
+        "regions_class_order": model.dataset_json.get("regions_class_order"),
         "transpose_forward": list(plans["transpose_forward"]),
         "spacing": list(configuration["spacing"]),
         "normalization": [
@@ -87,11 +64,11 @@ def describe(
             "mask": _resampling(configuration, "seg"),
             "logits": _resampling(configuration, "probabilities"),
         },
-        "enhancement": enhancements_of(configuration),
+        "enhancement": model.enhancements,
         "patch_size": list(configuration["patch_size"]),
         "stride": stride,
         "tile_step_size": 0.5,
-        "mirror_axes": None if mirror_axes is None else list(mirror_axes),
+        "mirror_axes": model.mirroring_axes,
     }
 
 

@@ -75,28 +75,36 @@ def collect_cross_validation(
     Raises
     ------
     ValueError, FileNotFoundError
-        If there is no such data set, or no label map for a predicted case.
+        If there is no such data set, or two folds of a model predict the same case.
     """
     truth = truth_folder(dataset)
     collection = Collection(models=dict(models))
     expected_cases = validation_cases(dataset)
-    every_fold = list(folds or sorted({fold for model in models.values() for fold in model.folds}, key=int))
     for name, model in models.items():
         reader = _reader(model.folder)
-        for fold in every_fold:
-            folder = model.fold_folder(fold)
-            validation = folder / "validation" if folder else None
-            predicted = _label_maps(validation, labels.file_ending) if validation and validation.is_dir() else {}
+        fold_of: dict[str, str] = {}
+        for fold in folds or begun_folds(models):
+            folder = model.folder / f"fold_{fold}"
+            predicted = _label_maps(folder / "validation", labels.file_ending)
             if not predicted:
-                reason = "has no validation predictions yet" if folder else "was not trained"
+                reason = "has no validation predictions yet" if folder.is_dir() else "was not trained"
                 collection.missing.append(f"{name}: fold {fold} {reason}")
                 continue
-            absent = sorted(set(expected_cases.get(fold, ())) - set(predicted))
-            collection.missing += [f"{name}: fold {fold} has no prediction of {case}" for case in absent]
+            for case in sorted(set(expected_cases.get(fold, ())) - set(predicted)):
+                collection.missing.append(f"{name}: fold {fold} has no prediction of {case}")
             for case, path in predicted.items():
+                if (other := fold_of.setdefault(case, fold)) != fold:
+                    raise ValueError(
+                        f"Folds {other} and {fold} of {name} both predict {case}, so they are not one "
+                        "cross-validation. Choose folds with -f."
+                    )
                 collection.cases.append(ScoredCase(name, fold, case, path, truth / path.name, reader))
-    _check_truth(collection)
     return collection
+
+
+def begun_folds(models: Mapping[str, Model]) -> list[str]:
+    """Numbers of the folds that any of the models has begun."""
+    return sorted({fold for model in models.values() for fold in model.folds}, key=int)
 
 
 def collect_predictions(folders: Mapping[str, Path], truth: Path, file_ending: str) -> Collection:
@@ -108,16 +116,13 @@ def collect_predictions(folders: Mapping[str, Path], truth: Path, file_ending: s
         If a folder does not exist or holds no label maps.
     """
     collection = Collection()
-    for folder in (truth, *folders.values()):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder.")
-    true_maps = _label_maps(truth, file_ending)
-    if not true_maps:
-        raise FileNotFoundError(f"{truth} holds no label maps called *{file_ending}.")
-    for name, folder in folders.items():
-        predicted, reader = _label_maps(folder, file_ending), _reader(folder)
-        if not predicted:
+    maps = {folder: _label_maps(folder, file_ending) for folder in (truth, *folders.values())}
+    for folder, found in maps.items():
+        if not found:
             raise FileNotFoundError(f"{folder} holds no label maps called *{file_ending}.")
+    true_maps = maps[truth]
+    for name, folder in folders.items():
+        predicted, reader = maps[folder], _reader(folder)
         for case, path in true_maps.items():
             if case in predicted:
                 collection.cases.append(ScoredCase(name, NO_FOLD, case, predicted[case], path, reader))
@@ -139,9 +144,3 @@ def _label_maps(folder: Path, file_ending: str) -> dict[str, Path]:
     """List the label maps of a folder by case, in alphabetical order."""
     paths = sorted(path for path in folder.glob(f"*{file_ending}") if not path.name.startswith("."))
     return {path.name[: -len(file_ending)]: path for path in paths}
-
-
-def _check_truth(collection: Collection) -> None:
-    for case in collection.cases:
-        if not case.truth.is_file():
-            raise FileNotFoundError(f"{case.truth} does not exist, and {case.prediction} is a prediction of that case.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from nnunet_din.data.images import Image, read_case, read_label_map
 from nnunet_din.evaluation.metrics import mean_dice
 from nnunet_din.nnunet.configurations import has_enhancement
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
-from nnunet_din.nnunet.images import channel_files, channels_in, find_reader
+from nnunet_din.nnunet.images import find_reader
 from nnunet_din.nnunet.known_classes import check_plans
 from nnunet_din.nnunet.labels import label_names, read_dataset_json, read_labels
 from nnunet_din.nnunet.models import fold_folders, named_models
@@ -116,40 +118,27 @@ def compare_folders(
     Raises
     ------
     FileNotFoundError, ValueError
-        If a folder or a file is missing, or the plans are not a DIN planner's.
+        If a folder has no images or predictions, or the plans are not a DIN planner's.
     """
-    for folder in (images, *([truth] if truth else []), *predictions.values()):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder.")
-    ending = _file_ending(images, channel)
+    ending = _file_ending(images)
     first = next(iter(predictions.values()))
-    names = chosen or sorted(path.name[: -len(ending)] for path in first.glob(f"*{ending}"))
+    names = chosen or sorted(path.name.removesuffix(ending) for path in first.glob(f"*{ending}"))
     if not names:
         raise FileNotFoundError(f"{first} holds no predictions called *{ending}.")
-    places = [*predictions.values(), *([truth.parent] if truth else []), images.parent]
-    description = description or next((p for p in (f / "dataset.json" for f in places) if p.is_file()), None)
-    planned = None
-    if plans:
-        planned = _planned(plans, "2d", description)
-        if planned is None:
-            raise ValueError(f"{plans} has no `enhancement`: these plans were not made by a DIN planner.")
     cases = []
     for name in names:
+        channels = sorted(images.glob(f"{escape(name)}_[0-9][0-9][0-9][0-9]{ending}"))
+        if not channels:
+            raise FileNotFoundError(f"The case {name} has no image in {images}.")
         of_models = {model: folder / f"{name}{ending}" for model, folder in predictions.items()}
-        for model, path in of_models.items():
-            if not path.is_file():
-                raise FileNotFoundError(f"{model} has no prediction of the case {name}: {path} does not exist.")
-        shown, true = images / f"{name}_{channel:04d}{ending}", truth / f"{name}{ending}" if truth else None
-        for what, file in (("image", shown), ("ground truth", true)):
-            if file is not None and not file.is_file():
-                raise FileNotFoundError(f"The case {name} has no {what}: {file} does not exist.")
-        files, number = [shown], 0
-        if planned:
-            files, number = channel_files(images / f"{name}_0000{ending}", planned.channels, ending), channel
-        cases.append(Case(name, files, number, true, of_models))
-    content = read_dataset_json(description) if description else None
-    reader = planned.reader if planned else find_reader(content, cases[0].images[0])
-    return _described(cases, reader, description, planned)
+        cases.append(Case(name, channels, channel, truth / f"{name}{ending}" if truth else None, of_models))
+    if description is None:
+        folders = [*predictions.values(), *([truth.parent] if truth else []), images.parent]
+        description = next((path for path in (folder / "dataset.json" for folder in folders) if path.is_file()), None)
+    planned = _planned(plans, "2d", description) if plans else None
+    if plans and planned is None:
+        raise ValueError(f"{plans} has no `enhancement`: these plans were not made by a DIN planner.")
+    return _described(cases, description, planned)
 
 
 def compare_models(
@@ -176,8 +165,8 @@ def compare_models(
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        If there is nothing to compare, or a case, a prediction or a channel is missing.
+    FileNotFoundError
+        If there is nothing to compare, or a chosen case was not predicted by all models.
     """
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
@@ -187,51 +176,45 @@ def compare_models(
     ending = content["file_ending"]
     predictions: dict[str, dict[str, Path]] = {}
     planned: PlannedModel | None = None
-    plans: dict | None = None
     for name, model in named_models(dataset, models).items():
         folders = [folder / "validation" for folder in fold_folders(model, folds).values()]
-        found = {path.name[: -len(ending)]: path for folder in folders for path in sorted(folder.glob(f"*{ending}"))}
-        if not found and models:
-            where = ", ".join(map(str, folders)) or model.folder
-            raise FileNotFoundError(
-                f"{model.name} has no validation predictions in {where}: nnUNetv2_train writes them."
-            )
-        if not found:
+        found = {path.name.removesuffix(ending): path for folder in folders for path in folder.glob(f"*{ending}")}
+        if found:
+            predictions[name] = found
+            planned = planned or _planned(model.folder / "plans.json", model.name.split("__")[-1], description)
+        elif models:
+            raise FileNotFoundError(f"{model.name} has no validation predictions: nnUNetv2_train writes them.")
+        else:
             print(f"Left out: {model.name}, which has no validation predictions.")
-            continue
-        predictions[name] = found
-        plans = plans or read_plans(model.folder / "plans.json")
-        planned = planned or _planned(model.folder / "plans.json", model.name.split("__")[-1], description)
     if not predictions:
         raise FileNotFoundError("No model has validation predictions: nnUNetv2_train writes them at its end.")
-    common = sorted(set.intersection(*map(set, predictions.values())))
-    for case in chosen or ():
-        for name, found in predictions.items():
-            if case not in found:
-                raise FileNotFoundError(f"{name} has no validation prediction of the case {case}.")
-    if not common:
-        raise ValueError(f"No case was predicted by all of {', '.join(predictions)}: choose other folds or models.")
     files = get_filenames_of_train_images_and_targets(str(raw), content)
-    cases = []
-    for name in chosen or common:
-        if name not in files:
-            raise FileNotFoundError(f"The case {name} was predicted and is not in {raw} any more.")
-        images = [Path(image) for image in files[name]["images"]]
-        channels = len(images) if len(images) > 1 else channels_in(images[0])
-        if not 0 <= channel < channels:
-            raise ValueError(f"--channel {channel}: the case {name} has {channels} channels, counted from 0.")
-        of_models = {model: found[name] for model, found in predictions.items()}
-        cases.append(Case(name, images, channel, Path(files[name]["label"]), of_models))
-    assert plans is not None  # there are predictions
-    return _described(cases, PlannedModel(plans, content, "2d").reader, description, planned)
+    common = sorted(set(files).intersection(*predictions.values()))
+    names = chosen or common
+    absent = [name for name in names if name not in common]
+    if absent or not names:
+        what = f"{absent[0]} was not" if absent else "No case was"
+        raise FileNotFoundError(f"{what} predicted by all of {', '.join(predictions)}: choose other models or folds.")
+    cases = [
+        Case(
+            name,
+            [Path(image) for image in files[name]["images"]],
+            channel,
+            Path(files[name]["label"]),
+            {model: found[name] for model, found in predictions.items()},
+        )
+        for name in names
+    ]
+    return _described(cases, description, planned)
 
 
-def _described(cases: list[Case], reader: Any, description: Path | None, planned: PlannedModel | None) -> Comparison:
-    if description is None:
+def _described(cases: list[Case], description: Path | None, planned: PlannedModel | None) -> Comparison:
+    content = read_dataset_json(description) if description else None
+    reader = planned.reader if planned else find_reader(content, cases[0].images[0])
+    if content is None or description is None:
         return Comparison(cases, reader)
     labels = read_labels(description)
-    names = label_names(read_dataset_json(description))
-    return Comparison(cases, reader, labels.structures, labels.ignore, names, planned)
+    return Comparison(cases, reader, labels.structures, labels.ignore, label_names(content), planned)
 
 
 def _planned(plans: Path, configuration: str, description: Path | None) -> PlannedModel | None:
@@ -246,14 +229,12 @@ def _planned(plans: Path, configuration: str, description: Path | None) -> Plann
     return PlannedModel(content, dataset_json, configuration)
 
 
-def _file_ending(images: Path, channel: int) -> str:
-    mark = f"_{channel:04d}."
+def _file_ending(images: Path) -> str:
     for path in sorted(images.iterdir()):
-        if mark in path.name and not path.name.startswith("."):
-            return path.name[path.name.rindex(mark) + len(mark) - 1 :]
-    raise FileNotFoundError(
-        f"{images} holds no image called CASE_{channel:04d}.nii.gz, CASE_{channel:04d}.png or alike."
-    )
+        name, mark, ending = path.name.rpartition("_0000.")
+        if mark and not name.startswith("."):
+            return f".{ending}"
+    raise FileNotFoundError(f"{images} holds no image called CASE_0000.nii.gz, CASE_0000.png or alike.")
 
 
 def choose_cases(comparison: Comparison, chosen: bool = False) -> list[tuple[Case, str]]:
@@ -263,28 +244,29 @@ def choose_cases(comparison: Comparison, chosen: bool = False) -> list[tuple[Cas
     cases = comparison.cases
     if chosen:
         return [(case, "") for case in cases]
-    if cases[0].truth is None:
-        return [(case, "") for case in cases[:3]]
-    dice = {case.name: next(iter(_dice_of_models(case, comparison, first_only=True).values())) for case in cases}
-    ranked = sorted((case for case in cases if not np.isnan(dice[case.name])), key=lambda case: -dice[case.name])
+    dice = {case.name: _dice_of_first(case, comparison) for case in cases}
+    ranked = sorted((case for case in cases if not math.isnan(dice[case.name])), key=lambda case: -dice[case.name])
     if not ranked:
         return [(case, "") for case in cases[:3]]
     # Where two of these are the same case, the later word holds.
-    words = {ranked[len(ranked) // 2].name: "median", ranked[-1].name: "worst", ranked[0].name: "best"}
-    return [(case, f"{words[case.name]} of {len(ranked)}") for case in ranked if case.name in words]
+    words = {len(ranked) // 2: "median", len(ranked) - 1: "worst", 0: "best"}
+    return [(ranked[place], f"{words[place]} of {len(ranked)}") for place in sorted(words)]
 
 
-def _dice_of_models(case: Case, comparison: Comparison, first_only: bool = False) -> dict[str, float]:
-    """Compute the mean Dice of each model, or of the first one only."""
+def _dice_of_first(case: Case, comparison: Comparison) -> float:
+    """Mean Dice of the first model; NaN without a truth."""
     if case.truth is None:
-        raise ValueError(f"The case {case.name} has no truth to compare with.")
+        return math.nan
     truth = read_label_map(case.truth, comparison.reader)
-    dice = {}
-    for model, path in list(case.predictions.items())[: 1 if first_only else None]:
-        prediction = read_label_map(path, comparison.reader)
-        _check_shape(path, prediction, case.truth, truth)
-        dice[model] = mean_dice(prediction, truth, comparison.structures, comparison.ignore)
-    return dice
+    prediction = _read_labels(next(iter(case.predictions.values())), comparison.reader, truth.shape)
+    return mean_dice(prediction, truth, comparison.structures, comparison.ignore)
+
+
+def _read_labels(path: Path, reader: Any, shape: Sequence[int]) -> np.ndarray:
+    labels = read_label_map(path, reader)
+    if labels.shape != tuple(shape):
+        raise ValueError(f"{path} has shape {labels.shape}, and the others of its case have {tuple(shape)}.")
+    return labels
 
 
 def read_row(
@@ -303,7 +285,7 @@ def read_row(
     case, comparison
         The case, and what is known of its labels.
     remark
-        Added to the title.
+        Addition to the title.
     axis
         Slice axis in the order z, y, x; None: the one of largest spacing.
     index
@@ -313,46 +295,40 @@ def read_row(
 
     Raises
     ------
-    ValueError
-        If there is no such slice, or shapes differ.
+    FileNotFoundError, ValueError
+        If a file is missing, shapes differ, or there is no such slice or channel.
     """
     image = read_case(case.images, comparison.reader)
     axis = image.slice_axis if image.flat or axis is None else axis
+    channels, *shape = image.array.shape
+    for option, number, count in (("channel", case.channel, channels), ("slice", index or 0, shape[axis])):
+        if not 0 <= number < count:
+            raise ValueError(f"--{option} {number}: the case {case.name} has {count} of them, counted from 0.")
     shown = slice(None) if image.color else slice(case.channel, case.channel + 1)
-    shape = image.array.shape[1:]
-    if index is not None and not 0 <= index < shape[axis]:
-        raise ValueError(f"--slice {index}: the case {case.name} has {shape[axis]} slices, counted from 0.")
 
-    def slices_of(path: Path) -> np.ndarray:
-        label_map = read_label_map(path, comparison.reader)
-        _check_shape(path, label_map, case.images[0], image.array[0])
-        return _slices(label_map, axis)
-
-    maps = {model: slices_of(path) for model, path in case.predictions.items()}
-    truth = None if case.truth is None else slices_of(case.truth)
+    maps = {model: _read_labels(path, comparison.reader, shape) for model, path in case.predictions.items()}
+    truth = None if case.truth is None else _read_labels(case.truth, comparison.reader, shape)
     enhanced = None
     if comparison.planned is not None:  # the first enhancement that the network gets
         data, properties = comparison.planned.preprocess(case.images)
-        enhanced = _channel_slices(comparison.planned.enhanced_on_image_grid(data, properties)[0][shown], axis)
-    try:
-        row = make_row(
-            _channel_slices(image.array[shown], axis),
-            maps,
-            truth,
-            color=image.color,
-            aspect=_aspect(image, axis),
-            index=index,
-            ignore=comparison.ignore,
-            boxes=boxes,
-            crop=crop,
-            enhanced=enhanced,
-        )
-    except ValueError as error:
-        raise ValueError(f"{case.images[0]}: {error}") from error
+        enhanced = _slices(comparison.planned.enhanced_on_image_grid(data, properties)[0][shown], axis)
+    row = make_row(
+        _slices(image.array[shown], axis),
+        {model: _slices(labels, axis) for model, labels in maps.items()},
+        None if truth is None else _slices(truth, axis),
+        color=image.color,
+        aspect=_aspect(image, axis),
+        index=index,
+        ignore=comparison.ignore,
+        boxes=boxes,
+        crop=crop,
+        enhanced=enhanced,
+    )
     title = case.name if image.flat else f"{case.name}, slice {row['index']}"
     title += f" ({remark})" if remark else ""
     if truth is not None:
-        dice = _dice_of_models(case, comparison)
+        structures, ignore = comparison.structures, comparison.ignore
+        dice = {model: mean_dice(labels, truth, structures, ignore) for model, labels in maps.items()}
         # Names may hold commas.
         title += ": Dice " + "; ".join(f"{name} {value:.3f}" for name, value in dice.items())
     return {**row, "name": title}
@@ -374,37 +350,30 @@ def rows_of_prediction(
     slices
         Largest number of rows.
     """
-    axis, aspect = image.slice_axis, _aspect(image, image.slice_axis)
-    shown = slice(None) if image.color else slice(1)
-    labels, volume = _slices(label_map, axis), _channel_slices(image.array[shown], axis)
-    if enhanced is not None:
-        enhanced = _channel_slices(enhanced[shown], axis)
-    # One part of the image for all slices.
-    y, x = crop_window(np.any(labels > 0, axis=0), aspect)
-    labels, volume = labels[:, y, x], volume[:, :, y, x]
-    enhanced = None if enhanced is None else enhanced[:, :, y, x]
+    axis = image.slice_axis
+    aspect = _aspect(image, axis)
+    labels = _slices(label_map, axis)
+    y, x = crop_window(np.any(labels > 0, axis=0), aspect)  # one for all slices
     labelled = np.flatnonzero((labels > 0).any(axis=(1, 2)))
     if not len(labelled):
         labelled = np.array([len(labels) // 2])
     # The middles of as many equal parts: the ends of a structure show little.
     places = (np.arange(slices) + 0.5) / slices
-    chosen = sorted({int(labelled[int(place * len(labelled))]) for place in places})
-    rows = []
-    for index in chosen:
-        row = make_row(
-            volume,
-            {"Prediction": labels},
-            color=image.color,
-            aspect=aspect,
-            index=index,
-            boxes=0,
-            crop=False,
-            enhanced=volume if enhanced is None else enhanced,
-        )
-        if enhanced is None:
-            del row["enhanced"]
-        rows.append({**row, "name": "" if image.flat else f"slice {index}"})
-    return rows
+
+    def picture(channels: np.ndarray, index: int) -> np.ndarray:
+        shown = _slices(channels, axis)[:, index, y, x]
+        return np.moveaxis(shown, 0, -1) if image.color else shown[0]
+
+    return [
+        {
+            "name": "" if image.flat else f"slice {index}",
+            "image": picture(image.array, index),
+            "enhanced": None if enhanced is None else picture(enhanced, index),
+            "prediction": labels[index, y, x],
+            "aspect": aspect,
+        }
+        for index in sorted({int(labelled[int(place * len(labelled))]) for place in places})
+    ]
 
 
 def _aspect(image: Image, axis: int) -> float:
@@ -413,17 +382,9 @@ def _aspect(image: Image, axis: int) -> float:
     return height / width
 
 
-def _channel_slices(channels: np.ndarray, axis: int) -> np.ndarray:
-    """Slices ``(C, Z, H, W)`` of channels ``(C, Z, Y, X)``, see :func:`_slices`."""
-    return np.stack([_slices(channel, axis) for channel in channels])
-
-
 def _slices(volume: np.ndarray, axis: int) -> np.ndarray:
-    """Cut a volume (Z, Y, X) into slices along an axis; where z runs along the rows, it points upwards."""
-    slices = np.moveaxis(volume, axis, 0)
-    return slices if axis == 0 else slices[:, ::-1]
-
-
-def _check_shape(path: Path, array: np.ndarray, other_path: Path, other: np.ndarray) -> None:
-    if array.shape != other.shape:
-        raise ValueError(f"{path} has shape {array.shape} and {other_path} has {other.shape}: they must be the same.")
+    """Slices ``(..., S, H, W)`` of a volume ``(..., Z, Y, X)`` along an axis; where z runs along the rows, it points
+    upwards.
+    """
+    slices = np.moveaxis(volume, axis - 3, -3)
+    return slices if axis == 0 else slices[..., ::-1, :]

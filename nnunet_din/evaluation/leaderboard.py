@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from nnunet_din.cost.trained import COSTS, cost_of
-from nnunet_din.data.files import write_text
 from nnunet_din.evaluation.collection import NO_FOLD
 from nnunet_din.evaluation.metrics import MERIT_POLICY, POLICY
 from nnunet_din.evaluation.published import published_rows
-from nnunet_din.evaluation.report import Section, to_html, to_markdown
+from nnunet_din.evaluation.report import Section
 from nnunet_din.evaluation.statistics import (
     MEAN,
     METRICS,
@@ -26,25 +24,29 @@ from nnunet_din.evaluation.statistics import (
     rank_stability,
     summarize,
 )
+from nnunet_din.evaluation.tables import difference_table, number, percent, write_report
 from nnunet_din.nnunet.models import Model
 from nnunet_din.plotting import scores
 from nnunet_din.plotting.style import save_both
 
-#: Cost -> heading.
-_COST_NAMES = {
-    "parameters": "parameters (M)",
-    "multiply_adds": "multiply-adds (G)",
-    "seconds_per_epoch": "seconds per epoch",
-    "peak_memory_gb": "peak memory (GB)",
+#: Cost -> (heading, number that its values are divided by for the table).
+_COSTS = {
+    "parameters": ("parameters (M)", 1e6),
+    "multiply_adds": ("multiply-adds (G)", 1e9),
+    "seconds_per_epoch": ("seconds per epoch", 1),
+    "peak_memory_gb": ("peak memory (GB)", 1),
 }
-#: Metric -> (heading, factor from the stored value to the printed one, decimals).
-_PRINTED = {
-    "Dice": ("Dice (%)", 100, 2),
-    "HD95": ("HD95 (mm)", 1, 2),
-    "NSD": ("NSD (%)", 100, 2),
-    "Dice_merit": ("Dice (%), merit", 100, 2),
-    "HD95_merit": ("HD95 (voxels), merit", 1, 2),
+_HEADINGS = {
+    "Dice": "Dice (%)",
+    "HD95": "HD95 (mm)",
+    "NSD": "NSD (%)",
+    "Dice_merit": "Dice (%), merit",
+    "HD95_merit": "HD95 (voxels), merit",
 }
+#: Metric -> factor from the stored value to the printed one.
+_FACTORS = {metric: 100 if "%" in heading else 1 for metric, heading in _HEADINGS.items()}
+#: Metrics that are compared and drawn.
+_COMPARED = ("Dice", "HD95", "NSD")
 
 
 @dataclass
@@ -88,88 +90,72 @@ class Leaderboard:
     day: str = ""
 
     def __post_init__(self):
-        self.names = list(dict.fromkeys(self.cases["model"]))
-        self.structures = list(dict.fromkeys(self.cases["structure"]))
-        self.metrics = [metric for metric in METRICS if metric in self.cases]
-        self.summaries = {metric: summarize(self.cases, metric) for metric in self.metrics}
+        self.structures = list(self.cases["structure"].unique())
         self.units = paired_values(self.cases, "Dice", group_by=self.group_by)
         if len(self.units) == 0:
             raise ValueError("The models have no case in common: give them the same folds, or choose some (--models).")
-        self.rank_samples = bootstrap_ranks(self.units, METRICS["Dice"], self.resamples)
-        self.ranking = rank_stability(self.units, METRICS["Dice"], self.rank_samples).sort_values("rank", kind="stable")
+        self.summaries = {metric: summarize(self.cases, metric) for metric in METRICS if metric in self.cases}
+        self.rank_samples = bootstrap_ranks(self.units, self.resamples)
+        self.ranking = rank_stability(self.units, self.rank_samples)
+        intervals = [interval(self.units[model], self.resamples) for model in self.ranking.index]
+        self.ranking[["Dice_low", "Dice_high"]] = intervals
         self.reference = self.reference or self.ranking.index[0]
-        self.intervals = {model: interval(self.units[model], self.resamples) for model in self.names}
-        self.costs = pd.DataFrame([cost_of(m) for m in self.models.values()], list(self.models), columns=list(COSTS))
+        costs = pd.DataFrame([cost_of(m) for m in self.models.values()], list(self.models), columns=list(COSTS))
+        self.costs = costs.reindex(self.ranking.index)
         self.differences = {
             metric: compare_with_reference(self.cases, metric, self.reference, self.group_by, self.resamples)
-            for metric in ("Dice", "HD95", "NSD")
+            for metric in _COMPARED
         }
 
     def table(self) -> pd.DataFrame:
         """One row a model, best first, every number in full: what ``leaderboard.csv`` holds."""
-        rows = []
-        for model, ranking in self.ranking.iterrows():
-            row = {"model": model, "rank": ranking["rank"], "rank_low": ranking["low"], "rank_high": ranking["high"]}
-            row["share_first"] = ranking["share_first"]
-            of_model = self.cases[self.cases["model"] == model]
-            row |= {"folds": " ".join(dict.fromkeys(of_model["fold"])), "cases": of_model["case"].nunique()}
-            low, high = self.intervals[model]
-            row |= {"Dice_low": low, "Dice_high": high}
-            for metric, summary in self.summaries.items():
-                for structure in [MEAN, *self.structures]:
-                    for key, value in summary.loc[(model, structure)].items():
-                        row[f"{metric}_{structure}_{key}"] = value
-            row |= {key: self.costs[key].get(model, math.nan) for key in COSTS}
-            rows.append(row)
-        return pd.DataFrame(rows)
+        by_model = self.cases.groupby("model")
+        table = self.ranking.rename(columns={"low": "rank_low", "high": "rank_high"})
+        table.insert(4, "folds", by_model["fold"].agg(lambda folds: " ".join(folds.unique())))
+        table.insert(5, "cases", by_model["case"].nunique())
+        parts = [table]
+        for metric, summary in self.summaries.items():
+            columns = [(key, structure) for structure in [MEAN, *self.structures] for key in summary]
+            names = [f"{metric}_{structure}_{key}" for key, structure in columns]
+            parts.append(summary.unstack()[columns].set_axis(names, axis=1).loc[table.index])
+        return _with_models(pd.concat([*parts, self.costs], axis=1))
 
-    def sections(self, pictures: Mapping[str, Path]) -> list[Section]:
+    def plot(self, folder: Path) -> dict[str, list[Path]]:
+        """Draw the plots as PDF and PNG; returns the PNG files by the title of their section."""
+        best_first = list(self.ranking.index)  # in all plots, so that a model has one colour
+        figures = {
+            (_HEADINGS[metric], metric): scores.metric_by_structure(self.cases, metric, best_first)
+            for metric in _COMPARED
+        }
+        if len(best_first) > 1:
+            figures["Ranking", "rank_stability"] = scores.rank_stability(self.rank_samples, best_first)
+        table = _with_models(self.ranking.join(self.costs).assign(Dice_mean=self.units.mean()))
+        for cost in ("multiply_adds", "seconds_per_epoch"):
+            if table[cost].notna().any():
+                figures["Cost", f"Dice_against_{cost}"] = scores.dice_against_cost(table, cost)
+        pictures: dict[str, list[Path]] = {}
+        for (title, name), figure in figures.items():
+            pictures.setdefault(title, []).append(save_both(figure, folder / name)[1])
+        return pictures
+
+    def sections(self, pictures: Mapping[str, list[Path]]) -> list[Section]:
         """The parts of the report.
 
         Parameters
         ----------
         pictures
-            PNG files by name, see :meth:`plot`.
+            PNG files by the title of their section, see :meth:`plot`.
         """
-        sections = [self._ranking_section(pictures)]
-        if self.missing:
-            sections[0].warnings = [f"Missing: {sentence}." for sentence in self.missing]
-        for metric in self.metrics:
-            section = self._metric_section(metric)
-            section.pictures = [pictures[metric]] if metric in pictures else []
-            sections.append(section)
-        if len(self.names) > 1:
+        sections = [self._ranking_section(), *(self._metric_section(metric) for metric in self.summaries)]
+        sections[0].warnings = [f"Missing: {sentence}." for sentence in self.missing]
+        if len(self.ranking) > 1:
             sections.append(self._difference_section())
-        sections += [self._empty_section(), self._cost_section(pictures)]
+        sections += [self._empty_section(), self._cost_section()]
         if self.published:
             sections.append(self._published_section(self.published))
-        sections.append(self._notes_section())
-        return sections
-
-    def plot(self, folder: Path) -> dict[str, Path]:
-        """Draw the plots as PDF and PNG; returns the PNG files by name."""
-        best_first = list(self.ranking.index)  # in all plots, so that a model has one colour
-        figures = {
-            metric: scores.metric_by_structure(self.cases, metric, best_first) for metric in ("Dice", "HD95", "NSD")
-        }
-        if len(self.names) > 1:
-            figures["rank_stability"] = scores.rank_stability(self.rank_samples, best_first)
-        table = pd.DataFrame(
-            {
-                "model": best_first,
-                "Dice_mean": [self.units[model].mean() for model in best_first],
-                "Dice_low": [self.intervals[model][0] for model in best_first],
-                "Dice_high": [self.intervals[model][1] for model in best_first],
-                **{key: [self.costs[key].get(model, math.nan) for model in best_first] for key in COSTS},
-            }
-        )
-        for cost in ("multiply_adds", "seconds_per_epoch"):
-            if table[cost].notna().any():
-                figures[f"Dice_against_{cost}"] = scores.dice_against_cost(table, cost)
-        pictures = {}
-        for name, figure in figures.items():
-            pictures[name] = next(p for p in save_both(figure, folder / name) if p.suffix == ".png")
-        return pictures
+        for section in sections:
+            section.pictures = pictures.get(section.title, [])
+        return [*sections, self._notes_section()]
 
     def write(self, folder: Path) -> list[Path]:
         """Write ``cases.csv``, ``differences.csv``, ``leaderboard.csv``, ``.md``, ``.html`` and the plots.
@@ -179,172 +165,101 @@ class Leaderboard:
         list of pathlib.Path
             The files, without the plots.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        pictures = self.plot(folder)
-        sections = self.sections(pictures)
-        title = f"Leaderboard of {self.title}"
-        differences = [t.assign(metric=metric) for metric, t in self.differences.items()]
-        contents = {
-            "leaderboard.md": to_markdown(title, sections),
-            "leaderboard.html": to_html(title, sections),
-            "leaderboard.csv": self.table().to_csv(index=False),
-            "cases.csv": self.cases.to_csv(index=False),
-            "differences.csv": pd.concat(differences).to_csv(index=False) if len(self.names) > 1 else None,
-        }
-        paths = []
-        for name, content in contents.items():
-            if content is None:
-                (folder / name).unlink(missing_ok=True)
-                continue
-            paths.append(write_text(folder / name, content))
-        return paths
+        sections = self.sections(self.plot(folder))
+        differences = pd.concat([table.assign(metric=metric) for metric, table in self.differences.items()])
+        tables = {"leaderboard": self.table(), "cases": self.cases, "differences": differences}
+        return write_report(folder, "leaderboard", f"Leaderboard of {self.title}", sections, tables)
 
     def overview(self) -> str:
         """Write the ranking as lines for the terminal."""
-        table = self._ranking_section({}).table
-        return "" if table is None else table.to_string(index=False)
+        return self._ranking_table().to_string(index=False)
 
-    def _ranking_section(self, pictures: Mapping[str, Path]) -> Section:
-        rows, several = [], len(self.names) > 1
+    def _ranking_table(self) -> pd.DataFrame:
+        rows = []
         for model, ranking in self.ranking.iterrows():
-            low, high = self.intervals[model]
-            row = {"model": model} | ({"rank": f"{ranking['rank']:g}"} if several else {})
-            row["Dice (%) [95 %]"] = f"{100 * self.units[model].mean():.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+            low, high = (percent(ranking[key]) for key in ("Dice_low", "Dice_high"))
+            row = {
+                "model": model,
+                "rank": f"{ranking['rank']:g}",
+                "Dice (%) [95 %]": f"{percent(self.units[model].mean())} [{low}, {high}]",
+            }
             for metric in ("HD95", "NSD"):
-                row[_PRINTED[metric][0]] = _number(metric, paired_values(self.cases, metric)[model].mean())
-            if several:
-                row["rank in 95 % of bootstraps"] = f"{ranking['low']:g} to {ranking['high']:g}"
-                row["first alone in bootstraps"] = f"{100 * ranking['share_first']:.0f} %"
+                row[_HEADINGS[metric]] = _printed(metric, paired_values(self.cases, metric)[model].mean())
+            row["rank in 95 % of bootstraps"] = f"{ranking['low']:g} to {ranking['high']:g}"
+            row["first alone in bootstraps"] = f"{100 * ranking['share_first']:.0f} %"
             rows.append(row)
-        unit = f"groups of cases ({self.group_by})" if self.group_by else "cases"
-        if several:
-            notes = [
-                f"Ranked by the mean Dice over the {len(self.units)} {unit} that every model has predicted, each the "
-                f"mean over its structures. Intervals and rank stability: {self.resamples} bootstrap samples of these "
-                f"{unit}."
-            ]
-        else:
-            notes = [
-                f"Means over {len(self.units)} {unit}, each the mean over its structures. Interval: {self.resamples} "
-                f"bootstrap samples of these {unit}."
-            ]
-        missing = len(set(self.cases["case"])) - len(set.intersection(*self._cases_by_model().values()))
-        if missing:
-            notes.append(f"{missing} cases that not every model has predicted are left out of this table.")
-        return Section(
-            "Ranking" if several else "Result",
-            pd.DataFrame(rows),
-            notes,
-            [pictures["rank_stability"]] if "rank_stability" in pictures else [],
-        )
+        table = pd.DataFrame(rows)
+        return table if len(table) > 1 else table.filter(regex="model|Dice|HD95|NSD")
 
-    def _cases_by_model(self) -> dict[str, set[str]]:
-        return {model: set(rows["case"]) for model, rows in self.cases.groupby("model")}
+    def _ranking_section(self) -> Section:
+        several = len(self.ranking) > 1
+        unit = f"groups of cases ({self.group_by})" if self.group_by else "cases"
+        notes = [
+            f"{'Ranked by the mean Dice' if several else 'Means'} over the {len(self.units)} {unit} that every model "
+            f"has predicted, each the mean over its structures. Intervals{' and rank stability' if several else ''}: "
+            f"{self.resamples} bootstrap samples of these {unit}."
+        ]
+        models_of_case = self.cases.groupby("case")["model"].nunique()
+        if missing := (models_of_case < len(self.ranking)).sum():
+            notes.append(f"{missing} cases that not every model has predicted are left out of this table.")
+        return Section("Ranking" if several else "Result", self._ranking_table(), notes)
 
     def _metric_section(self, metric: str) -> Section:
         summary = self.summaries[metric]
-        folds = self.cases["fold"].nunique() > 1
-        rows = []
-        for model in self.ranking.index:
-            row = {"model": model, "cases": str(len(self._cases_by_model()[model]))}
-            for structure in [*self.structures, MEAN]:
-                values = summary.loc[(model, structure)]
-                row[structure] = _with_sd(metric, values["mean"], values["sd"])
-            if folds:
-                values = summary.loc[(model, MEAN)]
-                row["mean of folds"] = _with_sd(metric, values["fold_mean"], values["fold_sd"])
-                row["folds"] = f"{values['n_folds']:.0f}"
-            rows.append(row)
-        notes = [
-            "Mean ± standard deviation over cases"
-            + (", pooled over the folds as nnU-Net does; beside it those of the folds' means." if folds else ".")
-        ]
-        if metric == "Dice":
-            notes.append(POLICY)
-        if metric == "NSD":
-            tolerances = ", ".join(f"{name} {value:g} mm" for name, value in self.tolerances.items())
-            notes.append(f"Tolerances: {tolerances}.")
-        if metric == "HD95_merit":
-            notes.append(MERIT_POLICY)
-        return Section(_PRINTED[metric][0], pd.DataFrame(rows), notes)
+        text = _with_sd(metric, summary["mean"], summary["sd"]).unstack()
+        table = text.loc[self.ranking.index, [*self.structures, MEAN]]
+        table.insert(0, "cases", self.cases.groupby("model")["case"].nunique())
+        note = "Mean ± standard deviation over cases."
+        if self.cases["fold"].nunique() > 1:
+            means = summary.xs(MEAN, level="structure")
+            table["mean of folds"] = _with_sd(metric, means["fold_mean"], means["fold_sd"])
+            table["folds"] = means["n_folds"]
+            note = f"{note[:-1]}, pooled over the folds as nnU-Net does; beside it those of the folds' means."
+        tolerances = ", ".join(f"{name} {value:g} mm" for name, value in self.tolerances.items())
+        more = {"Dice": POLICY, "NSD": f"Tolerances: {tolerances}.", "HD95_merit": MERIT_POLICY}
+        return Section(_HEADINGS[metric], _with_models(table), [note, *([more[metric]] if metric in more else [])])
 
     def _difference_section(self) -> Section:
-        rows = []
-        for metric, table in self.differences.items():
-            for _, values in table.iterrows():
-                low, mean, high = (_number(metric, values[key], sign=True) for key in ("low", "difference", "high"))
-                rows.append(
-                    {
-                        "model": values["model"],
-                        "metric": _PRINTED[metric][0],
-                        "structure": values["structure"],
-                        "difference [95 %]": f"{mean} [{low}, {high}]",
-                        "p": p_text(values["p"]),
-                        "p, Holm": p_text(values["p_holm"]),
-                        "better / equal / worse": f"{values['better']} / {values['equal']} / {values['worse']}",
-                    }
-                )
         notes = [
             "Paired differences, model less reference, over the units that both have. 95 % intervals by bootstrap; "
             "two-sided Wilcoxon signed-rank test, corrected by Holm over all rows of a metric.",
         ]
-        if any(fold != NO_FOLD for fold in self.cases["fold"]):
+        if (self.cases["fold"] != NO_FOLD).any():
             notes.append(
                 "Folds of a cross-validation share training cases: these tests say little about other training sets."
             )
-        return Section(f"Differences from {self.reference}", pd.DataFrame(rows), notes)
+        table = difference_table(self.differences, _HEADINGS, _FACTORS, "metric")
+        return Section(f"Differences from {self.reference}", table, notes)
 
     def _empty_section(self) -> Section:
         counts = count_empty(self.cases)
-        rows = [
-            {
-                "model": model,
-                "structure": structure,
-                "missed": str(values["missed"]),
-                "false alarms": str(values["false_alarms"]),
-                "in neither": str(values["not_counted"]),
-            }
-            for (model, structure), values in counts.iterrows()
-            if values.any()
-        ]
-        if not rows:
+        counts = counts[counts.any(axis=1)].reset_index()
+        if counts.empty:
             return Section("Empty masks", notes=["No structure is missing from any truth or prediction.", POLICY])
-        return Section("Empty masks", pd.DataFrame(rows), [POLICY])
+        headings = {"false_alarms": "false alarms", "not_counted": "in neither"}
+        return Section("Empty masks", counts.rename(columns=headings), [POLICY])
 
-    def _cost_section(self, pictures: Mapping[str, Path]) -> Section:
-        rows = []
-        for model in self.ranking.index:
-            cost = {key: self.costs[key].get(model, math.nan) for key in COSTS}
-            rows.append(
-                {
-                    "model": model,
-                    _COST_NAMES["parameters"]: _known(cost["parameters"] / 1e6),
-                    _COST_NAMES["multiply_adds"]: _known(cost["multiply_adds"] / 1e9),
-                    _COST_NAMES["seconds_per_epoch"]: _known(cost["seconds_per_epoch"]),
-                    _COST_NAMES["peak_memory_gb"]: _known(cost["peak_memory_gb"]),
-                }
-            )
-        notes = [
-            "; ".join(f"{_COST_NAMES[key]}: {text}" for key, text in COSTS.items()) + ". A dash: not known.",
-        ]
-        shown = [path for name, path in pictures.items() if name.startswith("Dice_against")]
-        return Section("Cost", pd.DataFrame(rows), notes, shown)
+    def _cost_section(self) -> Section:
+        divisors = {cost: divisor for cost, (_, divisor) in _COSTS.items()}
+        headings = {cost: heading for cost, (heading, _) in _COSTS.items()}
+        table = (self.costs / pd.Series(divisors)).map(number, form=".3g").rename(columns=headings)
+        note = "; ".join(f"{headings[cost]}: {text}" for cost, text in COSTS.items()) + ". A dash: not known."
+        return Section("Cost", _with_models(table), [note])
 
     def _published_section(self, name: str) -> Section:
-        table = published_rows(name)
-        printed = table.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value))
+        table = published_rows(name).map(lambda value: number(value) if isinstance(value, float) else value)
         notes = [
             f"Published, NOT measured here: as printed in Noh et al., Pattern Recognition Letters 2025 "
             f"({name}), Dice in percent. Other test cases, other training: only numbers of the protocol "
             "merit on the same test cases can be set beside them."
         ]
-        return Section("Published results (not measured)", printed.replace("nan", "-"), notes)
+        return Section("Published results (not measured)", table, notes)
 
     def _notes_section(self) -> Section:
-        folds = [f for f in dict.fromkeys(self.cases["fold"]) if f != NO_FOLD]
+        folds = ", ".join(fold for fold in self.cases["fold"].unique() if fold != NO_FOLD)
         notes = [
-            f"`{self.command}`, {self.day}. {len(self.names)} models, {self.cases['case'].nunique()} cases"
-            + (f", folds {', '.join(folds)}." if folds else "."),
+            f"`{self.command}`, {self.day}. {len(self.ranking)} models, {self.cases['case'].nunique()} cases"
+            + (f", folds {folds}." if folds else "."),
             "Dice, HD95 (the larger of the two directions' 95th percentiles) and NSD (share of the surfaces' area "
             "within the tolerance) by MONAI, in mm with each image's own spacing. " + POLICY,
             "cases.csv has a row per model, case and structure; challengeR reads it: "
@@ -354,18 +269,16 @@ class Leaderboard:
         return Section("How to read this", notes=notes)
 
 
-def _number(metric: str, value: float, sign: bool = False) -> str:
-    _, factor, decimals = _PRINTED[metric]
-    return "-" if math.isnan(value) else f"{factor * value:{'+' if sign else ''}.{decimals}f}"
+def _with_models(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with the models, its index, as the first column."""
+    return table.rename_axis(index="model", columns=None).reset_index()
 
 
-def _with_sd(metric: str, mean: float, sd: float) -> str:
-    return _number(metric, mean) + ("" if math.isnan(sd) else f" ± {_number(metric, sd)}")
+def _printed(metric: str, value: float) -> str:
+    return number(_FACTORS[metric] * value)
 
 
-def p_text(p: float) -> str:
-    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _known(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3g}"
+def _with_sd(metric: str, means: pd.Series, deviations: pd.Series) -> pd.Series:
+    """Means as text, with the standard deviations that are known."""
+    spreads = (_FACTORS[metric] * deviations).map(lambda value: f" ± {value:.2f}", na_action="ignore").fillna("")
+    return (_FACTORS[metric] * means).map(number) + spreads

@@ -9,6 +9,8 @@ import numpy as np
 
 #: To be raised whenever a metric's value changes: scores remembered under another number are computed again.
 METRICS_VERSION = 1
+#: Distance in mm up to which two surfaces agree, unless another one is asked for.
+TOLERANCE = 2.0
 
 #: What happens where a mask is empty; printed under every table.
 POLICY = (
@@ -26,7 +28,7 @@ MERIT_POLICY = (
 
 
 def structure_metrics(
-    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float = 2.0
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float = TOLERANCE
 ) -> dict[str, float | bool]:
     """Compare the masks of one structure.
 
@@ -45,41 +47,29 @@ def structure_metrics(
         ``Dice`` and ``NSD`` in [0, 1] and ``HD95`` in mm, NaN where both masks are empty, see :data:`POLICY`;
         ``truth_ml`` and ``prediction_ml``, volumes in ml (for a 2-D image, areas in cm2); ``truth_empty`` and
         ``prediction_empty``.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ.
     """
-    _check_shapes(prediction, truth, spacing)
-    voxel = math.prod(spacing) / 1000 if prediction.ndim == 3 else math.prod(spacing) / 100
     n_prediction, n_truth = int(prediction.sum()), int(truth.sum())
-    result = {
-        "Dice": math.nan,
-        "HD95": math.nan,
-        "NSD": math.nan,
-        "truth_ml": n_truth * voxel,
-        "prediction_ml": n_prediction * voxel,
-        "truth_empty": n_truth == 0,
-        "prediction_empty": n_prediction == 0,
-    }
+    scores = (math.nan, math.nan, math.nan)
     if n_prediction and n_truth:
         from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
         predicted, true = (_batch(mask) for mask in _crop(prediction, truth))
         in_mm = [float(s) for s, size in zip(spacing, truth.shape, strict=True) if size > 1]
-        result["Dice"] = dice(prediction, truth)
-        result["HD95"] = float(
-            compute_hausdorff_distance(predicted, true, include_background=True, percentile=95, spacing=in_mm)
+        hd95 = compute_hausdorff_distance(predicted, true, include_background=True, percentile=95, spacing=in_mm)
+        nsd = compute_surface_dice(
+            predicted, true, [tolerance], include_background=True, spacing=in_mm, use_subvoxels=True
         )
-        result["NSD"] = float(
-            compute_surface_dice(
-                predicted, true, [tolerance], include_background=True, spacing=in_mm, use_subvoxels=True
-            )
-        )
+        scores = (dice(prediction, truth), float(hd95), float(nsd))
     elif n_prediction or n_truth:
-        result |= {"Dice": 0.0, "HD95": diagonal(truth.shape, spacing), "NSD": 0.0}
-    return result
+        scores = (0.0, diagonal(truth.shape, spacing), 0.0)
+    voxel = math.prod(spacing) / (1000 if truth.ndim == 3 else 100)
+    return {
+        **dict(zip(("Dice", "HD95", "NSD"), scores, strict=True)),
+        "truth_ml": n_truth * voxel,
+        "prediction_ml": n_prediction * voxel,
+        "truth_empty": n_truth == 0,
+        "prediction_empty": n_prediction == 0,
+    }
 
 
 def merit_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -95,7 +85,6 @@ def merit_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]
     dict
         ``Dice_merit`` in [0, 1], ``HD95_merit`` in voxels.
     """
-    _check_shapes(prediction, truth, prediction.shape)
     n_prediction, n_truth = int(prediction.sum()), int(truth.sum())
     if not (n_prediction and n_truth):
         return {"Dice_merit": float(n_prediction > 0), "HD95_merit": 0.0}
@@ -112,13 +101,6 @@ def merit_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]
 def diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
     """Largest distance between the centres of two voxels, in the unit of ``spacing``."""
     return math.hypot(*((n - 1) * s for n, s in zip(shape, spacing, strict=True)))
-
-
-def _check_shapes(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> None:
-    if prediction.shape != truth.shape or len(spacing) != truth.ndim:
-        raise ValueError(
-            f"The prediction has shape {prediction.shape}, the truth {truth.shape}, the spacing {len(spacing)} axes."
-        )
 
 
 def _crop(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -171,5 +153,5 @@ def mean_dice(
     if not structures:
         values = np.union1d(np.unique(prediction), np.unique(truth))
         structures = {str(v): (int(v),) for v in values if v > 0}
-    of_structures = [dice(np.isin(prediction, labels), np.isin(truth, labels)) for labels in structures.values()]
-    return float(np.nanmean(of_structures)) if not np.isnan(of_structures).all() else math.nan
+    scores = [dice(np.isin(prediction, values), np.isin(truth, values)) for values in structures.values()]
+    return float(np.nanmean(scores)) if not np.isnan(scores).all() else math.nan

@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import StringIO
-from itertools import groupby, product
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from nnunet_din.data.corruption import CORRUPTION_VERSION, CORRUPTIONS, corrupt_file, refusal, sensible_corruptions
 from nnunet_din.data.images import read_image
 from nnunet_din.data.progress import progress
-from nnunet_din.evaluation.collection import NO_FOLD
-from nnunet_din.evaluation.metrics import METRICS_VERSION
-from nnunet_din.evaluation.scoring import read_placed, remember, remembered, score_maps, states
+from nnunet_din.evaluation.collection import NO_FOLD, begun_folds
+from nnunet_din.evaluation.metrics import TOLERANCE
+from nnunet_din.evaluation.scoring import ScoreCache, describe_settings, read_placed, score_maps, states
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, validation_cases
 from nnunet_din.nnunet.labels import read_dataset_json, read_labels
 from nnunet_din.nnunet.models import Model
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 #: Name of the images as they are, whose severity is 0.
 CLEAN = "clean"
-#: Tolerance of NSD in mm, the leaderboard's default.
-_TOLERANCE = 2.0
 _CHECKPOINT = "checkpoint_final.pth"
 
 
@@ -140,14 +138,14 @@ class Study:
         self.description = read_dataset_json(self.dataset_json)
         names = self.description.get("channel_names") or self.description.get("modality") or {}
         self.ct = [str(name).lower() == "ct" for name in names.values()]
-        color = read_image(self.cases[0].images[0]).color
-        for name in self.corruptions:
-            if reason := refusal(name, any(self.ct), color):
-                raise ValueError(f"{reason} Leave it out of --corruptions.")
-        kind = "CT" if any(self.ct) else "colour pictures"
-        if not self.corruptions and (unfit := [name for name in CORRUPTIONS if refusal(name, any(self.ct), color)]):
-            self.missing.append(f"{', '.join(unfit)} make no sense for {kind} and are left out")
-        self.corruptions = list(self.corruptions) or sensible_corruptions(any(self.ct), color)
+        kind = (any(self.ct), read_image(self.cases[0].images[0]).color)
+        unfit = {name: reason for name in self.corruptions or CORRUPTIONS if (reason := refusal(name, *kind))}
+        if self.corruptions and unfit:
+            raise ValueError(f"{next(iter(unfit.values()))} Leave it out of --corruptions.")
+        if unfit:
+            images = "CT" if any(self.ct) else "colour pictures"
+            self.missing.append(f"{', '.join(unfit)} make no sense for {images} and are left out")
+        self.corruptions = list(self.corruptions) or sensible_corruptions(*kind)
 
     @property
     def models(self) -> list[str]:
@@ -172,8 +170,15 @@ class Study:
             yield files
 
 
-def validation_study(dataset: str, models: Mapping[str, Model], folds: Sequence[str] | None, **settings: Any) -> Study:
-    """A study of validation cases, each predicted by the networks of its own fold.
+def find_study(
+    dataset: str,
+    models: Mapping[str, Model],
+    folds: Sequence[str] | None = None,
+    test: bool = False,
+    device: str | None = None,
+    **settings: Any,
+) -> Study:
+    """A study of validation cases, each predicted by the networks of its own fold, or of test cases.
 
     Parameters
     ----------
@@ -182,83 +187,67 @@ def validation_study(dataset: str, models: Mapping[str, Model], folds: Sequence[
     models
         Models by the name to show.
     folds
-        Folds to take; None: those that any model has begun.
+        Folds to take; None: those that any model has begun, or for test cases each model's own.
+    test
+        Whether to take the test cases, which a model's folds predict together, as nnU-Net predicts.
+    device
+        See :func:`nnunet_din.nnunet.predictor.make_predictor`.
     **settings
-        ``device``, and attributes of :class:`Study`.
+        Attributes of :class:`Study`.
 
     Raises
     ------
     ValueError, FileNotFoundError
-        If a fold or a file is missing, or no model has been trained, or a corruption makes no sense for the data set.
+        If a fold or an image is missing, no model has been trained, or a corruption makes no sense for the data set.
     """
+    raw = nnunet_folder("nnUNet_raw") / dataset_name(dataset)
+    if test:
+        cases, parts = _test_cases(raw), {NO_FOLD: folds}
+    else:
+        folds = list(folds or begun_folds(models))
+        cases, parts = _validation_cases(raw, folds), {fold: [fold] for fold in folds}
+    networks: dict[str, list[Network]] = {part: [] for part in parts}
+    missing = []
+    for (name, model), (part, chosen) in product(models.items(), parts.items()):
+        members = list(chosen or model.folds)
+        absent = [fold for fold in members if not (model.folder / f"fold_{fold}" / _CHECKPOINT).is_file()]
+        missing += [f"{name}: fold {fold} has no {_CHECKPOINT}" for fold in absent]
+        if members and not absent:
+            networks[part].append(Network(name, model.folder, members, device))
+    if not any(networks.values()):
+        raise ValueError(f"There is nothing to predict with: {'; '.join(missing) or 'no fold was begun'}.")
+    return Study(raw / "dataset.json", networks, cases, missing=missing, **settings)
+
+
+def _validation_cases(raw: Path, folds: Sequence[str]) -> list[CleanCase]:
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-    raw = nnunet_folder("nnUNet_raw") / dataset_name(dataset)
     files = get_filenames_of_train_images_and_targets(str(raw), read_dataset_json(raw / "dataset.json"))
-    validation = validation_cases(dataset)
-    folds = list(folds or sorted({fold for model in models.values() for fold in model.folds}, key=int))
-    cases: list[CleanCase] = []
+    validation = validation_cases(raw.name)
+    cases: dict[str, CleanCase] = {}
     for fold in folds:
         if fold not in validation:
             raise ValueError(f"Fold {fold} has no validation cases: splits_final.json has {', '.join(validation)}.")
         for name in validation[fold]:
             if name not in files:
                 raise FileNotFoundError(f"The validation case {name} of fold {fold} is not in {raw}.")
+            if name in cases:
+                raise ValueError(f"The folds {', '.join(folds)} share validation cases: choose others with -f.")
             images = [Path(image) for image in files[name]["images"]]
-            cases.append(CleanCase(name, fold, images, Path(files[name]["label"])))
-    if len({case.name for case in cases}) < len(cases):
-        raise ValueError(f"The folds {', '.join(folds)} share validation cases: choose others with -f.")
-    return _study(raw, models, {fold: [fold] for fold in folds}, cases, **settings)
+            cases[name] = CleanCase(name, fold, images, Path(files[name]["label"]))
+    return list(cases.values())
 
 
-def test_study(dataset: str, models: Mapping[str, Model], folds: Sequence[str] | None, **settings: Any) -> Study:
-    """A study of the test cases, which a model's folds predict together, as nnU-Net predicts.
-
-    Parameters
-    ----------
-    dataset, models, folds, **settings
-        See :func:`validation_study`; without folds, each model's own.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        As there.
-    """
+def _test_cases(raw: Path) -> list[CleanCase]:
     from nnunet_din.nnunet.prediction import find_cases
 
-    raw = nnunet_folder("nnUNet_raw") / dataset_name(dataset)
     description = read_dataset_json(raw / "dataset.json")
     cases = []
     for name, images in find_cases([raw / "imagesTs"], description).items():
         if isinstance(images, Exception):
             raise images
         cases.append(CleanCase(name, NO_FOLD, images, raw / "labelsTs" / f"{name}{description['file_ending']}"))
-    return _study(raw, models, {NO_FOLD: folds}, cases, **settings)
-
-
-def _study(
-    raw: Path,
-    models: Mapping[str, Model],
-    parts: Mapping[str, Sequence[str] | None],
-    cases: list[CleanCase],
-    device: str | None = None,
-    **settings: Any,
-) -> Study:
-    networks: dict[str, list[Network]] = {part: [] for part in parts}
-    missing = []
-    for name, model in models.items():
-        for part, folds in parts.items():
-            members = list(folds or model.folds)
-            absent = [fold for fold in members if not (model.folder / f"fold_{fold}" / _CHECKPOINT).is_file()]
-            missing += [f"{name}: fold {fold} has no {_CHECKPOINT}" for fold in absent]
-            if members and not absent:
-                networks[part].append(Network(name, model.folder, members, device))
-    if not any(networks.values()):
-        raise ValueError(f"There is nothing to predict with: {'; '.join(missing) or 'no fold was begun'}.")
-    for case in cases:
-        if not case.truth.is_file():
-            raise FileNotFoundError(f"{case.truth} does not exist, and {case.name} cannot be scored without it.")
-    return Study(raw / "dataset.json", networks, cases, missing=missing, **settings)
+    return cases
 
 
 def score_study(study: Study, cache: Path) -> DataFrame:
@@ -271,47 +260,52 @@ def score_study(study: Study, cache: Path) -> DataFrame:
     study
         What to predict.
     cache
-        File to which every score is added when it is there, and in which it is looked up before it is computed. It
-        counts as long as network, images, truth, seed and settings are the same.
+        File of the scores, see :class:`nnunet_din.evaluation.scoring.ScoreCache`. A score counts as long as network,
+        images, truth, seed and settings are the same.
 
     Returns
     -------
     pandas.DataFrame
         A row for each model, case, corruption, severity and structure, as
-        :func:`nnunet_din.evaluation.scoring.score_case` gives, with ``corruption`` and ``severity``.
+        :func:`nnunet_din.evaluation.scoring.score_maps` returns, with ``corruption`` and ``severity``.
 
     Raises
     ------
+    FileNotFoundError
+        If an image or a truth is not there.
     ValueError
         If an image cannot be corrupted, preprocessed, predicted or scored; the message names it. What was scored stays
         in ``cache``.
     """
     from pandas import DataFrame
 
-    done, rows = remembered(cache), []
-    total = len(study.bad) * sum(len(study.networks[case.fold]) for case in study.cases)
-    with progress(total=total, desc="bad images", unit="predictions") as bar:
-        for case, (corruption, severity) in product(study.cases, study.bad):
-            networks = {
-                _key(study, network, case, corruption, severity): network for network in study.networks[case.fold]
-            }
+    done, rows = ScoreCache(cache), []
+    jobs = [
+        (case, bad, {key_of(study, network, case, *bad): network for network in study.networks[case.fold]})
+        for case, bad in product(study.cases, study.bad)
+    ]
+    with progress(total=sum(len(networks) for *_, networks in jobs), desc="bad images", unit="predictions") as bar:
+        for case, bad, networks in jobs:
             todo = {key: network for key, network in networks.items() if key not in done}
-            for key, scores in _scores(study, todo, case, corruption, severity):
-                remember(cache, key, scores)
-                done[key] = scores
-                bar.update()
-            bar.update(len(networks) - len(todo))
-            of_case = {"fold": case.fold, "case": case.name, "corruption": corruption, "severity": severity}
-            for key, network in networks.items():
-                rows += [{"model": network.name, **of_case, **row} for row in done[key]]
+            for key, scores in _scores(study, todo, case, *bad) if todo else ():
+                done.add(key, scores)
+            bar.update(len(networks))
+    for case, (corruption, severity), networks in jobs:
+        of_case = {"fold": case.fold, "case": case.name, "corruption": corruption, "severity": severity}
+        rows += [{"model": network.name, **of_case, **row} for key, network in networks.items() for row in done[key]]
     return DataFrame(rows)
 
 
-def _key(study: Study, network: Network, case: CleanCase, corruption: str, severity: int) -> str:
-    """Everything that a score depends on."""
-    structures = {name: list(values) for name, values in study.labels.structures.items()}
-    settings = [METRICS_VERSION, structures, study.labels.ignore]
+def key_of(study: Study, network: Network, case: CleanCase, corruption: str, severity: int) -> str:
+    """Everything that a prediction and its score depend on, as text.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file of the network or of the case is not there.
+    """
     image = [] if corruption == CLEAN else [CORRUPTION_VERSION, corruption, severity, study.seed, study.ct]
+    settings = list(describe_settings(study.labels).values())
     return json.dumps([network.state, states([*case.images, case.truth]), settings, image])
 
 
@@ -319,31 +313,25 @@ def _scores(
     study: Study, todo: Mapping[str, Network], case: CleanCase, corruption: str, severity: int
 ) -> Iterator[tuple[str, list[dict]]]:
     """Yields keys with rows, one a structure, of one bad image."""
+    import torch
+
     from nnunet_din.nnunet.prediction import predict_preprocessed
 
-    if not todo:
-        return
+    tolerances = dict.fromkeys(study.labels.structures, TOLERANCE)
+    preprocessed: dict[str, tuple] = {}
     try:
-        plans = next(iter(todo.values())).model.plans
-        truth, place = read_placed(case.truth, study.labels, plans.get("image_reader_writer"))
-        tolerances = dict.fromkeys(study.labels.structures, _TOLERANCE)
+        reader = next(iter(todo.values())).model.plans.get("image_reader_writer")
+        truth, place = read_placed(case.truth, study.labels, reader)
         with study.corrupted(case, corruption, severity) as files:
-            for _, sharing in groupby(
-                sorted(todo.items(), key=lambda item: item[1].model.preprocessing),
-                key=lambda item: item[1].model.preprocessing,
-            ):
-                group = list(sharing)
+            for key, network in todo.items():
+                model = network.model
                 with redirect_stdout(StringIO()):  # nnU-Net says what it does at every step
-                    data, properties = group[0][1].model.preprocess(files)
-                for key, network in group:
-                    with redirect_stdout(StringIO()):
-                        labels = predict_preprocessed(network.model, network.predictor, data, properties)
-                    if labels.size != truth.size:
-                        raise ValueError(f"{case.truth} has another size than the image, {truth.shape}.")
-                    labels = labels.reshape(truth.shape)  # a 2-D image has one slice
-                    spacing = place.get("spacing") or [1.0] * truth.ndim
-                    yield key, score_maps(labels, truth, spacing, study.labels, tolerances)
+                    if model.preprocessing not in preprocessed:
+                        preprocessed[model.preprocessing] = model.preprocess(files)
+                    labels = predict_preprocessed(model, network.predictor, *preprocessed[model.preprocessing])
+                labels = labels.reshape(truth.shape)  # a 2-D image has one slice
+                yield key, score_maps(labels, truth, place, study.labels, tolerances)
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, RuntimeError) as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            raise
         raise ValueError(f"{case.name}, {corruption} {severity}: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -12,15 +12,15 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from nnunet_din.data.files import write_text
 from nnunet_din.data.images import read_image, read_label_map
 from nnunet_din.evaluation.comparison import Case, Comparison, read_row
-from nnunet_din.evaluation.leaderboard import p_text
 from nnunet_din.evaluation.metrics import POLICY
-from nnunet_din.evaluation.report import Section, to_html, to_markdown
-from nnunet_din.evaluation.robustness import CLEAN, CleanCase, Network, Study
+from nnunet_din.evaluation.report import Section
+from nnunet_din.evaluation.robustness import CleanCase, Network, Study, key_of
 from nnunet_din.evaluation.robustness_metrics import by_case, by_corruption, dice_by_case
+from nnunet_din.evaluation.scoring import ScoreCache
 from nnunet_din.evaluation.statistics import MEAN, compare_with_reference, interval
+from nnunet_din.evaluation.tables import difference_table, percent, write_report
 from nnunet_din.nnunet.labels import label_names
 from nnunet_din.plotting.panel import panel
 from nnunet_din.plotting.robustness import dice_by_severity
@@ -29,6 +29,21 @@ from nnunet_din.plotting.style import save_both, save_figure
 
 #: Measure -> heading of its paired differences.
 _COMPARED = {"weighted_mean_dice": "weighted mean Dice (points)", "retained_dice": "retained Dice (points)"}
+#: Column of ``summary.csv`` -> heading in the report.
+_SUMMARY = {
+    "clean": "clean Dice (%)",
+    "weighted_mean_dice": "weighted mean Dice (%)",
+    "degradation": "degradation (points)",
+    "retained_dice": "retained Dice (%) [95 %]",
+    "mCE": "mCE (%)",
+}
+#: Column of ``robustness.csv`` -> heading in the report, after those of the severities.
+_MEASURES = {
+    "weighted_mean_dice": "weighted mean",
+    "degradation": "degradation",
+    "retained_dice": "retained",
+    "corruption_error": "CE",
+}
 #: Most models that the picture of a case shows.
 _MOST_COLUMNS = 4
 
@@ -50,7 +65,7 @@ class RobustnessReport:
     group_by : str or None
         See :func:`nnunet_din.evaluation.statistics.paired_values`.
     seed : int
-        Of the corruptions.
+        Seed of the corruptions.
     command, day : str
         How and when it was made.
     """
@@ -85,29 +100,9 @@ class RobustnessReport:
 
     def full(self) -> pd.DataFrame:
         """One row for each corruption and model: Dice by severity and the measures; ``robustness.csv``."""
-        rows = []
-        for (corruption, model), measures in self.table.iterrows():
-            bad = self.mean_dice.loc[model, corruption]
-            by_severity = {f"Dice_{severity}": value for severity, value in bad.items()}
-            rows.append({"corruption": corruption, "model": model, **by_severity, **measures})
-        return pd.DataFrame(rows).rename(columns={"clean": "Dice_0"})
-
-    def sections(self, pictures: Mapping[str, Path]) -> list[Section]:
-        """The parts of the report.
-
-        Parameters
-        ----------
-        pictures
-            PNG files: ``Dice_by_severity``, and ``case`` where there is one.
-        """
-        sections = [self._summary_section(), self._corruption_section()]
-        sections[0].warnings = [f"Missing: {sentence}." for sentence in self.missing]
-        sections[1].pictures = [pictures["Dice_by_severity"]]
-        if self.mean_dice.shape[0] > 1:
-            sections.append(self._difference_section())
-        if "case" in pictures:
-            sections.append(Section("One case at the highest severity", pictures=[pictures["case"]]))
-        return [*sections, self._notes_section()]
+        corruptions = self.table.index.unique("corruption")
+        bad = pd.concat({name: self.mean_dice[name] for name in corruptions}, names=["corruption"]).add_prefix("Dice_")
+        return bad.join(self.table).rename(columns={"clean": "Dice_0"}).reset_index()
 
     def write(self, folder: Path, case: Path | None = None) -> list[Path]:
         """Write ``robustness.md``, ``.html`` and ``.csv``, ``summary.csv``, ``cases.csv``, ``differences.csv`` and the
@@ -125,88 +120,54 @@ class RobustnessReport:
         list of pathlib.Path
             The files, without the plots.
         """
-        plot = save_both(dice_by_severity(self.mean_dice), folder / "Dice_by_severity")[1]
-        sections = self.sections({"Dice_by_severity": plot} | ({"case": case} if case else {}))
-        title = f"Bad images of {self.title}"
-        differences = pd.concat([table.assign(measure=name) for name, table in self.differences.items()])
-        contents = {
-            "robustness.md": to_markdown(title, sections),
-            "robustness.html": to_html(title, sections),
-            "robustness.csv": self.full().to_csv(index=False),
-            "summary.csv": self.summary().to_csv(index=False),
-            "cases.csv": self.scores.to_csv(index=False),
-            "differences.csv": differences.to_csv(index=False),
+        sections = [self._summary_section(), self._corruption_section()]
+        sections[1].pictures = [save_both(dice_by_severity(self.mean_dice), folder / "Dice_by_severity")[1]]
+        if len(self.mean_dice) > 1:
+            sections.append(self._difference_section())
+        if case:
+            sections.append(Section("One case at the highest severity", pictures=[case]))
+        tables = {
+            "robustness": self.full(),
+            "summary": self.summary(),
+            "cases": self.scores,
+            "differences": pd.concat([table.assign(measure=name) for name, table in self.differences.items()]),
         }
-        return [write_text(folder / name, content) for name, content in contents.items()]
+        title = f"Bad images of {self.title}"
+        return write_report(folder, "robustness", title, [*sections, self._notes_section()], tables)
 
     def overview(self) -> str:
         """Write the summary as lines for the terminal."""
-        table = self._summary_section().table
-        return "" if table is None else table.to_string(index=False)
+        return self._summary_table().to_string(index=False)
+
+    def _summary_table(self) -> pd.DataFrame:
+        table = self.summary().set_index("model")[list(_SUMMARY)].map(percent)
+        for model, measures in self.measures.groupby("model"):
+            low, high = interval(measures.groupby("case")["retained_dice"].mean())
+            table.loc[model, "retained_dice"] += f" [{percent(low)}, {percent(high)}]"
+        return table.rename(columns=_SUMMARY).reset_index()
 
     def _summary_section(self) -> Section:
-        rows = []
-        for _, row in self.summary().iterrows():
-            values = self.measures[self.measures["model"] == row["model"]].groupby("case")["retained_dice"].mean()
-            low, high = interval(values)
-            rows.append(
-                {
-                    "model": row["model"],
-                    "clean Dice (%)": _percent(row["clean"]),
-                    "weighted mean Dice (%)": _percent(row["weighted_mean_dice"]),
-                    "degradation (points)": _percent(row["degradation"]),
-                    "retained Dice (%) [95 %]": f"{_percent(row['retained_dice'])} [{_percent(low)}, {_percent(high)}]",
-                    "mCE (%)": _percent(row["mCE"]),
-                }
-            )
-        note = (
-            f"Means over {self.table.index.get_level_values('corruption').nunique()} corruptions and {self._units()}."
-        )
-        return Section("Result", pd.DataFrame(rows), [note])
+        note = f"Means over {len(self.table.index.unique('corruption'))} corruptions and {self._units()}."
+        warnings = [f"Missing: {sentence}." for sentence in self.missing]
+        return Section("Result", self._summary_table(), [note], warnings=warnings)
 
     def _corruption_section(self) -> Section:
-        rows = []
-        for (corruption, model), measures in self.table.iterrows():
-            bad = self.mean_dice.loc[model, corruption]
-            rows.append(
-                {
-                    "corruption": corruption,
-                    "model": model,
-                    "0": _percent(measures["clean"]),
-                    **{str(severity): _percent(value) for severity, value in bad.items()},
-                    "weighted mean": _percent(measures["weighted_mean_dice"]),
-                    "degradation": _percent(measures["degradation"]),
-                    "retained": _percent(measures["retained_dice"]),
-                    "CE": _percent(measures["corruption_error"]),
-                }
-            )
-        return Section("Dice (%) by corruption and severity", pd.DataFrame(rows))
+        table = self.full().set_index(["corruption", "model"])
+        by_severity = {name: name.removeprefix("Dice_") for name in sorted(table.filter(like="Dice_"))}
+        table = table[[*by_severity, *_MEASURES]].map(percent).rename(columns=by_severity | _MEASURES)
+        return Section("Dice (%) by corruption and severity", table.reset_index())
 
     def _difference_section(self) -> Section:
-        rows = []
-        for measure, table in self.differences.items():
-            for _, values in table.iterrows():
-                low, mean, high = (f"{100 * values[key]:+.2f}" for key in ("low", "difference", "high"))
-                corruption = "mean of all" if values["corruption"] == MEAN else values["corruption"]
-                rows.append(
-                    {
-                        "model": values["model"],
-                        "measure": _COMPARED[measure],
-                        "corruption": corruption,
-                        "difference [95 %]": f"{mean} [{low}, {high}]",
-                        "p": p_text(values["p"]),
-                        "p, Holm": p_text(values["p_holm"]),
-                        "better / equal / worse": f"{values['better']} / {values['equal']} / {values['worse']}",
-                    }
-                )
+        means = {name: table.replace({"corruption": {MEAN: "mean of all"}}) for name, table in self.differences.items()}
+        table = difference_table(means, _COMPARED, dict.fromkeys(_COMPARED, 100), "measure")
         note = (
             f"Paired differences, model less baseline, over {self._units()}. 95 % intervals by bootstrap; two-sided "
             "Wilcoxon signed-rank test, corrected by Holm over all rows of a measure."
         )
-        return Section(f"Differences from {self.baseline}", pd.DataFrame(rows), [note])
+        return Section(f"Differences from {self.baseline}", table, [note])
 
     def _units(self) -> str:
-        cases = len(set(self.dice.index.get_level_values("case")))
+        cases = len(self.dice.index.unique("case"))
         return f"{cases} cases" + (f" in groups ({self.group_by})" if self.group_by else "")
 
     def _notes_section(self) -> Section:
@@ -222,52 +183,43 @@ class RobustnessReport:
         return Section("How to read this", notes=notes)
 
 
-def _percent(value: float) -> str:
-    return "-" if pd.isna(value) else f"{100 * value:.2f}"
-
-
-def typical_case(report: RobustnessReport, study: Study) -> CleanCase:
-    """The case whose mean Dice over models and bad images is the median one."""
-    mean = report.dice.mean(axis=1).groupby("case", sort=False).mean().sort_values(kind="stable")
-    name = mean.index[len(mean) // 2]
-    return next(case for case in study.cases if case.name == name)
-
-
-def draw_case(study: Study, case: CleanCase, path: Path) -> Path:
-    """Draw the slice of a case in which the truth is largest, clean and at the highest severity of every corruption,
-    with what the models make of it.
+def draw_typical_case(report: RobustnessReport, study: Study, cache: Path, path: Path) -> Path:
+    """Draw the case whose mean Dice over models and bad images is the median one: the slice in which its truth is
+    largest, clean and at the highest severity of every corruption, with what the models make of it.
 
     Parameters
     ----------
-    study, case
-        The study and one of its cases, which is predicted again; the first models are shown.
+    report, study
+        The study, and what is reported of it. The first models are shown, and the enhanced image of the first DIN
+        model.
+    cache
+        File of the scores, beside the picture, which also says what the picture shows.
     path
-        File to write. Shows the enhanced image of the first DIN model.
+        File to write. It is left as it is if it shows the same already.
     """
+    mean = report.dice.mean(axis=1).groupby("case", sort=False).mean().sort_values(kind="stable")
+    case = next(case for case in study.cases if case.name == mean.index[len(mean) // 2])
     networks = study.networks[case.fold][:_MOST_COLUMNS]
+    shown = [bad for bad in study.bad if bad[1] in (0, max(study.severities))]
+    drawn = [
+        {"model": network.name, "key": key_of(study, network, case, *bad)} for network in networks for bad in shown
+    ]
+    done = ScoreCache(cache)
+    if path.is_file() and done.get(path.name) == drawn:
+        return path
     planned = next((network.model for network in networks if network.model.enhancements), None)
-    names = label_names(study.description)
-    reader = networks[0].model.reader
+    names, reader = label_names(study.description), networks[0].model.reader
     comparison = Comparison([], reader, study.labels.structures, study.labels.ignore, names, planned)
     truth = read_label_map(case.truth, reader)
     index = largest_slice(np.moveaxis(truth, read_image(case.images[0]).slice_axis, 0))
-    rows: list[dict] = []
-    for corruption, severity in study.bad:
-        if corruption == CLEAN or severity == max(study.severities):
-            row = _case_row(study, networks, comparison, case, (corruption, severity), index)
-            if planned is None:
-                del row["enhanced"]
-            rows.append(row)
-    return save_figure(panel(rows, names, style="contour"), path)
+    rows = [_case_row(study, networks, comparison, case, bad, index) for bad in shown]
+    save_figure(panel(rows, names, style="contour"), path)
+    done.add(path.name, drawn)
+    return path
 
 
 def _case_row(
-    study: Study,
-    networks: Sequence[Network],
-    comparison: Comparison,
-    case: CleanCase,
-    bad: tuple[str, int],
-    index: int,
+    study: Study, networks: Sequence[Network], comparison: Comparison, case: CleanCase, bad: tuple[str, int], index: int
 ) -> dict:
     """Predict one bad image, and make the row of one of its slices."""
     from nnunet_din.nnunet.prediction import predict_case
@@ -280,4 +232,7 @@ def _case_row(
                 predict_case(network.model, network.predictor, images, maps[network.name])
         name = bad[0].replace("_", " ") + (f" {bad[1]}" if bad[1] else "")
         shown = Case(name, images, 0, case.truth, maps)
-        return read_row(shown, comparison, index=index, boxes=0, crop=False)
+        row = read_row(shown, comparison, index=index, boxes=0, crop=False)
+    if comparison.planned is None:
+        del row["enhanced"]
+    return row

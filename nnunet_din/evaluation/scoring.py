@@ -1,4 +1,4 @@
-"""Scores many cases in parallel, and remembers those that are done."""
+"""Scores cases in parallel, and remembers those that are done."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnunet_din.data.integrity import WrongLabel, check_file, check_labels
+from nnunet_din.data.integrity import check_file, check_labels
 from nnunet_din.data.progress import progress
 from nnunet_din.evaluation.collection import ScoredCase
 from nnunet_din.evaluation.metrics import METRICS_VERSION, merit_metrics, structure_metrics
@@ -45,13 +46,12 @@ def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float]
     tolerances
         Tolerance of NSD in mm by structure.
     merit
-        Add the metrics of the published 2-D comparisons.
+        Whether to add the metrics of the published 2-D comparisons.
 
     Returns
     -------
     list of dict
-        One row a structure: ``model``, ``fold``, ``case``, ``structure`` and what
-        :func:`nnunet_din.evaluation.metrics.structure_metrics` gives.
+        What :func:`score_maps` returns.
 
     Raises
     ------
@@ -72,15 +72,13 @@ def score_case(case: ScoredCase, labels: Labels, tolerances: Mapping[str, float]
                 f"{case.prediction} has the {what} {_text(predicted_place[what])} and its truth {case.truth} "
                 f"{_text(value)}: the two do not lie in the same place. Predict the images that the truth was drawn on."
             )
-    spacing = place.get("spacing") or predicted_place.get("spacing") or [1.0] * truth.ndim
-    of_case = {"model": case.model, "fold": case.fold, "case": case.case}
-    return [of_case | row for row in score_maps(prediction, truth, spacing, labels, tolerances, merit)]
+    return score_maps(prediction, truth, {**predicted_place, **place}, labels, tolerances, merit)
 
 
 def score_maps(
     prediction: np.ndarray,
     truth: np.ndarray,
-    spacing: Sequence[float],
+    place: Mapping[str, Sequence[float]],
     labels: Labels,
     tolerances: Mapping[str, float],
     merit: bool = False,
@@ -91,16 +89,18 @@ def score_maps(
     ----------
     prediction, truth
         Label maps of the same shape, ``(Z, Y, X)`` or ``(Y, X)``.
-    spacing
-        Voxel size along each axis in mm.
+    place
+        What :func:`read_placed` says of their place. Without ``spacing``, distances are in voxels.
     labels, tolerances, merit
         See :func:`score_case`.
 
     Returns
     -------
     list of dict
-        One row a structure: ``structure`` and the metrics.
+        One row a structure: ``structure``, and what :func:`nnunet_din.evaluation.metrics.structure_metrics` and, if
+        asked for, :func:`nnunet_din.evaluation.metrics.merit_metrics` return.
     """
+    spacing = place.get("spacing", [1.0] * truth.ndim)
     if labels.ignore is not None:
         prediction = np.where(truth == labels.ignore, 0, prediction)
     rows = []
@@ -108,9 +108,8 @@ def score_maps(
         warnings.simplefilter("ignore")  # MONAI calls its own deprecated functions
         for structure, values in labels.structures.items():
             masks = np.isin(prediction, values), np.isin(truth, values)
-            row: dict[str, object] = {"structure": structure}
-            row |= structure_metrics(*masks, spacing, tolerances[structure])
-            rows.append(row | (merit_metrics(*masks) if merit else {}))
+            metrics = structure_metrics(*masks, spacing, tolerances[structure])
+            rows.append({"structure": structure, **metrics, **(merit_metrics(*masks) if merit else {})})
     return rows
 
 
@@ -118,109 +117,88 @@ def score_cases(
     cases: Sequence[ScoredCase],
     labels: Labels,
     tolerances: Mapping[str, float],
+    cache: Path,
     merit: bool = False,
-    cache: Path | None = None,
     processes: int = 1,
-    left_out: list[str] | None = None,
-) -> DataFrame:
+) -> tuple[DataFrame, list[ValueError]]:
     """Score cases in parallel.
 
     Parameters
     ----------
-    cases, labels, tolerances, merit
+    cases, labels, tolerances
         See :func:`score_case`.
     cache
-        File to which every finished case is added, and in which it is looked up before it is computed. A case counts
-        as finished if neither of its files and no setting has changed.
+        File of the scores, see :class:`ScoreCache`. A case counts as scored if neither of its files and no setting has
+        changed.
+    merit
+        See :func:`score_case`.
     processes
         Number of worker processes.
-    left_out
-        List that takes a sentence for each case that cannot be scored; None: such a case is an error.
 
     Returns
     -------
     pandas.DataFrame
-        The rows of all cases that can be scored, in the order of ``cases``.
+        A row for each structure of the cases that can be scored, in the order of ``cases``: ``model``, ``fold``,
+        ``case`` and what :func:`score_case` returns.
+    list of ValueError
+        What is wrong with the others.
 
     Raises
     ------
     ValueError
-        If a case cannot be scored, or none can. The others that were computed stay in the cache.
+        If a worker process was ended from outside. What was scored stays in the cache.
     """
     from pandas import DataFrame
 
-    settings = {
-        "metrics": METRICS_VERSION,
-        "structures": {name: list(values) for name, values in labels.structures.items()},
-        "ignore": labels.ignore,
-        "tolerances": dict(tolerances),
-        "merit": merit,
-    }
-    keys = [_key(case, settings) for case in cases]
-    done = remembered(cache)
+    settings = describe_settings(labels) | {"tolerances": dict(tolerances), "merit": merit}
+    keys = [json.dumps([_files(case), settings]) for case in cases]
+    done, errors = ScoreCache(cache), []
     todo = {key: case for key, case in zip(keys, cases, strict=True) if key not in done}
-    reused = len(set(keys)) - len(todo)
-    if reused:
+    if reused := len(set(keys)) - len(todo):
         print(f"{reused} of {len(set(keys))} cases were scored before.", file=sys.stderr)
-    errors: list[ValueError] = []
-    with progress(total=len(todo), desc="scoring", unit="cases") if todo else nullcontext() as bar:
-        for key, rows in _compute(todo, labels, tolerances, merit, processes):
-            if bar is not None:
-                bar.update()
-            if isinstance(rows, ValueError):
-                errors.append(rows)
-                continue
-            done[key] = rows
-            if cache:
-                remember(cache, key, rows)
-    if errors and (left_out is None or len(errors) == len(set(keys))):
-        more = f" (and {len(errors) - 1} more cases cannot be scored)" if len(errors) > 1 else ""
-        raise ValueError(f"{errors[0]}{more}") from errors[0]
-    if left_out is not None:
-        left_out += [str(error) for error in errors]
-    # The cache holds no names: the same files may be scored under another one.
+    score = partial(_scores_or_error, labels=labels, tolerances=tolerances, merit=merit)
+    results = zip(todo, _in_processes(score, todo.values(), min(processes, len(todo))), strict=True)
+    for key, rows in progress(results, total=len(todo), desc="scoring", unit="cases") if todo else ():
+        if isinstance(rows, ValueError):
+            errors.append(rows)
+        else:
+            done.add(key, rows)
     scored = []
     for key, case in zip(keys, cases, strict=True):
-        scored += [{**row, "model": case.model, "fold": case.fold, "case": case.case} for row in done.get(key, ())]
-    return DataFrame(scored)
+        names = {"model": case.model, "fold": case.fold, "case": case.case}
+        # The same files may have been scored under other names, which earlier versions kept in the cache.
+        scored += [{**names, **row, **names} for row in done.get(key, ())]
+    return DataFrame(scored), errors
 
 
-def _compute(todo: Mapping[str, ScoredCase], labels, tolerances, merit: bool, processes: int):
-    """Yields (key, rows) as the cases are finished, or (key, error) where one cannot be scored."""
-    if processes <= 1 or len(todo) <= 1:
-        for key, case in todo.items():
-            try:
-                rows = score_case(case, labels, tolerances, merit)
-            except ValueError as error:
-                yield key, error
-            else:
-                yield key, rows
-    else:
-        # Workers that are forked from a server which has loaded the libraries once; elsewhere each loads its own.
-        context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-        if sys.platform == "linux":
-            context.set_forkserver_preload(["monai.metrics", "nnunetv2.imageio.reader_writer_registry", __name__])
-        with ProcessPoolExecutor(min(processes, len(todo)), mp_context=context, initializer=_begin_worker) as pool:
-            futures = {pool.submit(score_case, case, labels, tolerances, merit): key for key, case in todo.items()}
-            try:
-                for future in as_completed(futures):
-                    failure = future.exception()
-                    if isinstance(failure, BrokenProcessPool):
-                        raise ValueError(
-                            "A worker process was ended from outside, perhaps for lack of memory. Start the command "
-                            "again with fewer processes (-np): it continues."
-                        ) from failure
-                    if isinstance(failure, ValueError):
-                        yield futures[future], failure
-                    else:
-                        yield futures[future], future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+def _scores_or_error(case: ScoredCase, **settings: Any) -> list[dict] | ValueError:
+    try:
+        return score_case(case, **settings)
+    except ValueError as error:
+        return error
+
+
+def _in_processes(function, items: Iterable, processes: int) -> Iterator:
+    """Map a function over items, in order."""
+    if processes <= 1:
+        yield from map(function, items)
+        return
+    # Workers that are forked from a server which has loaded the libraries once; elsewhere each loads its own.
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload(["monai.metrics", "nnunetv2.imageio.reader_writer_registry", __name__])
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_worker) as pool:
+        try:
+            yield from pool.map(function, items)
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "A worker process was ended from outside, perhaps for lack of memory. Start the command again with "
+                "fewer processes (-np): it continues."
+            ) from error
 
 
 def _begin_worker() -> None:
-    """One thread for each worker, which ends with the process that has started it, even if that is killed."""
+    """Give a worker one thread, and let it end with the process that has started it, even if that is killed."""
     import torch
 
     torch.set_num_threads(1)
@@ -238,16 +216,6 @@ def _text(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
-def _readers(name: str | None, file_ending: str) -> Iterator[type]:
-    """nnU-Net's reader of this name, and those of this ending."""
-    from nnunetv2.imageio import reader_writer_registry as registry
-
-    if name:
-        with suppress(RuntimeError):  # a reader that is not installed here
-            yield registry.recursive_find_reader_writer_by_name(name)
-    yield from (kind for kind in registry.LIST_OF_IO_CLASSES if file_ending.lower() in kind.supported_file_endings)
-
-
 def read_placed(path: Path, labels: Labels, reader: str | None) -> tuple[np.ndarray, dict[str, Sequence[float]]]:
     """Label map, ``(Z, Y, X)``, or ``(Y, X)`` for a 2-D image, and what is known of its place.
 
@@ -258,29 +226,31 @@ def read_placed(path: Path, labels: Labels, reader: str | None) -> tuple[np.ndar
     ValueError
         If the file is not whole or cannot be read, or holds a value that is no label.
     """
+    from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
     from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
     check_file(path)
-    errors: list[Exception] = []
-    for kind in _readers(reader, labels.file_ending):
+    kinds = [kind for kind in LIST_OF_IO_CLASSES if labels.file_ending.lower() in kind.supported_file_endings]
+    reasons = []
+    for kind in sorted(kinds, key=lambda kind: kind.__name__ != reader):
         try:
             with redirect_stdout(StringIO()):  # remarks for each file
                 data, properties = kind().read_seg(str(path))
             if len(data) == 1:
                 break
-            errors.append(ValueError(f"it holds {len(data)} channels or volumes, and a label map is one"))
+            reasons.append(f"it holds {len(data)} channels or volumes, and a label map is one")
         except Exception as error:  # readers raise of all kinds; another one may take what this one does not
-            errors.append(error)
+            reasons.append(str(error))
     else:
-        reason = errors[0] if errors else f"nnU-Net has no reader for {labels.file_ending}"
-        raise ValueError(f"{path} cannot be read as a label map: {reason}") from (errors[0] if errors else None)
+        reason = reasons[0] if reasons else f"nnU-Net has no reader for {labels.file_ending}"
+        raise ValueError(f"{path} cannot be read as a label map: {reason}")
     try:
         check_labels(data, labels.values)
-    except WrongLabel as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if issubclass(kind, Tiff3DIO) and not path.with_suffix(".json").is_file():
-        return data[0], {}  # the reader takes 1 mm; nnU-Net leaves the file out of its copy of the truth
     label, spacing = data[0], [float(s) for s in properties["spacing"]]
+    if issubclass(kind, Tiff3DIO) and not path.with_suffix(".json").is_file():
+        return label, {}  # the reader takes 1 mm; nnU-Net leaves the file out of its copy of the truth
     # nnU-Net's readers give 2-D images one slice of 999 times the pixel's size.
     if label.shape[0] == 1 and spacing[0] >= _THICKNESS_OF_2D_IMAGES * max(spacing[1:]):
         return label[0], {"spacing": spacing[1:]}
@@ -292,12 +262,16 @@ def read_placed(path: Path, labels: Labels, reader: str | None) -> tuple[np.ndar
     return label, place
 
 
-def _key(case: ScoredCase, settings: dict) -> str:
-    files = []
-    for path in (case.prediction, case.truth):
-        # The second: the spacing of a TIFF volume.
-        files += states(file for file in (path, path.with_suffix(".json")) if file is path or file.is_file())
-    return json.dumps([files, settings])
+def describe_settings(labels: Labels) -> dict[str, Any]:
+    """What scores depend on besides the files and the tolerances."""
+    structures = {name: list(values) for name, values in labels.structures.items()}
+    return {"metrics": METRICS_VERSION, "structures": structures, "ignore": labels.ignore}
+
+
+def _files(case: ScoredCase) -> list[list]:
+    """States of a case's files; those of TIFF volumes have their spacing in a file of its own."""
+    pairs = [(path, path.with_suffix(".json")) for path in (case.prediction, case.truth)]
+    return states(file for path, spacing in pairs for file in (path, *([spacing] if spacing.is_file() else [])))
 
 
 def states(files: Iterable[Path]) -> list[list]:
@@ -305,21 +279,28 @@ def states(files: Iterable[Path]) -> list[list]:
     return [[str(file), file.stat().st_mtime_ns, file.stat().st_size] for file in files]
 
 
-def remembered(cache: Path | None) -> dict[str, list[dict]]:
-    """Rows of what has been scored, by what was scored; nothing without such a file."""
-    done = {}
-    if cache and cache.is_file():
-        for line in cache.read_text(encoding="utf-8", errors="replace").splitlines():
+class ScoreCache(dict):
+    """Rows of what has been scored, by what was scored, in memory and in a file.
+
+    Parameters
+    ----------
+    path
+        File to read, if it is there, and to add to.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
             try:
                 key, rows = json.loads(line)
-                done[str(key)] = [dict(row) for row in rows]
+                self[str(key)] = [dict(row) for row in rows]
             except (TypeError, ValueError):  # cut off by an interruption, or damaged
                 continue
-    return done
 
-
-def remember(cache: Path, key: str, rows: Sequence[Mapping]) -> None:
-    """Add what was scored to the file that :func:`remembered` reads; its folder is made if needed."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with cache.open("a", encoding="utf-8") as file:
-        file.write(json.dumps([key, rows]) + "\n")
+    def add(self, key: str, rows: list[dict]) -> None:
+        """Keep rows, in the file as well."""
+        self[key] = rows
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([key, rows]) + "\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -35,31 +35,25 @@ def summarize(cases: pd.DataFrame, metric: str) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Indexed by model and structure, in the order of ``cases``, then :data:`MEAN`. ``mean`` and ``sd`` are over all
-        cases (as nnU-Net pools; of the mean over structures: the mean of the structures' means, and the standard
-        deviation of the cases' means), ``n`` the number of values, ``fold_mean`` and ``fold_sd`` mean and standard
-        deviation of the folds' means, ``n_folds`` their number. Standard deviations are of the sample, NaN for one
-        value.
+        Indexed by model and structure, :data:`MEAN` among them. ``mean`` and ``sd`` are over all cases (as nnU-Net
+        pools; of the mean over structures: the mean of the structures' means, and the standard deviation of the cases'
+        means), ``n`` is the number of values, ``fold_mean`` and ``fold_sd`` are mean and standard deviation of the
+        folds' means, ``n_folds`` their number. Standard deviations are of the sample, NaN for one value.
     """
-    structures, models = _names(cases, "structure"), _names(cases, "model")
-    rows = {}
-    for model in models:
-        of_model = cases[cases["model"] == model]
-        by_structure = of_model.groupby("structure")[metric]
-        by_fold = of_model.groupby(["fold", "structure"])[metric].mean().unstack("structure")
-        by_fold[MEAN] = by_fold[structures].mean(axis=1)
-        case_means = of_model.groupby(["fold", "case"])[metric].mean()
-        for structure in [*structures, MEAN]:
-            if structure == MEAN:
-                mean, sd, n = by_structure.mean().mean(), case_means.std(), case_means.count()
-            else:
-                values = by_structure.get_group(structure)
-                mean, sd, n = values.mean(), values.std(), values.count()
-            folds = by_fold[structure]
-            rows[model, structure] = (mean, sd, n, folds.mean(), folds.std(), folds.count())
-    columns = ["mean", "sd", "n", "fold_mean", "fold_sd", "n_folds"]
-    index = pd.MultiIndex.from_tuples(rows, names=["model", "structure"])
-    return pd.DataFrame(list(rows.values()), index=index, columns=columns)
+    keys = ["model", "structure"]
+    values = cases.set_index(["model", "fold", "case", "structure"])[metric]
+    by_fold = values.groupby(["model", "fold", "structure"], sort=False).mean()
+    summary = pd.DataFrame({"mean": _with_mean(values.groupby(keys, sort=False).mean())})
+    summary[["sd", "n"]] = _with_mean(values).groupby(keys).agg(["std", "count"])
+    summary[["fold_mean", "fold_sd", "n_folds"]] = _with_mean(by_fold).groupby(keys).agg(["mean", "std", "count"])
+    return summary
+
+
+def _with_mean(values: pd.Series) -> pd.Series:
+    """Values by structure, which is the last level of their index, with :data:`MEAN` as a further structure."""
+    names = list(values.index.names)
+    mean = values.groupby(names[:-1], sort=False).mean()
+    return pd.concat([values, pd.concat({MEAN: mean}, names=["structure"]).reorder_levels(names)])
 
 
 def count_empty(cases: pd.DataFrame) -> pd.DataFrame:
@@ -77,6 +71,30 @@ def count_empty(cases: pd.DataFrame) -> pd.DataFrame:
     return counts.groupby(["model", "structure"], sort=False).sum()
 
 
+def check_choices(
+    cases: Iterable[str], models: Iterable[str], reference: str | None = None, group_by: str | None = None
+) -> None:
+    """Refuse a reference or groups that fail only when everything is scored.
+
+    Parameters
+    ----------
+    cases, models
+        Names.
+    reference, group_by
+        See :func:`compare_with_reference`.
+
+    Raises
+    ------
+    ValueError
+        If the reference is none of the models, or the expression is not valid or does not match a case.
+    """
+    models = dict.fromkeys(models)
+    if reference and reference not in models:
+        raise ValueError(f"The reference {reference} is none of the models: {', '.join(models)}.")
+    for case in cases:
+        group_of(case, group_by)
+
+
 def group_of(case: str, pattern: str | None) -> str:
     """Group of a case: what the regular expression matches in its name, or the case itself.
 
@@ -85,10 +103,8 @@ def group_of(case: str, pattern: str | None) -> str:
     ValueError
         If the expression is not valid or does not match.
     """
-    if pattern is None:
-        return case
     try:
-        match = re.search(pattern, case)
+        match = re.search(pattern or ".*", case)
     except re.error as error:
         raise ValueError(f"'{pattern}' is not a regular expression: {error}.") from error
     if not match:
@@ -116,7 +132,7 @@ def paired_values(cases: pd.DataFrame, metric: str, structure: str = MEAN, group
         A row for each unit that every model has a value for, a column for each model.
     """
     rows = cases if structure == MEAN else cases[cases["structure"] == structure]
-    values = rows.groupby(["case", "model"])[metric].mean().unstack("model")[_names(cases, "model")]
+    values = rows.groupby(["case", "model"])[metric].mean().unstack("model")[cases["model"].unique()]
     values = values.dropna()
     return values.groupby([group_of(case, group_by) for case in values.index]).mean()
 
@@ -154,22 +170,14 @@ def compare_with_reference(
         A row per model and structure (and :data:`MEAN`): ``difference`` (model less reference), ``low`` and ``high``
         (95 % bootstrap interval), ``p`` (Wilcoxon signed-rank, two-sided), ``p_holm`` (corrected by Holm over the
         rows), ``n`` units, and ``better``, ``worse`` and ``equal``, the number of units of each kind.
-
-    Raises
-    ------
-    ValueError
-        If there is no such model.
     """
-    models = _names(cases, "model")
-    if reference not in models:
-        raise ValueError(f"The reference {reference} is none of the models: {', '.join(models)}.")
     sign = 1 if METRICS[metric] else -1
     rows = []
-    for model in models:
+    for model in cases["model"].unique():
         if model == reference:
             continue
         pair = cases[cases["model"].isin([model, reference])]
-        for structure in [*_names(cases, "structure"), MEAN]:
+        for structure in [*cases["structure"].unique(), MEAN]:
             values = paired_values(pair, metric, structure, group_by)
             difference = (values[model] - values[reference]).to_numpy()
             low, high = interval(difference, resamples)
@@ -182,14 +190,14 @@ def compare_with_reference(
                     "low": low,
                     "high": high,
                     "p": signed_rank_p(difference),
-                    "better": int((sign * difference > 0).sum()),
-                    "worse": int((sign * difference < 0).sum()),
-                    "equal": int((difference == 0).sum()),
+                    "better": np.count_nonzero(sign * difference > 0),
+                    "worse": np.count_nonzero(sign * difference < 0),
+                    "equal": np.count_nonzero(difference == 0),
                 }
             )
     table = pd.DataFrame(rows)
     if len(table):
-        table.insert(list(table.columns).index("p") + 1, "p_holm", holm(table["p"]))
+        table.insert(table.columns.get_loc("better"), "p_holm", holm(table["p"]))
     return table
 
 
@@ -214,20 +222,13 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return corrected
 
 
-def rank(values: pd.DataFrame, larger_is_better: bool) -> pd.Series:
-    """Rank of each model by its mean over the units; 1 is best, equal means share the mean of their ranks."""
-    return values.mean().rank(ascending=not larger_is_better)
-
-
-def bootstrap_ranks(values: pd.DataFrame, larger_is_better: bool, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Rank the models in bootstrap samples of the units.
+def bootstrap_ranks(values: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Rank the models by their means in bootstrap samples of the units.
 
     Parameters
     ----------
     values
-        Units by models, see :func:`paired_values`.
-    larger_is_better
-        Direction of the metric.
+        Units by models, see :func:`paired_values`, of a metric of which more is better.
     resamples, seed
         Number of samples and seed of the draw.
 
@@ -238,37 +239,25 @@ def bootstrap_ranks(values: pd.DataFrame, larger_is_better: bool, resamples: int
     """
     array = values.to_numpy()
     drawn = np.random.default_rng(seed).integers(len(array), size=(resamples, len(array)))
-    means = array[drawn].mean(axis=1)
-    ranks = stats.rankdata(-means if larger_is_better else means, axis=1)
-    return pd.DataFrame(ranks, columns=values.columns)
+    return pd.DataFrame(stats.rankdata(-array[drawn].mean(axis=1), axis=1), columns=values.columns)
 
 
-def rank_stability(values: pd.DataFrame, larger_is_better: bool, samples: pd.DataFrame) -> pd.DataFrame:
+def rank_stability(values: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     """Say how firm the ranking is.
 
     Parameters
     ----------
-    values, larger_is_better
-        See :func:`bootstrap_ranks`.
-    samples
-        What :func:`bootstrap_ranks` gives.
+    values, samples
+        What :func:`bootstrap_ranks` takes and returns.
 
     Returns
     -------
     pandas.DataFrame
-        Indexed by model; ``rank``, ``low`` and ``high`` (95 % of the samples), and ``share_first``, the share of the
-        samples in which it is alone at the top.
+        Indexed by model, best first; ``rank`` by the mean over the units (1 is best, equal means share the mean of
+        their ranks), ``low`` and ``high`` (95 % of the samples), and ``share_first``, the share of the samples in which
+        it is alone at the top.
     """
     low, high = samples.quantile([0.025, 0.975]).to_numpy()
-    return pd.DataFrame(
-        {
-            "rank": rank(values, larger_is_better),
-            "low": low,
-            "high": high,
-            "share_first": (samples == 1).mean(),
-        }
-    )
-
-
-def _names(cases: pd.DataFrame, column: str) -> list[str]:
-    return list(dict.fromkeys(cases[column]))
+    rank = values.mean().rank(ascending=False)
+    table = pd.DataFrame({"rank": rank, "low": low, "high": high, "share_first": (samples == 1).mean()})
+    return table.sort_values("rank", kind="stable")

@@ -134,7 +134,7 @@ def find_command(name: str) -> str:
 
 @contextmanager
 def running(
-    command: Sequence[str], output: IO, environment: Mapping[str, str] | None = None
+    command: Sequence[str], output: IO | None, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen]:
     """Run a command that outlives neither the block nor this process.
 
@@ -145,8 +145,8 @@ def running(
     ----------
     command : sequence of str
         Program and its arguments.
-    output : file
-        File for everything that the command prints, in UTF-8.
+    output : file or None
+        File for everything that the command prints, in UTF-8. None: where this process prints.
     environment : mapping of str to str, optional
         Environment of the command; by default that of this process.
 

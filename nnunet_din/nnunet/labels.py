@@ -63,7 +63,7 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: `labels` must give each name a whole number, or a list of them.") from error
     ending = content.get("file_ending", ".nii.gz")
-    if not isinstance(ending, str) or not ending.startswith("."):
+    if not isinstance(ending, str) or not ending.startswith(".") or set("/\\") & set(ending):
         raise ValueError(f"{path}: `file_ending` must be the ending of a file's name, for example .nii.gz.")
     for key in ("channel_names", "modality"):
         if key in content and not (isinstance(content[key], dict) and content[key]):
@@ -167,10 +167,15 @@ def check_label_numbers(dataset_json: Mapping[str, Any]) -> None:
         raise ValueError(f"`ignore` in dataset.json must be the highest label, {numbers[-1] + 1}, and it is {ignore}.")
 
 
+def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Names of the channels of an image, in their order."""
+    # "modality" is what nnU-Net's first version called them.
+    return list((dataset_json.get("channel_names") or dataset_json.get("modality") or {}).values())
+
+
 def number_of_channels(dataset_json: Mapping[str, Any]) -> int:
     """Channels of an image."""
-    # "modality" is what nnU-Net's first version called them.
-    return len(dataset_json.get("channel_names") or dataset_json.get("modality") or ())
+    return len(channel_names(dataset_json))
 
 
 def is_color(dataset_json: Mapping[str, Any], images: Sequence, reader: str) -> bool:

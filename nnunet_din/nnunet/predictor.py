@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from nnunet_din.data.weight_files import check_finite, read_checkpoint
+from nnunet_din.data.weight_files import check_finite, read_checkpoint, read_tensors
 from nnunet_din.devices import usable_device
 from nnunet_din.nnunet.classes import find_trainer
 from nnunet_din.nnunet.known_classes import check_plans
@@ -18,9 +18,13 @@ from nnunet_din.nnunet.labels import read_dataset_json
 from nnunet_din.nnunet.models import trained_folds
 from nnunet_din.nnunet.planned import PlannedModel
 from nnunet_din.nnunet.plans import read_plans
+from nnunet_din.nnunet.shared import WEIGHTS, enhancement_weights, is_shared, read_manifest
 
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+#: Configuration, name of the trainer, and mirroring axes: what the folds of a model have in common.
+Training = tuple[str, str, tuple[int, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,12 @@ class TrainedModel(PlannedModel):
 
 
 def read_model_folder(folder: Path, folds: Sequence[str] | None = None, checkpoint: str = "final") -> TrainedModel:
-    """Read a model folder of nnU-Net.
+    """Read a model folder of nnU-Net, or a shared model after comparing it with its manifest.
 
     Parameters
     ----------
     folder
-        ``TRAINER__PLANS__CONFIGURATION``.
+        ``TRAINER__PLANS__CONFIGURATION``, or what :func:`nnunet_din.deployment.sharing.share_model` has written.
     folds, checkpoint
         See :func:`nnunet_din.nnunet.models.trained_folds`; the checkpoint without ``checkpoint_`` and ``.pth``.
 
@@ -59,22 +63,21 @@ def read_model_folder(folder: Path, folds: Sequence[str] | None = None, checkpoi
     ValueError
         If a checkpoint is not one of nnU-Net, or would have to be unpickled, or has weights that are not finite; if
         those of the folds are of different trainings, or the plans name a class that is not nnU-Net's or ours, which
-        prediction would run.
+        prediction would run; or as :func:`nnunet_din.nnunet.shared.read_manifest`.
     """
-    name = f"checkpoint_{checkpoint}.pth"
+    manifest = read_manifest(folder) if is_shared(folder) else None
+    if manifest and checkpoint != "final":
+        raise ValueError(f"--checkpoint is for model folders of nnU-Net: {folder} has one set of weights for a fold.")
+    name = WEIGHTS if manifest else f"checkpoint_{checkpoint}.pth"
+    if manifest and not folds:
+        folds = manifest["folds"]
     weights: dict[str, dict[str, Tensor]] = {}
-    trainings: dict[tuple[str, str, tuple[int, ...] | None], str] = {}
+    trainings: dict[Training, str] = {}
     for fold in trained_folds(folder, name, folds):
         path = folder / f"fold_{fold}" / name
-        content = read_checkpoint(path, mmap=False)
-        try:
-            axes = content.get("inference_allowed_mirroring_axes")
-            of_fold = (content["init_args"]["configuration"], content["trainer_name"], axes and tuple(axes))
-            weights[fold] = content["network_weights"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no checkpoint of nnU-Net ({type(error).__name__}: {error}).") from error
+        training, weights[fold] = _read_fold(path, manifest)
         check_finite(weights[fold], path)
-        trainings.setdefault(of_fold, fold)
+        trainings.setdefault(training, fold)
     if len(trainings) > 1:
         raise ValueError(
             f"The folds {', '.join(trainings.values())} of {folder} are of different trainings: "
@@ -86,7 +89,25 @@ def read_model_folder(folder: Path, folds: Sequence[str] | None = None, checkpoi
         check_plans(plans, configuration, dataset_json)
     except ValueError as error:
         raise ValueError(f"{folder / 'plans.json'}: {error}") from error
+    if manifest:
+        for entry in enhancement_weights(plans, configuration):
+            entry["weights"] = str(folder.resolve() / Path(entry["weights"]).name)
     return TrainedModel(plans, dataset_json, configuration, trainer, mirroring_axes, weights)
+
+
+def _read_fold(path: Path, manifest: Mapping | None) -> tuple[Training, dict[str, Tensor]]:
+    """The training that a checkpoint of nnU-Net, or a file of a shared model, is of, and its weights."""
+    if manifest:
+        trainer, configuration, axes = (manifest[key] for key in ("trainer", "configuration", "mirroring_axes"))
+        weights = read_tensors(path)
+    else:
+        content = read_checkpoint(path, mmap=False)
+        try:
+            trainer, configuration = content["trainer_name"], content["init_args"]["configuration"]
+            axes, weights = content.get("inference_allowed_mirroring_axes"), content["network_weights"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no checkpoint of nnU-Net ({type(error).__name__}: {error}).") from error
+    return (configuration, trainer, None if axes is None else tuple(axes)), weights
 
 
 def build_network(model: TrainedModel) -> nn.Module:

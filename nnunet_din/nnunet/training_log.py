@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,24 +48,24 @@ def _mean_of_structures(text: str) -> float:
     return float(np.nanmean(dice)) if np.isfinite(dice).any() else np.nan
 
 
+def _notes(folder: Path) -> Iterator[list[tuple[str, float]]]:
+    """What each text log of a fold says, the oldest log first; see :func:`read_line`."""
+    logs = sorted(folder.glob("training_log_*.txt"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
+    for log in logs:
+        with log.open(encoding="utf-8", errors="replace") as lines:
+            yield [*filter(None, map(read_line, lines))]
+
+
 def read_costs(folder: Path) -> tuple[list[float], list[float]]:
     """Seconds of every epoch, and every note of the peak GPU memory in GB, in the text logs of a fold."""
-    found: dict[str, list[float]] = {"seconds": [], "peak_memory_gb": []}
-    for log in sorted(folder.glob("training_log_*.txt")):
-        with log.open(encoding="utf-8", errors="replace") as lines:
-            for key, value in filter(None, map(read_line, lines)):
-                if key in found:
-                    found[key].append(value)
-    return found["seconds"], found["peak_memory_gb"]
+    notes = [note for log in _notes(folder) for note in log]
+    seconds, memory = ([value for key, value in notes if key == wanted] for wanted in ("seconds", "peak_memory_gb"))
+    return seconds, memory
 
 
 def epochs_begun(folder: Path) -> int:
     """The highest number of an epoch in the text logs of a fold; epochs count from 0, so that as many were finished."""
-    numbers = [0]
-    for log in sorted(folder.glob("training_log_*.txt")):
-        with log.open(encoding="utf-8", errors="replace") as lines:
-            numbers += [int(value) for key, value in filter(None, map(read_line, lines)) if key == "epoch"]
-    return max(numbers)
+    return max((int(value) for log in _notes(folder) for key, value in log if key == "epoch"), default=0)
 
 
 def number_of_epochs(debug_file: Path) -> int | None:
@@ -107,11 +107,9 @@ def read_training(folder: Path) -> dict[str, np.ndarray]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder.")
-    logs = sorted(folder.glob("training_log_*.txt"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
     epochs: dict[int, dict[str, float]] = {}
-    for log in logs:
-        with log.open(encoding="utf-8", errors="replace") as lines:
-            _read_log(lines, epochs)
+    for log in _notes(folder):
+        _add_epochs(log, epochs)
     epochs = epochs or _read_checkpoint(folder)
     if not epochs:
         raise FileNotFoundError(
@@ -129,30 +127,26 @@ def read_training(folder: Path) -> dict[str, np.ndarray]:
     return training
 
 
-def _read_log(lines: Iterable[str], epochs: dict[int, dict[str, float]]) -> None:
+def _add_epochs(log: Iterable[tuple[str, float]], epochs: dict[int, dict[str, float]]) -> None:
     """Add the finished epochs of a log to those of earlier logs; what it repeats, and what came after that, goes."""
     number: int | None = None
     values: dict[str, float] = {}
-    for key, value in filter(None, map(read_line, lines)):
+    for key, value in log:
         if key == "epoch":
             number, values = int(value), {}
-        elif key == "seconds":
-            if number is not None:
-                for later in [epoch for epoch in epochs if epoch >= number]:
-                    del epochs[later]
-                epochs[number] = {**values, "seconds": value}
-                number = None
-        else:
-            values[key] = value
+        values[key] = value
+        if key == "seconds" and number is not None:
+            for later in [epoch for epoch in epochs if epoch >= number]:
+                del epochs[later]
+            epochs[number], number = values, None
 
 
 def _read_checkpoint(folder: Path) -> dict[int, dict[str, float]]:
     """Read the epochs that the newest checkpoint knows; there are none without a checkpoint."""
-    path = max(
-        (folder / n for n in CHECKPOINTS if (folder / n).is_file()), key=lambda p: p.stat().st_mtime, default=None
-    )
-    if path is None:
+    paths = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
+    if not paths:
         return {}
+    path = max(paths, key=lambda path: path.stat().st_mtime)
     from nnunet_din.data.weight_files import read_checkpoint  # loads torch
 
     content = read_checkpoint(path)

@@ -52,7 +52,6 @@ def training_curves(models: Mapping[str, Sequence[Mapping[str, Any]]], against: 
         If there is no model, a model has no fold, or `against` is unknown.
     """
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     if against not in ("epoch", "time"):
         raise ValueError(f"Curves are drawn against 'epoch' or 'time', not '{against}'")
@@ -65,30 +64,20 @@ def training_curves(models: Mapping[str, Sequence[Mapping[str, Any]]], against: 
         "dice": ("Pseudo Dice on random patches", "mean foreground Dice\n(moving average)"),
         "learning_rate": ("Learning rate", "learning rate"),
     }
-    handles = []
-    for number, (name, folds) in enumerate(models.items()):
-        color, dashes = LINES[number % len(LINES)]
-        label = f"{name} (mean of {len(folds)} folds)" if len(folds) > 1 else name
-        handles.append(Line2D([], [], color=color, linestyle=dashes, linewidth=1.6, label=label))
-    labels = [str(handle.get_label()) for handle in handles]
+    labels = [f"{name} (mean of {len(folds)} folds)" if len(folds) > 1 else name for name, folds in models.items()]
     legend_columns, legend_height = legend_size(labels, 7.2, size=9.0, handle=0.75)
-    height = 5.3 + legend_height
-    figure = Figure(figsize=(7.2, height))
+    figure = Figure(figsize=(7.2, 5.3 + legend_height), layout="constrained")
     axes = figure.subplots(2, 2)
-    figure.subplots_adjust(
-        left=0.115, right=0.97, bottom=(legend_height + 0.5) / height, top=1 - 0.3 / height, wspace=0.34, hspace=0.36
-    )
     x = "hours" if against == "time" else "epoch"
     for ax, (key, (title, label)) in zip(axes.flat, plots.items(), strict=True):
-        for number, folds in enumerate(models.values()):
+        for number, (name, folds) in enumerate(zip(labels, models.values(), strict=True)):
             color, dashes = LINES[number % len(LINES)]
-            if len(folds) > 1:
-                for fold in folds:
-                    ax.plot(fold[x], fold[key], color=color, linewidth=0.6, alpha=0.45)
+            for fold in folds if len(folds) > 1 else ():
+                ax.plot(fold[x], fold[key], color=color, linewidth=0.6, alpha=0.45)
             across, mean = _mean_of_folds(folds, x), _mean_of_folds(folds, key)
             # A line through one point is nothing.
             marker = "o" if len(across) == 1 else None
-            ax.plot(across, mean, color=color, linestyle=dashes, linewidth=1.6, marker=marker, markersize=4)
+            ax.plot(across, mean, color=color, linestyle=dashes, marker=marker, linewidth=1.6, markersize=4, label=name)
         ax.set_title(title, fontsize=10, fontweight="bold")
         ax.set_ylabel(label, fontsize=9)
         ax.set_xlabel("training time in hours" if against == "time" else "epoch", fontsize=9)
@@ -101,8 +90,9 @@ def training_curves(models: Mapping[str, Sequence[Mapping[str, Any]]], against: 
     if (rates > 0).any():
         # Trainers differ by powers of ten.
         axes[1, 1].set_yscale("log", nonpositive="mask")
+    handles, _ = axes[0, 0].get_legend_handles_labels()
     figure.legend(
-        handles=handles, loc="lower center", ncols=legend_columns, frameon=False, fontsize=9, handlelength=3.5
+        handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False, fontsize=9, handlelength=3.5
     )
     return figure
 

@@ -7,13 +7,12 @@ here needs a display.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nnunet_din.plotting.style import label_color
-from nnunet_din.plotting.text import fitting_size, heading, legend_size, wrapped
+from nnunet_din.plotting.text import BOLD_LETTER, legend_size, text_height, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,9 +24,8 @@ _COLUMNS = {"image": "Image", "enhanced": "Enhanced image", "prediction": "Predi
 _BOX_COLOR = "#FFE000"
 
 # Sizes of a panel in inches and points.
-_WIDTH, _COLUMN, _GAP, _MARGIN = 10.4, 2.6, 0.08, 0.1
-_TITLE, _HEADING, _LEGEND = 9.0, 11.0, 10.0
-_LINE = 1.4 / 72  # height of a line of text in inches for each point of its size
+_WIDTH, _COLUMN, _PAD = 10.4, 2.6, 0.04
+_TITLE, _LARGEST_HEADING, _SMALLEST_HEADING, _LEGEND = 9.0, 11.0, 7.0, 10.0
 _TALLEST = 1.5  # of a picture, in widths
 
 
@@ -95,9 +93,12 @@ def panel(rows: Sequence[Any], label_names: Mapping[int, str] | None = None, sty
         shape.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.patches import Patch
 
     if style not in ("filled", "contour"):
         raise ValueError(f"The style must be 'filled' or 'contour', not '{style}'")
+    rows = [row if isinstance(row, Mapping) else vars(row) for row in rows]
     cells = [_cells(row) for row in rows]
     columns = _headings(cells)
     if not columns:
@@ -106,58 +107,43 @@ def panel(rows: Sequence[Any], label_names: Mapping[int, str] | None = None, sty
         shapes = {array.shape[:2] for array in cell.values()}
         if len(shapes) > 1:
             raise ValueError(f"The pictures of row {number} differ in shape: {sorted(shapes)}")
-    used = sorted(
-        {int(v) for cell in cells for key, array in cell.items() if _is_label(key) for v in np.unique(array) if v > 0}
-    )
+    labels = [array for cell in cells for key, array in cell.items() if _is_label(key)]
+    used = sorted({int(value) for array in labels for value in np.unique(array) if value > 0})
 
-    # Everything is placed in inches from the top: each row is as high as its picture and its title need.
-    width = min(_COLUMN, (_WIDTH - 2 * _MARGIN + _GAP) / len(columns) - _GAP)
-    total = 2 * _MARGIN + len(columns) * (width + _GAP) - _GAP
-    headings = {key: heading(title, width) for key, title in columns.items()}
-    heading_size = min(_HEADING, *(fitting_size(title, width, _HEADING) for title in headings.values()))
-    heading_height = heading_size * _LINE * max(title.count("\n") + 1 for title in headings.values()) + 0.03
-    titles = [wrapped(_get(row, "name") or "", 0.97 * total - 2 * _MARGIN, _TITLE) for row in rows]
-    title_heights = [_TITLE * _LINE * (title.count("\n") + 1) + 0.06 if title else 0.0 for title in titles]
-    aspects = [float(_get(row, "aspect") or 1.0) for row in rows]
-    heights = [width * _relative_height(cell, aspect) for cell, aspect in zip(cells, aspects, strict=True)]
+    width = min(_COLUMN, _WIDTH / len(columns))
+    total = width * len(columns)
+    headings, heading_size = _fit_headings(list(columns.values()), width - 2 * _PAD)
+    titles = [wrapped(row.get("name") or "", total, _TITLE) for row in rows]
+    heights = [
+        width * _relative_height(cell, row.get("aspect") or 1.0) + text_height(title, _TITLE) + 4 * _PAD
+        for row, cell, title in zip(rows, cells, titles, strict=True)
+    ]
+    heights[0] += max(text_height(text, heading_size) for text in headings)
     names = {value: (label_names or {}).get(value, f"label {value}") for value in used}
     legend_columns, legend_height = legend_size(list(names.values()), total, _LEGEND)
-    height = 2 * _MARGIN + heading_height + sum(title_heights) + sum(heights) + _GAP * len(cells) + legend_height
+    heights.append(legend_height or _PAD)
 
-    figure = Figure(figsize=(total, height))
-    top = height - _MARGIN - heading_height
-    for row, cell, title, title_height, row_height, aspect in zip(
-        rows, cells, titles, title_heights, heights, aspects, strict=True
-    ):
-        bottom = top - title_height - row_height
-        for number, key in enumerate(columns):
-            left = _MARGIN + number * (width + _GAP)
-            ax = figure.add_axes((left / total, bottom / height, width / total, row_height / height))
+    layout = ConstrainedLayoutEngine(w_pad=_PAD, h_pad=_PAD, wspace=0, hspace=0)
+    figure = Figure(figsize=(total, sum(heights)), layout=layout)
+    *parts, bottom = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, row, cell, title in zip(parts, rows, cells, titles, strict=True):
+        if title:
+            part.suptitle(title, x=_PAD / total, ha="left", fontsize=_TITLE)
+        for ax, key, text in zip(part.subplots(1, len(columns), squeeze=False)[0], columns, headings, strict=True):
             ax.set_axis_off()
+            ax.set_anchor("N")  # below the heading, where there is more room than estimated
             if key in cell:
-                _draw_cell(ax, cell, key, style, aspect)
-                _draw_boxes(ax, _get(row, "boxes") or ())
-            if top == height - _MARGIN - heading_height:
-                # Above the row's own title, at the same height in all columns.
-                ax.annotate(
-                    headings[key], (0.5, 1.0), (0, 72 * title_height + 2), xycoords="axes fraction",
-                    textcoords="offset points", ha="center", va="bottom", fontsize=heading_size, fontweight="bold",
-                )  # fmt: skip
-        figure.axes[-len(columns)].set_title(title, loc="left", fontsize=_TITLE, pad=4)
-        top = bottom - _GAP
+                _draw_cell(ax, cell, key, style, row.get("aspect") or 1.0)
+                _draw_boxes(ax, row.get("boxes") or ())
+            if part is parts[0]:
+                ax.set_title(text, fontsize=heading_size, fontweight="bold")
     if used:
-        from matplotlib.patches import Patch
-
         handles = [
             Patch(facecolor=label_color(value), edgecolor="black", linewidth=0.5, label=name)
             for value, name in names.items()
         ]
-        figure.legend(handles=handles, loc="lower center", ncols=legend_columns, frameon=False, fontsize=_LEGEND)
+        bottom.legend(handles=handles, loc="center", ncols=legend_columns, frameon=False, fontsize=_LEGEND)
     return figure
-
-
-def _get(row: Any, key: str) -> Any:
-    return row.get(key) if isinstance(row, Mapping) else getattr(row, key, None)
 
 
 def _slice(array: Any, name: str, color: bool = False) -> np.ndarray:
@@ -175,10 +161,10 @@ def _is_label(key: Any) -> bool:
     return key not in ("image", "enhanced")
 
 
-def _cells(row: Any) -> dict[Any, np.ndarray]:
+def _cells(row: Mapping[str, Any]) -> dict[Any, np.ndarray]:
     """Collect the pictures of a row by column, without the missing ones."""
-    cells = {key: _get(row, key) for key in _COLUMNS}
-    cells.update({("predictions", name): array for name, array in (_get(row, "predictions") or {}).items()})
+    cells = {key: row.get(key) for key in _COLUMNS}
+    cells.update({("predictions", name): array for name, array in (row.get("predictions") or {}).items()})
     return {
         key: _slice(array, key if isinstance(key, str) else key[1], color=not _is_label(key))
         for key, array in cells.items()
@@ -195,6 +181,18 @@ def _headings(cells: Sequence[Mapping[Any, np.ndarray]]) -> dict[Any, str]:
     return {**fixed, **models, **truth}
 
 
+def _fit_headings(headings: Sequence[str], width: float) -> tuple[list[str], float]:
+    """Headings of columns in lines, which begin at a double underscore or where a line would be too wide, and the size
+    of type in which the longest line fits.
+    """
+    lines = [
+        "\n".join(wrapped(part, width, _SMALLEST_HEADING, BOLD_LETTER) for part in text.split("__"))
+        for text in headings
+    ]
+    longest = max(len(line) for text in lines for line in text.split("\n"))
+    return lines, float(np.clip(72 * width / (BOLD_LETTER * longest), _SMALLEST_HEADING, _LARGEST_HEADING))
+
+
 def _relative_height(cell: Mapping[Any, np.ndarray], aspect: float) -> float:
     """Height of a row's pictures in widths."""
     for array in cell.values():
@@ -204,23 +202,17 @@ def _relative_height(cell: Mapping[Any, np.ndarray], aspect: float) -> float:
 
 def _draw_cell(ax: Axes, cell: Mapping[Any, np.ndarray], key: Any, style: str, aspect: float) -> None:
     """Draw one picture of a row."""
-    array = cell[key]
-    show = partial(ax.imshow, interpolation="nearest", aspect=aspect)
+    background = cell[key] if key == "enhanced" else cell.get("image", np.zeros(cell[key].shape))
     if key == "enhanced":
-        show((array + 1) / 2 if array.ndim == 3 else array, cmap="gray", vmin=-1, vmax=1)
-        return
-    background = cell.get("image", np.zeros(array.shape))
-    if background.dtype == np.uint8 and background.ndim == 3:
-        show(background)
+        low, high = -1.0, 1.0
+    elif background.dtype == np.uint8 and background.ndim == 3:
+        low, high = 0, 255
     else:
         low, high = np.percentile(background, (0.5, 99.5))
-        high = max(high, low + 1e-6)
-        if background.ndim == 3:
-            show(np.clip((background - low) / (high - low), 0, 1))
-        else:
-            show(background, cmap="gray", vmin=low, vmax=high)
+    shown = np.clip((background - low) / max(high - low, 1e-6), 0, 1)
+    ax.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=aspect)
     if _is_label(key):
-        _draw_labels(ax, array, style, aspect)
+        _draw_labels(ax, cell[key], style, aspect)
 
 
 def _draw_labels(ax: Axes, label: np.ndarray, style: str, aspect: float) -> None:

@@ -18,6 +18,7 @@ __all__ = ["dice_by_severity"]
 #: Most panels in a row, and their size in inches.
 _PER_ROW, _WIDTH, _HEIGHT = 4, 1.75, 1.6
 _TEXT = 7
+_LINE = {"marker": "o", "markersize": 2.5, "linewidth": 1.2}
 
 
 def dice_by_severity(dice: DataFrame) -> Figure:
@@ -35,7 +36,6 @@ def dice_by_severity(dice: DataFrame) -> Figure:
         Figure at most 7 inches wide; all panels have the same axes.
     """
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     severities = dice.columns.get_level_values("severity")
     clean = dice.loc[:, severities == 0].iloc[:, 0]
@@ -47,12 +47,12 @@ def dice_by_severity(dice: DataFrame) -> Figure:
     height = rows * _HEIGHT + 0.3 + legend_height
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    looks = {model: LINES[place % len(LINES)] for place, model in enumerate(dice.index)}
     for ax, corruption in zip(axes.flat, corruptions, strict=False):
         bad = dice[corruption]
-        for model, (color, dashes) in looks.items():
+        for place, (model, name) in enumerate(names.items()):
+            color, dashes = LINES[place % len(LINES)]
             values = [100 * clean[model], *(100 * bad.loc[model])]
-            ax.plot([0, *bad.columns], values, color=color, linestyle=dashes, marker="o", markersize=2.5, linewidth=1.2)
+            ax.plot([0, *bad.columns], values, color=color, linestyle=dashes, label=name, **_LINE)
         ax.set_title(corruption.replace("_", " "), fontsize=_TEXT + 1, pad=3)
         ax.set_xticks([0, *bad.columns])
         ax.tick_params(labelsize=_TEXT, length=2.5, labelbottom=True)
@@ -61,10 +61,8 @@ def dice_by_severity(dice: DataFrame) -> Figure:
     for ax in axes.flat[len(corruptions) :]:
         ax.remove()
     figure.supxlabel("Severity (0: the image as it is)", fontsize=_TEXT + 1)
-    figure.supylabel("Dice in %", fontsize=_TEXT + 1)
-    handles = [
-        Line2D([], [], color=color, linestyle=dashes, marker="o", markersize=2.5, linewidth=1.2, label=names[model])
-        for model, (color, dashes) in looks.items()
-    ]
+    for ax in axes[:, 0]:
+        ax.set_ylabel("Dice in %", fontsize=_TEXT + 1)
+    handles, _ = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns, frameon=False, fontsize=_TEXT)
     return figure

@@ -109,18 +109,14 @@ def difference_boxes(different: np.ndarray, number: int = 1) -> list[tuple[int, 
 
 def _frames(different: np.ndarray) -> list[tuple[int, int, int, int]]:
     """Return padded frames of the regions, those with most pixels first."""
-    from scipy import ndimage
+    from scipy.ndimage import binary_dilation
+    from skimage.measure import label, regionprops
 
     reach = max(1, round(max(different.shape) / 64))
-    regions, count = ndimage.label(ndimage.binary_dilation(different, iterations=reach), np.ones((3, 3)))
-    sizes = ndimage.sum_labels(different, regions, range(1, count + 1))
-    boxes = [
-        (max(rows.start - reach, 0), max(columns.start - reach, 0), rows.stop + reach, columns.stop + reach)
-        for rows, columns in ndimage.find_objects(regions)
-    ]
-    height, width = different.shape
-    order = np.argsort(-np.asarray(sizes), kind="stable")
-    return [(*boxes[i][:2], min(boxes[i][2], height), min(boxes[i][3], width)) for i in order]
+    regions = regionprops(label(binary_dilation(different, iterations=reach)), different)
+    regions.sort(key=lambda region: -region.image_intensity.sum())
+    boxes = np.add([region.bbox for region in regions], (-reach, -reach, reach, reach))
+    return [tuple(box) for box in np.clip(boxes, 0, different.shape * 2).tolist()]
 
 
 def make_row(

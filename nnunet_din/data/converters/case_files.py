@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import shutil
-import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from nnunet_din.data.converters.splits import split_80_10_10
 from nnunet_din.data.images import save
-from nnunet_din.data.raw_dataset import Case
-
-__all__ = ["write_color_case", "write_volume_case"]
+from nnunet_din.data.integrity import check_file
+from nnunet_din.data.raw_dataset import Case, RawDataset
 
 _TOLERANCE = 1e-3
-_FOREIGN = 255
 _GREY = 0.05  # fraction of pixels
-_CHUNK = 1 << 20  # bytes
 
 
 def write_volume_case(case: Case, image_target: Path, label_target: Path, mapping: Mapping[int, int]) -> None:
@@ -31,7 +29,7 @@ def write_volume_case(case: Case, image_target: Path, label_target: Path, mappin
     image_target, label_target : pathlib.Path
         Files to write.
     mapping : mapping of int to int
-        New value, 0 to 254, of each value, 0 to 255, that the label may hold.
+        New value, 0 to 255, of each value, 0 to 255, that the label may hold.
 
     Raises
     ------
@@ -42,12 +40,10 @@ def write_volume_case(case: Case, image_target: Path, label_target: Path, mappin
     import SimpleITK as sitk
 
     image, label = _read_volume(case.image), _read_volume(case.label)
-    if image.GetSize() != label.GetSize():
-        raise ValueError(f"{case.name}: image and label differ in size, {image.GetSize()} and {label.GetSize()}.")
-    for what in ("Spacing", "Origin", "Direction"):
-        ours, theirs = getattr(image, f"Get{what}")(), getattr(label, f"Get{what}")()
-        if not np.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE):
-            raise ValueError(f"{case.name}: image and label differ in {what.lower()}, {ours} and {theirs}.")
+    for what in ("Size", "Spacing", "Origin", "Direction"):
+        of_image, of_label = getattr(image, f"Get{what}")(), getattr(label, f"Get{what}")()
+        if not np.allclose(of_image, of_label, rtol=_TOLERANCE, atol=_TOLERANCE):
+            raise ValueError(f"{case.name}: image and label differ in {what.lower()}, {of_image} and {of_label}.")
     result = sitk.GetImageFromArray(_relabel(sitk.GetArrayFromImage(label), mapping, case))
     result.CopyInformation(image)
     save(result, label_target)
@@ -88,32 +84,22 @@ def write_color_case(case: Case, image_target: Path, label_target: Path) -> None
 
 
 def _relabel(label: np.ndarray, mapping: Mapping[int, int], case: Case) -> np.ndarray:
-    table = np.full(256, _FOREIGN, dtype=np.uint8)
-    for source, target in mapping.items():
-        table[source] = target
-    with np.errstate(invalid="ignore"):
-        small = label.astype(np.uint8)
-    result = np.where(small == label, table[small], _FOREIGN).astype(np.uint8)
-    foreign = np.unique(label[result == _FOREIGN])
+    foreign = label[~np.isin(label, list(mapping))]
     if foreign.size:
-        values = ", ".join(f"{value:g}" for value in foreign[:5])
         raise ValueError(
-            f"{case.name}: {case.label} holds the label {values}; allowed are {', '.join(map(str, sorted(mapping)))}."
+            f"{case.name}: {case.label} holds the label {foreign[0]:g}; allowed are "
+            f"{', '.join(map(str, sorted(mapping)))}."
         )
-    return result
+    table = np.zeros(256, dtype=np.uint8)
+    table[list(mapping)] = list(mapping.values())
+    return table[label.astype(np.uint8)]
 
 
-def _read_volume(path: Path):
+def _read_volume(path: Path) -> Any:
     import SimpleITK as sitk
 
-    try:
-        # SimpleITK fills what a file that was cut short lacks, and says nothing.
-        with gzip.open(path) as file:
-            while file.read(_CHUNK):
-                pass
-        image = sitk.ReadImage(str(path))
-    except (EOFError, OSError, zlib.error, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged or no volume; download it again.") from error
+    check_file(path)
+    image = sitk.ReadImage(str(path))
     if image.GetDimension() != 3:
         raise ValueError(f"{path}: expected a volume, got {image.GetDimension()} dimensions.")
     return image
@@ -128,3 +114,14 @@ def _read_picture(path: Path):
             return picture
     except OSError as error:
         raise ValueError(f"{path} cannot be read as an image; download it again.") from error
+
+
+#: A data set of colour images, split at random.
+color_dataset = partial(
+    RawDataset,
+    channel_names=("R", "G", "B"),
+    file_ending=".png",
+    split=split_80_10_10,
+    write=write_color_case,
+    reader="NaturalImage2DIO",
+)

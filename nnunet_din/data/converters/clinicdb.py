@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
-from nnunet_din.data.converters.case_files import write_color_case
-from nnunet_din.data.converters.splits import split_80_10_10
-from nnunet_din.data.raw_dataset import Case, Found, RawDataset, locate, pair_files
-
-__all__ = ["DATASET", "find"]
+from nnunet_din.data.converters.case_files import color_dataset
+from nnunet_din.data.raw_dataset import Found, locate, pair_files
 
 FRAMES = 612
 LAYOUT = (
@@ -41,10 +37,20 @@ def find(source: Path) -> Found:
     places = [f"{top}{kind}" for top in ("", "CVC-ClinicDB/") for kind in ("", "TIF", "PNG")]
     folder = locate(source, places, ["Original", "Ground Truth"], LAYOUT)
     images, labels = (_frames(folder / kind) for kind in ("Original", "Ground Truth"))
-    names, problems = pair_files(images, labels, (_name(number) for number in range(1, FRAMES + 1)))
-    sequences, note = _sequences([folder, folder.parent, source], names)
-    cases = [Case(name, images[name], labels[name], group=sequences.get(name, name)) for name in names]
-    return Found(cases, problems, [note])
+    tables = (place / "metadata.csv" for place in (folder, folder.parent, source))
+    table = next((path for path in tables if path.is_file()), None)
+    sequences = _sequences(table) if table else {}
+    found = pair_files(images, labels, map(_name, range(1, FRAMES + 1)), lambda name: sequences.get(name, name))
+    without = [case.name for case in found.cases if case.name not in sequences]
+    if table and without:
+        raise ValueError(f"{table} has no sequence for {len(without)} frames, the first is {without[0]}; correct it.")
+    note = (
+        f"the split keeps video sequences whole, as {table} tells them"
+        if table
+        else "there is no metadata.csv with sequences, so the split is by frame: near-identical frames of one video "
+        "sequence lie on both sides, as in the published numbers"
+    )
+    return Found(found.cases, found.problems, [note])
 
 
 def _frames(folder: Path) -> dict[str, Path]:
@@ -57,40 +63,24 @@ def _name(number: int) -> str:
     return f"clinicdb_{number:03d}"
 
 
-def _sequences(folders: list[Path], names: list[str]) -> tuple[dict[str, str], str]:
-    """Sequence of each case, empty without a file that tells it; and what to tell the user."""
-    for path in (folder / "metadata.csv" for folder in folders):
-        if not path.is_file():
-            continue
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-        try:
-            sequences = {_name(int(row["frame_id"])): f"sequence_{int(row['sequence_id']):02d}" for row in rows}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} has no whole numbers in columns frame_id and sequence_id; correct it.") from error
-        if without := sorted(set(names) - sequences.keys()):
-            raise ValueError(
-                f"{path} has no sequence for {len(without)} frames, the first is {without[0]}; correct it."
-            )
-        return sequences, f"the split keeps video sequences whole, as {path} tells them"
-    return {}, (
-        "there is no metadata.csv with sequences, so the split is by frame: near-identical frames of one video "
-        "sequence lie on both sides, as in the published numbers"
-    )
+def _sequences(table: Path) -> dict[str, str]:
+    """Sequence of each case."""
+    import pandas
+
+    try:
+        rows = pandas.read_csv(table, usecols=["frame_id", "sequence_id"], dtype=int)
+    except ValueError as error:
+        raise ValueError(f"{table} has no whole numbers in columns frame_id and sequence_id: {error}.") from error
+    return {_name(row.frame_id): f"sequence_{row.sequence_id:02d}" for row in rows.itertuples()}
 
 
-DATASET = RawDataset(
+DATASET = color_dataset(
     number=112,
     name="ClinicDB",
-    channel_names=("R", "G", "B"),
     labels={"background": 0, "polyp": 1},
-    file_ending=".png",
     reference="Bernal et al., Computerized Medical Imaging and Graphics 43, 2015, "
     "doi 10.1016/j.compmedimag.2015.02.007; https://polyp.grand-challenge.org/CVCClinicDB/",
     licence="Terms of CVC-ClinicDB: research and education; images of Hospital Clinic Barcelona, masks of the Computer "
     "Vision Center; cite the reference",
     find=find,
-    split=split_80_10_10,
-    write=write_color_case,
-    reader="NaturalImage2DIO",
 )

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnunet_din.data.converters.case_files import write_color_case
-from nnunet_din.data.converters.splits import split_80_10_10
-from nnunet_din.data.raw_dataset import Case, Found, RawDataset, locate, pair_files
-
-__all__ = ["DATASET", "PARTS", "find"]
+from nnunet_din.data.converters.case_files import color_dataset
+from nnunet_din.data.raw_dataset import Found, locate, pair_files
 
 #: Images of each part of the challenge.
 PARTS = {"Training": 2594, "Validation": 100, "Test": 1000}
@@ -37,21 +34,20 @@ def find(source: Path) -> Found:
         If the layout is another one.
     """
     folder = locate(source, ("", "ISIC2018"), ["ISIC2018_Task1-2_*_Input"], LAYOUT)
-    cases, problems, counts = [], [], []
+    images: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
+    problems, counts = [], []
     for part, count in PARTS.items():
-        images = {path.stem: path for path in _files(folder / f"ISIC2018_Task1-2_{part}_Input", "ISIC_*.jpg")}
+        inputs = _files(folder / f"ISIC2018_Task1-2_{part}_Input", "ISIC_*.jpg")
         masks = _files(folder / f"ISIC2018_Task1_{part}_GroundTruth", "ISIC_*_segmentation.png")
-        labels = {path.stem.removesuffix("_segmentation"): path for path in masks}
-        if not images and not labels:
-            continue
-        names, wrong = pair_files(images, labels, images.keys() | labels.keys())
-        if len(images) != count:
-            wrong.append(f"{len(images)} images in place of {count} in the part {part}")
-        problems += wrong
-        counts.append(f"{len(names)} of {part}")
-        cases += [Case(name, images[name], labels[name], group=name) for name in names]
-    cases.sort(key=lambda case: case.name)
-    return Found(cases, problems, [f"{len(cases)} images: {', '.join(counts)}"])
+        images |= {path.stem: path for path in inputs}
+        labels |= {path.stem.removesuffix("_segmentation"): path for path in masks}
+        if inputs or masks:
+            counts.append(f"{len(inputs)} of {part}")
+        if len(inputs) not in (0, count):
+            problems.append(f"{len(inputs)} images in place of {count} in the part {part}")
+    found = pair_files(images, labels, images.keys() | labels.keys())
+    return Found(found.cases, problems + found.problems, [f"{len(found.cases)} images: {', '.join(counts)}"])
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -59,17 +55,12 @@ def _files(folder: Path, pattern: str) -> list[Path]:
     return [*folder.glob(pattern), *(folder / folder.name).glob(pattern)]
 
 
-DATASET = RawDataset(
+DATASET = color_dataset(
     number=113,
     name="ISIC18",
-    channel_names=("R", "G", "B"),
     labels={"background": 0, "lesion": 1},
-    file_ending=".png",
     reference="Codella et al., arXiv 1902.03368, 2019; Tschandl et al., Scientific Data 5, 180161, 2018; "
     "https://challenge.isic-archive.com/data/#2018",
     licence="CC BY-NC 4.0; see LICENSE.txt and ATTRIBUTION.txt of the archives",
     find=find,
-    split=split_80_10_10,
-    write=write_color_case,
-    reader="NaturalImage2DIO",
 )

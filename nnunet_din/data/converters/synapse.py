@@ -5,31 +5,18 @@ Source of the twelve test scans: the list of the 2-D comparisons on Synapse (18 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from nnunet_din.data.converters.case_files import write_volume_case
-from nnunet_din.data.converters.splits import cross_validation
-from nnunet_din.data.raw_dataset import Case, Found, RawDataset, Split, locate, pair_files
-
-__all__ = ["BTCV_LABELS", "DATASET", "TEST", "find", "split"]
+from nnunet_din.data.converters.splits import published_split
+from nnunet_din.data.raw_dataset import Found, RawDataset, locate, pair_files
 
 SCANS = tuple(f"case{number:04d}" for number in (*range(1, 11), *range(21, 41)))
 TEST = tuple(f"case{number:04d}" for number in (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38))
-#: In the order of the paper's table.
-LABELS = {
-    "background": 0,
-    "aorta": 1,
-    "gallbladder": 2,
-    "left kidney": 3,
-    "right kidney": 4,
-    "liver": 5,
-    "pancreas": 6,
-    "spleen": 7,
-    "stomach": 8,
-}
+#: In the order of the paper's table, which is that of the values in the label maps that are written.
+ORGANS = ("background", "aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
+LABELS = {organ: value for value, organ in enumerate(ORGANS)}
 #: The values in the archive's label maps.
 BTCV_LABELS = {
     "background": 0,
@@ -74,40 +61,10 @@ def find(source: Path) -> Found:
     places = ("", "Training", "RawData/Training", "Abdomen/RawData/Training")
     folder = locate(source, places, ["img/img*.nii.gz", "label"], LAYOUT)
     images, labels = (
-        {_name(path): path for path in (folder / kind).glob(f"{kind}*.nii.gz")} for kind in ("img", "label")
+        {f"case{path.name[len(kind) : -len('.nii.gz')]}": path for path in (folder / kind).glob(f"{kind}*.nii.gz")}
+        for kind in ("img", "label")
     )
-    names, problems = pair_files(images, labels, SCANS)
-    return Found([Case(name, images[name], labels[name], group=name) for name in names], problems)
-
-
-def split(cases: Sequence[Case]) -> Split:
-    """Split into the published test scans and five folds over the others.
-
-    Parameters
-    ----------
-    cases : sequence of Case
-        All cases.
-
-    Returns
-    -------
-    Split
-        Folds 0 to 4.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than five training scans.
-    """
-    folds = cross_validation({case.name: case.group for case in cases if case.name not in TEST})
-    return Split(
-        frozenset(case.name for case in cases if case.name in TEST),
-        folds,
-        ["the published protocol trains on all 18 training scans: that is nnU-Net's fold all"],
-    )
-
-
-def _name(path: Path) -> str:
-    return "case" + re.sub(r"^(img|label)|\.nii\.gz$", "", path.name)
+    return pair_files(images, labels, SCANS)
 
 
 DATASET = RawDataset(
@@ -115,11 +72,10 @@ DATASET = RawDataset(
     name="Synapse",
     channel_names=("CT",),
     labels=LABELS,
-    file_ending=".nii.gz",
     reference="Landman et al., MICCAI Multi-Atlas Labeling Beyond the Cranial Vault, 2015; "
     "https://www.synapse.org/Synapse:syn3193805",
     licence="Terms of the challenge on synapse.org, after registration",
     find=find,
-    split=split,
+    split=partial(published_split, test=TEST),
     write=partial(write_volume_case, mapping={value: LABELS.get(organ, 0) for organ, value in BTCV_LABELS.items()}),
 )
