@@ -96,27 +96,6 @@ def run(*arguments):
     return main(["demo", *map(str, arguments)])
 
 
-def test_commands_are_nnunets_with_dins_names(tmp_path):
-    """Fails if a flag or a name changes: these lines are what a user repeats by hand."""
-    raw, output = tmp_path / "Dataset007_Heart", tmp_path / "out"
-    commands = demo.build_commands(raw, "Ts", output, "cpu", "TheTrainer", "ThePlanner", "ThePlans")
-    assert list(commands) == ["preprocess", "train", "predict", "evaluate"]
-    lines = {name: " ".join(command) for name, command in commands.items()}
-    assert lines["preprocess"] == (
-        "nnUNetv2_plan_and_preprocess -d 7 -pl ThePlanner -c 2d --verify_dataset_integrity --clean "
-        "-np 1 -npfp 1 --no_pbar"
-    )
-    assert lines["train"] == "nnUNetv2_train 7 2d all -tr TheTrainer -p ThePlans -device cpu"
-    assert lines["predict"] == (
-        f"nnUNetv2_predict -d 7 -i {raw / 'imagesTs'} -o {output} -c 2d -tr TheTrainer -p ThePlans -f all -device cpu "
-        "-npp 0 -nps 0 --disable_progress_bar"
-    )
-    assert lines["evaluate"] == (
-        f"nnUNetv2_evaluate_folder {raw / 'labelsTs'} {output} "
-        f"-djfile {output / 'dataset.json'} -pfile {output / 'plans.json'} -np 1"
-    )
-
-
 def test_cpu_starts_few_workers_and_the_users_values_win(tmp_path, monkeypatch):
     """Fails if the demo on a CPU starts nnU-Net's default of 12 workers, overrides the user, or limits a GPU run."""
     for name in ("nnUNet_def_n_proc", "nnUNet_n_proc_DA", "OMP_WAIT_POLICY"):

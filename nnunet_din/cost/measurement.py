@@ -175,10 +175,12 @@ def seconds_in_turn(
     ----------
     steps
         Functions to call, by name.
-    repeats, warm_up
-        Rounds that are timed, and rounds before them that are not.
+    repeats
+        Rounds that are timed.
     device
-        Device on which they work.
+        Device on which the steps work.
+    warm_up
+        Rounds before them that are not timed.
     clock
         Clock in seconds: of the wall, or ``time.process_time`` where other programs run beside.
     """

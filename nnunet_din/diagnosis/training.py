@@ -132,7 +132,7 @@ def _compilation(step: TrainingStep) -> Check:
 
 
 def _steps(step: TrainingStep, counted: int) -> Iterator[Check]:
-    """Time, memory and numbers of a few steps, whose memory the planners count so, without their margin."""
+    # Yields the findings about a few steps, whose memory the planners count so, without their margin.
     with cudnn_as_in_training():
         for _ in range(WARM_UP):
             step()
