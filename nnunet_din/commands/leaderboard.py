@@ -43,7 +43,7 @@ def add_parser(subparsers) -> None:
         "--dataset-json",
         type=Path,
         metavar="FILE",
-        help="names the structures (default: that of the data set, of the predictions, or beside --gt)",
+        help="names the structures (default: that of a model, of the predictions, or beside --gt)",
     )
     how = parser.add_argument_group("how")
     how.add_argument(
@@ -94,12 +94,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--models and -f choose cross-validation predictions: leave them out with --pred.")
     if args.resamples < 100:
         raise ValueError(f"--resamples must be at least 100, got {args.resamples}.")
+    models = {} if args.pred else named_models(args.dataset, args.models, short=False)
     labels = read_labels(args.dataset_json or _dataset_json(args))
     tolerances = _tolerances(args.tolerance, labels.structures)
     if args.pred:
         collection = collect_predictions(named_folders(args.pred, "--pred"), args.gt, labels.file_ending)
     else:
-        models = named_models(args.dataset, args.models, short=False)
         collection = collect_cross_validation(args.dataset, labels, models, args.folds)
     if not collection.cases:
         raise ValueError(
@@ -168,12 +168,8 @@ def _tolerances(arguments: Sequence[str], structures: Iterable[str]) -> dict[str
 
 def _dataset_json(args: argparse.Namespace) -> Path:
     """Find the file that names the structures."""
-    folders: list[Path] = []
-    if args.dataset is not None:
-        variables = [name for name in ("nnUNet_preprocessed", "nnUNet_raw") if os.environ.get(name)]
-        folders += [Path(os.environ[variable], dataset_name(args.dataset)) for variable in variables]
-        folders += [model.folder for model in find_models(args.dataset)]
-    if args.gt:
+    folders = [model.folder for model in find_models(args.dataset)] if args.dataset else []
+    if args.pred:
         folders += [*named_folders(args.pred, "--pred").values(), args.gt, args.gt.parent]
     for folder in folders:
         if (folder / "dataset.json").is_file():
