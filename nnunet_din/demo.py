@@ -264,7 +264,7 @@ def _draw(
     from nnunet_din.plotting.selection import largest_slice
     from nnunet_din.plotting.style import save_figure
 
-    model = PlannedModel(read_json(predictions / "plans.json"), dataset_json, CONFIGURATION)
+    model = PlannedModel.read(predictions / "plans.json", predictions / "dataset.json", CONFIGURATION)
     ending = dataset_json["file_ending"]
     ranked = sorted(dice_of_case, key=lambda name: -np.nan_to_num(dice_of_case[name]))
     chosen = {ranked[-1]: "worst", ranked[len(ranked) // 2]: "median", ranked[0]: "best"}

@@ -29,6 +29,7 @@ from nnunet_din.enhancement import get_enhancement
 from nnunet_din.losses import AuxiliaryLoss, DINLoss
 from nnunet_din.network import input_strides, learning_rate
 from nnunet_din.network.din import AUXILIARY_PREFIX, DualInteractionNetwork
+from nnunet_din.nnunet.planned import PlannedModel
 from nnunet_din.nnunet.plans import enhancements_of
 from nnunet_din.nnunet.tracking import TensorBoardLogger
 from nnunet_din.nnunet.training_device import autocast_dtype
@@ -414,7 +415,7 @@ def check_plans(plans: dict, configuration: str) -> list[dict]:
         If the configuration is a cascade's, has no enhanced channels or not as many as the network takes, or has a
         patch that the network cannot take.
     """
-    manager = PlansManager(plans).get_configuration(configuration)
+    manager = PlannedModel(plans, {}, configuration).configuration_manager
     plans_name = plans["plans_name"]
     if manager.previous_stage_name is not None:
         raise ValueError(
@@ -463,7 +464,7 @@ def training_settings(plans: dict, configuration: str) -> dict:
         If a setting is unknown or its value not allowed; the message names the configuration.
     """
     try:
-        manager = PlansManager(plans).get_configuration(configuration)
+        manager = PlannedModel(plans, {}, configuration).configuration_manager
         return check_training_settings(manager.configuration.get("training", {}))
     except ValueError as error:
         raise ValueError(f"Configuration '{configuration}' of {plans['plans_name']}: {error}") from error

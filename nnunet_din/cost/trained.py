@@ -6,7 +6,6 @@ import math
 import statistics
 from pathlib import Path
 
-from nnunet_din.data.files import read_json
 from nnunet_din.nnunet.models import Model
 from nnunet_din.nnunet.training_log import read_costs
 
@@ -38,25 +37,19 @@ def cost_of(model: Model) -> dict[str, float]:
 def count(model_folder: Path) -> tuple[float, float]:
     """Parameters, and multiply-adds of one patch, of the network in a model's plans.
 
-    NaN where it cannot be built, and where the plans name classes that are not known, see
-    :func:`nnunet_din.nnunet.known_classes.check_network`; a note says which.
+    NaN where it cannot be built, and where the plans name classes that are not nnU-Net's or ours; a note says which.
     """
     import torch
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
     from nnunet_din.cost.accounting import count_multiply_adds, count_parameters
     from nnunet_din.network import DualInteractionNetwork
-    from nnunet_din.nnunet.known_classes import check_network
     from nnunet_din.nnunet.planned import PlannedModel
 
     try:
-        plans, dataset_json = (read_json(model_folder / name) for name in ("plans.json", "dataset.json"))
-        model = PlannedModel(plans, dataset_json, model_folder.name.split("__")[2])
-        manager, configuration = model.manager, model.configuration_manager
-        check_network(configuration.configuration["architecture"])
-        channels = determine_num_input_channels(manager, configuration, dataset_json)
-        classes = manager.get_label_manager(dataset_json).num_segmentation_heads
+        configuration_name = model_folder.name.split("__")[2]
+        model = PlannedModel.read(model_folder / "plans.json", model_folder / "dataset.json", configuration_name)
+        configuration, (channels, classes) = model.configuration_manager, model.network_channels
         names = ("network_arch_class_name", "network_arch_init_kwargs", "network_arch_init_kwargs_req_import")
         with torch.device("meta"):
             network = get_network_from_plans(

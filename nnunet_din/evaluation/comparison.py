@@ -16,7 +16,6 @@ from nnunet_din.evaluation.metrics import mean_dice
 from nnunet_din.nnunet.configurations import has_enhancement
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.images import find_reader
-from nnunet_din.nnunet.known_classes import check_plans
 from nnunet_din.nnunet.labels import label_names, read_dataset_json, read_labels
 from nnunet_din.nnunet.models import fold_folders, named_models
 from nnunet_din.nnunet.planned import PlannedModel
@@ -224,9 +223,7 @@ def _planned(plans: Path, configuration: str, description: Path | None) -> Plann
         return None
     if description is None:
         raise FileNotFoundError(f"{plans} belongs to a data set whose dataset.json is needed: --dataset-json FILE.")
-    dataset_json = read_dataset_json(description)
-    check_plans(content, configuration, dataset_json)
-    return PlannedModel(content, dataset_json, configuration)
+    return PlannedModel.read(plans, description, configuration)
 
 
 def _file_ending(images: Path) -> str:

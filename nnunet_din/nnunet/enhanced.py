@@ -10,10 +10,7 @@ from nnunet_din.data.files import refuse_overwriting
 from nnunet_din.data.images import read_case, split_name, write_image
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.images import channel_files
-from nnunet_din.nnunet.known_classes import check_plans
-from nnunet_din.nnunet.labels import read_dataset_json
 from nnunet_din.nnunet.planned import PlannedModel
-from nnunet_din.nnunet.plans import read_plans, resolve
 
 
 def enhance_as_planned(
@@ -41,11 +38,8 @@ def enhance_as_planned(
         If data set, plans or files are missing or do not fit each other, or the plans name a class of strangers.
     """
     folder = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset)
-    plans, description = read_plans(folder / f"{plans_name}.json"), read_dataset_json(folder / "dataset.json")
-    resolve(plans, configuration)
-    check_plans(plans, configuration, description)
-    model = PlannedModel(plans, description, configuration)
-    files = channel_files(source, model.channels, description["file_ending"])
+    model = PlannedModel.read(folder / f"{plans_name}.json", folder / "dataset.json", configuration)
+    files = channel_files(source, model.channels, model.dataset_json["file_ending"])
     image = read_case(files, model.reader)
     enhanced = model.enhanced_on_image_grid(*model.preprocess(files))
     # Colours stay in one file.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pydoc
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnunet_din.nnunet.planned import PlannedModel
 
 #: Packages whose classes are instantiated, whoever wrote the plans.
 KNOWN = ("nnunetv2", "dynamic_network_architectures", "nnunet_din")
@@ -65,32 +68,20 @@ def _within(name: str, packages: tuple[str, ...]) -> bool:
     return any(name.startswith(f"{package}.") or name == package for package in packages)
 
 
-def check_plans(plans: dict, configuration: str, dataset_json: dict) -> None:
+def check_classes(model: PlannedModel) -> None:
     """Check that everything that prediction takes from plans by its name is nnU-Net's or ours.
-
-    Parameters
-    ----------
-    plans, configuration
-        Plans of nnU-Net, and one of their configurations.
-    dataset_json
-        ``dataset.json`` of the training.
 
     Raises
     ------
     ValueError
         If a name is of something else, the message names it; or if these are no plans that nnU-Net can use.
     """
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     try:
-        manager = PlansManager(plans)
-        content = manager.get_configuration(configuration)
-        check_network(content.configuration["architecture"])
-        for what, name, found in _taken_by_name(manager, content):
+        check_network(model.configuration_manager.configuration["architecture"])
+        for what, name, found in _taken_by_name(model.manager, model.configuration_manager):
             if not _within(getattr(found, "__module__", None) or "", KNOWN):
                 raise ValueError(f"The plans name as {what} {name!r}, which is not nnU-Net's or nnunet_din's.")
-        determine_num_input_channels(manager, content, dataset_json)
+        _ = model.network_channels
     except ValueError:
         raise
     except Exception as error:  # nnU-Net raises what it pleases about plans that are incomplete

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_din.nnunet.labels import number_of_channels
-from nnunet_din.nnunet.plans import enhancements_of, resolve
+from nnunet_din.nnunet.known_classes import check_classes
+from nnunet_din.nnunet.labels import number_of_channels, read_dataset_json
+from nnunet_din.nnunet.plans import enhancements_of, read_plans, resolve
 
 #: What a configuration and plans say that does not change a preprocessed image. What is not known does.
 _NOT_OF_IMAGES = {
@@ -38,6 +39,25 @@ class PlannedModel:
     plans: dict
     dataset_json: dict
     configuration: str
+
+    @classmethod
+    def read(cls, plans: Path, dataset_json: Path, configuration: str) -> PlannedModel:
+        """Read the files of a model, of predictions or of a data set, and check the classes that they name.
+
+        Raises
+        ------
+        FileNotFoundError
+            If a file does not exist.
+        ValueError
+            If it holds something else, or the plans name a class that is not nnU-Net's or ours.
+        """
+        model = PlannedModel(read_plans(plans), read_dataset_json(dataset_json), configuration)
+        try:
+            resolve(model.plans, configuration)
+            check_classes(model)
+        except ValueError as error:
+            raise ValueError(f"{plans}: {error}") from error
+        return model
 
     @cached_property
     def manager(self) -> Any:
@@ -88,9 +108,22 @@ class PlannedModel:
         return np.stack(turned)
 
     @property
+    def label_manager(self) -> Any:
+        """nnU-Net's view of the labels."""
+        return self.manager.get_label_manager(self.dataset_json)
+
+    @property
     def channels(self) -> int:
         """Number of channels of an image."""
         return number_of_channels(self.dataset_json)
+
+    @property
+    def network_channels(self) -> tuple[int, int]:
+        """Channels that nnU-Net tells the network to take, and of its logits."""
+        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+        taken = determine_num_input_channels(self.manager, self.configuration_manager, self.dataset_json)
+        return taken, self.label_manager.num_segmentation_heads
 
     @property
     def enhancements(self) -> list[dict]:

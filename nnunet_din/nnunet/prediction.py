@@ -225,6 +225,6 @@ def predict_preprocessed(
         logits,
         model.manager,
         model.configuration_manager,
-        model.manager.get_label_manager(model.dataset_json),
+        model.label_manager,
         properties,
     )

@@ -13,11 +13,8 @@ from torch import Tensor, nn
 from nnunet_din.data.weight_files import check_finite, read_checkpoint, read_tensors
 from nnunet_din.devices import usable_device
 from nnunet_din.nnunet.classes import find_trainer
-from nnunet_din.nnunet.known_classes import check_plans
-from nnunet_din.nnunet.labels import read_dataset_json
 from nnunet_din.nnunet.models import trained_folds
 from nnunet_din.nnunet.planned import PlannedModel
-from nnunet_din.nnunet.plans import read_plans
 from nnunet_din.nnunet.shared import WEIGHTS, enhancement_weights, is_shared, read_manifest
 
 if TYPE_CHECKING:
@@ -84,15 +81,11 @@ def read_model_folder(folder: Path, folds: Sequence[str] | None = None, checkpoi
             f"{'; '.join(map(str, trainings))}. Take those of one by -f."
         )
     ((configuration, trainer, mirroring_axes),) = trainings
-    plans, dataset_json = read_plans(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
-    try:
-        check_plans(plans, configuration, dataset_json)
-    except ValueError as error:
-        raise ValueError(f"{folder / 'plans.json'}: {error}") from error
+    planned = PlannedModel.read(folder / "plans.json", folder / "dataset.json", configuration)
     if manifest:
-        for entry in enhancement_weights(plans, configuration):
+        for entry in enhancement_weights(planned.plans, configuration):
             entry["weights"] = str(folder.resolve() / Path(entry["weights"]).name)
-    return TrainedModel(plans, dataset_json, configuration, trainer, mirroring_axes, weights)
+    return TrainedModel(planned.plans, planned.dataset_json, configuration, trainer, mirroring_axes, weights)
 
 
 def _read_fold(path: Path, manifest: Mapping | None) -> tuple[Training, dict[str, Tensor]]:
@@ -118,21 +111,15 @@ def build_network(model: TrainedModel) -> nn.Module:
     ValueError
         If nnU-Net does not find the trainer.
     """
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-
     manager, configuration = model.manager, model.configuration_manager
     build = find_trainer(model.trainer).build_network_architecture
-    numbers = (
-        determine_num_input_channels(manager, configuration, model.dataset_json),
-        manager.get_label_manager(model.dataset_json).num_segmentation_heads,
-    )
     if "plans_manager" in inspect.signature(build).parameters:
-        return build(manager, configuration, *numbers, enable_deep_supervision=False)
+        return build(manager, configuration, *model.network_channels, enable_deep_supervision=False)
     return build(  # nnunetv2 2.7, and trainers made for it
         configuration.network_arch_class_name,
         configuration.network_arch_init_kwargs,
         configuration.network_arch_init_kwargs_req_import,
-        *numbers,
+        *model.network_channels,
         enable_deep_supervision=False,
     )
 
