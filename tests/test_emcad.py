@@ -17,25 +17,16 @@ from nnunet_din.network.alternatives.emcad import (
     SpatialAttention,
     UpConvolution,
 )
-from nnunet_din.network.decoders import DECODERS, build_decoder
+from nnunet_din.network.decoders import build_decoder
 
 #: Widths of PVTv2-B2, EMCAD's own encoder.
 PVT = (64, 128, 320, 512)
 CHANNELS = (32, 64, 96)
-SIZES = {
-    "halves": [(16, 24), (8, 12), (4, 6)],
-    "odd": [(13, 9), (7, 5), (3, 2)],
-    "any factor": [(10, 15), (7, 4), (3, 8)],
-}
 
 
-def features(sizes, images=2, dtype=torch.float32):
-    return [torch.randn(images, d, *size, dtype=dtype) for d, size in zip(CHANNELS, sizes, strict=True)]
-
-
-def head(**kwargs):
+def head():
     torch.manual_seed(0)
-    return EMCADHead(CHANNELS, 3, **kwargs)
+    return EMCADHead(CHANNELS, 3)
 
 
 def with_statistics(module):
@@ -168,11 +159,6 @@ def test_up_convolution():
 # ---- the whole ----
 
 
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-def test_logits_at_the_first_levels_size(sizes):
-    assert head()(features(sizes)).shape == (2, 3, *sizes[0])
-
-
 def test_one_level_and_one_pixel():
     """Fails if the channel attention's pooled 1 x 1 map is normalized, or if a level without a gate must be even."""
     decoder = EMCADHead((33,), 2)
@@ -180,19 +166,10 @@ def test_one_level_and_one_pixel():
     assert decoder([torch.randn(1, 33, 2, 1)]).shape == (1, 2, 2, 1)
 
 
-@pytest.mark.parametrize("images", [1, 2])
-def test_every_parameter_and_level_gets_a_gradient(images):
-    """Fails if a part is built but not used, for example heads of the lower levels."""
-    decoder, levels = head(), [x.requires_grad_() for x in features(SIZES["odd"], images)]
-    (decoder(levels) * torch.randn(images, 3, *SIZES["odd"][0])).sum().backward()
-    tensors = dict(decoder.named_parameters()) | {f"level {i}": x for i, x in enumerate(levels)}
-    without = [n for n, t in tensors.items() if t.grad is None or not (t.grad.isfinite().all() and t.grad.any())]
-    assert not without
-
-
 def test_every_level_reaches_the_logits():
-    """Fails if a gate or an up-sampling is skipped: each level must change the result."""
-    decoder, levels = with_statistics(head()), features(SIZES["halves"], dtype=torch.float64)
+    """Fails if a gate or an up-sampling is skipped, whatever the sizes."""
+    decoder, sizes = with_statistics(head()), [(10, 15), (7, 4), (3, 8)]
+    levels = [torch.randn(2, d, *size, dtype=torch.float64) for d, size in zip(CHANNELS, sizes, strict=True)]
     with torch.no_grad():
         whole = decoder(levels)
         for i in range(len(levels)):
@@ -211,37 +188,6 @@ def test_the_gated_level_is_added_to_the_decoded_one():
         torch.testing.assert_close(decoder([high, low]), expected)
 
 
-def test_evaluation_mode_repeats_itself_image_by_image():
-    """Fails if anything is random, or if images of a batch matter to each other."""
-    decoder, levels = head().eval(), features(SIZES["odd"])
-    with torch.no_grad():
-        y = decoder(levels)
-        assert torch.equal(decoder(levels), y)
-        for i in range(2):
-            torch.testing.assert_close(decoder([x[i : i + 1] for x in levels]), y[i : i + 1], rtol=1e-5, atol=1e-6)
-
-
-def test_channels_last_gives_the_same():
-    decoder, levels = head().eval(), features(SIZES["halves"])
-    with torch.no_grad():
-        expected = decoder(levels)
-        decoder.to(memory_format=torch.channels_last)
-        y = decoder([x.contiguous(memory_format=torch.channels_last) for x in levels])
-    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
-    assert y.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("images", [1, 2])
-def test_a_training_step_in_bfloat16(images):
-    """Fails if a layer does not take the casts of autocast."""
-    decoder, levels = head().to(memory_format=torch.channels_last), features(SIZES["odd"], images)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = decoder(levels)
-    assert y.dtype == torch.bfloat16
-    y.float().square().mean().backward()
-    assert all(p.grad.isfinite().all() for p in decoder.parameters())
-
-
 def test_weights_start_as_in_the_authors_program():
     """Fails if a convolution is left to torch's own initialization."""
     for name, part in head().named_modules():
@@ -249,15 +195,6 @@ def test_weights_start_as_in_the_authors_program():
             tolerance = 4 * 0.02 / math.sqrt(2 * part.weight.numel())  # four standard errors
             assert part.weight.std().item() == pytest.approx(0.02, abs=tolerance), name
             assert part.bias is None or not part.bias.any(), name
-
-
-def test_found_by_name():
-    decoder = build_decoder("emcad", (8, 16), 3, 768)
-    assert isinstance(decoder, EMCADHead)
-    assert count_parameters(decoder) == count_parameters(EMCADHead((8, 16), 3))
-    with pytest.raises(ValueError, match="Unknown decoder 'unet'.*" + ".*".join(DECODERS)):
-        build_decoder("unet", (8, 16), 3, 768)
-    assert "emcad" in DECODERS
 
 
 def test_odd_widths_are_refused_in_one_sentence():

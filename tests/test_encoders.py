@@ -1,30 +1,31 @@
-"""The encoders: ConvNeXt, the Fully Convolutional Transformer, and timm models with a feature pyramid."""
+"""The encoders: f_low and f_high, memory, names and options; FCT's blocks. `test_parts.py` has what all promise."""
 
 from __future__ import annotations
 
 import copy
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from nnunet_din.cost.accounting import training_memory
 from nnunet_din.network.alternatives.fct import ConvolutionalAttention, FCTEncoder
 from nnunet_din.network.alternatives.pyramid import PyramidEncoder
-from nnunet_din.network.encoders import build_encoder, input_stride, known_encoders
+from nnunet_din.network.encoders import build_encoder, input_stride, input_strides, known_encoders
 from nnunet_din.network.encoders.plain import InstanceNorm
+from tiny import IN_PLANE_FIRST
 
-#: Name -> (stride, resolution of the image by that of the first stage, widths)
-ENCODERS = {
-    "convnext_atto": (8, 1, (40, 80, 160, 320)),
-    "fct": (8, 1, (16, 32, 64, 128)),
-    "plain_atto": (8, 1, (40, 80, 160, 320)),
-    "swin_tiny_patch4_window7_224": (32, 4, (96, 192, 384, 768)),
-    "resnet18": (32, 4, (64, 128, 256, 512)),
-    "pvt_v2_b0": (32, 4, (32, 64, 160, 256)),
-    "mobilenetv3_small_050": (32, 4, (8, 16, 24, 288)),
-}
-each_encoder = pytest.mark.parametrize("name", ENCODERS)
+#: Fully convolutional ones, and each kind of timm's pyramids.
+ENCODERS = [
+    "convnext_atto",
+    "plain_tiniest",
+    "fct",
+    "resnet18",
+    "swin_tiny_patch4_window7_224",
+    "mobilenetv3_small_050",
+]
+OF_SLICES = "is for 2-D images"
 
 
 def build(name, in_channels=1, **options):
@@ -32,85 +33,26 @@ def build(name, in_channels=1, **options):
     return build_encoder(name, in_channels, **options)
 
 
-def without_zeros(encoder):
-    """Fill what timm starts at zero: some residual branches, which hides what is in them."""
-    for p in encoder.parameters():
-        if not p.any():
-            torch.nn.init.constant_(p, 0.1)
-    return encoder
-
-
 def flat(pairs):
     return [feature for pair in pairs for feature in pair]
 
 
-def gradients(encoder, x):
-    encoder.zero_grad()
-    sum((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() for y in flat(encoder(x))).backward()
-    return {key: p.grad for key, p in encoder.named_parameters()}
+class Summed(nn.Module):
+    """One number of an encoder, as the count of memory needs it."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x):
+        return sum(
+            (y * torch.linspace(-1, 1, y.numel(), device=y.device).view_as(y)).sum() for y in flat(self.encoder(x))
+        )
 
 
-@pytest.mark.slow
-@each_encoder
-@pytest.mark.parametrize(("in_channels", "multiple"), [(1, (1, 1)), (3, (3, 2))])
-def test_pairs_have_the_widths_and_resolutions_of_the_stages(name, in_channels, multiple):
-    stride, first, channels = ENCODERS[name]
-    encoder = build(name, in_channels).eval()
-    assert encoder.channels == channels
-    h, w = (stride * m for m in multiple)
-    with torch.no_grad():
-        pairs = encoder(torch.randn(2, in_channels, h, w))
-    expected = [(2, d, h // (first << i), w // (first << i)) for i, d in enumerate(channels)]
-    assert [[tuple(y.shape) for y in pair] for pair in pairs] == [[s, s] for s in expected]
-    assert all(torch.isfinite(y).all() for y in flat(pairs))
-
-
-@each_encoder
-def test_stride_is_known_without_the_encoder(name):
-    assert input_stride(encoder=name, decoder_channels=16) == build(name).stride == ENCODERS[name][0]
-
-
-@pytest.mark.slow
-@each_encoder
-def test_every_parameter_gets_a_finite_gradient(name):
-    x = torch.randn(2, 1, 64, 96) if ENCODERS[name][0] == 32 else torch.randn(2, 1, 32, 48)
-    without = [
-        key
-        for key, gradient in gradients(without_zeros(build(name)), x).items()
-        if gradient is None or not torch.isfinite(gradient).all() or not gradient.any()
-    ]
-    assert not without
-
-
-@each_encoder
-def test_another_encoder_with_its_weights_gives_its_output(name):
-    """Fails if a weight is missing in the state dict, or if eval mode draws random numbers."""
-    encoder = build(name).eval()
-    torch.manual_seed(1)
-    other = build_encoder(name, 1).eval()
-    other.load_state_dict(encoder.state_dict())
-    x = torch.randn(1, 1, 32, 64)
-    with torch.no_grad():
-        for ours, theirs in zip(flat(encoder(x)), flat(other(x)), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-
-
-@pytest.mark.slow
-@each_encoder
-def test_bfloat16_is_close_to_float32(name):
-    """Fails if a part does not run under autocast, or computes something else there."""
-    encoder = build(name).eval()
-    x = torch.randn(1, 1, 32, 64)
-    with torch.no_grad():
-        expected = flat(encoder(x))
-        with torch.autocast("cpu", torch.bfloat16):
-            half = flat(encoder(x))
-    for ours, y in zip(half, expected, strict=True):
-        assert (ours.float() - y).norm() <= 0.05 * y.norm()
-
-
-@pytest.mark.slow
-@each_encoder
+@pytest.mark.parametrize(
+    "name", [*ENCODERS[:3], *(pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS[3:])]
+)
 def test_low_features_come_from_the_stage_before_and_not_from_the_blocks_of_their_own(name):
     encoder = build(name)
     pairs = encoder(torch.randn(2, 1, 64, 64))
@@ -122,58 +64,38 @@ def test_low_features_come_from_the_stage_before_and_not_from_the_blocks_of_thei
     before, low, high = (parameters_behind(y) for y in (pairs[1][1], *pairs[2]))
     assert before < low, "all of the stage before, and a pooling"
     assert high - before - low, "blocks of its own"
-    if name not in ("fct", "plain_atto"):  # whose blocks start from f_low
+    if not name.startswith(("fct", "plain")):  # whose blocks start from f_low
         assert low - before - high, "a pooling of its own"
 
 
 @pytest.mark.slow
-@each_encoder
-def test_kept_stages_are_the_first_ones_and_nothing_else_waits_for_gradients(name):
-    encoder = build(name)
-    encoder.keep_stages(2)
-    pairs = encoder(torch.randn(2, 1, 64, 64))
-    assert encoder.channels == tuple(high.shape[1] for _, high in pairs) == ENCODERS[name][2][:2]
-    sum(y.sum() for y in flat(pairs)).backward()
-    assert all(p.grad is not None for p in encoder.parameters() if p.requires_grad)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["fct", "plain_atto", "swin_tiny_patch4_window7_224", "resnet18", "mobilenetv3_small_050"]
-)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_checkpointing_changes_no_gradient_and_saves_memory(name):
     """Fails also where timm would overwrite, in place, what is kept for the backward pass."""
     x = torch.randn(2, 1, 64, 64)
     results = []
     for checkpointing in (False, True):
-        encoder = build(name, checkpointing=checkpointing)
+        model = Summed(build(name, checkpointing=checkpointing))
         torch.manual_seed(1)  # dropout
-        results.append((gradients(encoder, x), training_memory(Summed(encoder), (4, 1, 256, 256))))
+        model(x).backward()
+        gradients = {key: p.grad for key, p in model.named_parameters()}
+        results.append((gradients, training_memory(Summed(model.encoder), (4, 1, 256, 256))))
     (plain, more), (checkpointed, less) = results
     assert less < more
     for key, gradient in plain.items():
         torch.testing.assert_close(checkpointed[key], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()))
 
 
-class Summed(torch.nn.Module):
-    """One number of an encoder, as the count of memory needs it."""
-
-    def __init__(self, encoder):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, x):
-        return sum(y.sum() for y in flat(self.encoder(x)))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fct", "swin_tiny_patch4_window7_224", "resnet18"])
+@pytest.mark.parametrize("name", ["convnext_atto", "fct", "swin_tiny_patch4_window7_224", "resnet18"])
 def test_drop_path_acts_in_training_only(name):
-    encoder = without_zeros(build(name, drop_path_rate=0.9))
-    # So that only stochastic depth is random.
+    encoder = build(name, drop_path_rate=0.9)
     for module in encoder.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, nn.Dropout):
             module.p = 0.0
+    for p in encoder.parameters():
+        if not p.any():
+            nn.init.constant_(p, 0.1)
     x = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
         assert not torch.equal(encoder(x)[-1][1], encoder(x)[-1][1])
@@ -184,53 +106,58 @@ def test_drop_path_acts_in_training_only(name):
 # ---- names and options ----
 
 
-def test_unknown_names_list_the_known_ones_and_close_ones_of_timm():
-    with pytest.raises(
-        ValueError, match="Unknown encoder 'resnet35'.*convnext_tiny.*fct.*plain_tiny, and any other.*resnet34"
-    ):
-        build_encoder("resnet35", 1)
-    for name in ("fct2", "plain", "plain_huge"):
-        with pytest.raises(ValueError, match=f"Unknown encoder '{name}'"):
-            input_stride(name)
-    assert {"convnext_atto", "convnext_base", "convnextv2_atto", "fct", "plain_atto"} <= set(known_encoders())
-
-
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "options", "strides"),
     [
-        ("vit_tiny_patch16_224", "must give four levels, each half the size.*1/16, 1/16"),
-        ("nest_tiny", "must give four levels.*1/4, 1/8, 1/16"),
-        ("hiera_tiny_224", "fails at sizes other than its own"),
-        ("coat_lite_tiny", "gives no feature pyramid"),
+        ("convnext_atto", {}, (8, 8)),
+        ("plain_atto", {"stem_stride": 2}, (16, 16)),
+        ("plain_atto", IN_PLANE_FIRST, (4, 16, 16)),
+        ("fct", {"stem_stride": 2}, (16, 16)),
+        ("resnet18", {}, (32, 32)),
     ],
 )
-def test_models_without_a_pyramid_for_any_size_are_refused(name, message):
-    with pytest.raises(ValueError, match=message):
-        build_encoder(name, 1)
+def test_strides_are_known_without_the_encoder(name, options, strides):
+    assert input_strides(encoder=name, decoder_channels=16, **options) == strides
+    assert input_stride(encoder=name, **options) == max(strides)
+    assert build(name, **options).stride_per_axis == strides
+
+
+def test_unknown_names_list_the_known_ones_and_close_ones_of_timm():
+    with pytest.raises(ValueError, match="Unknown encoder 'resnet35'.*convnext_tiny.*fct.*plain_tiny.*resnet34"):
+        build_encoder("resnet35", 1)
+    with pytest.raises(ValueError, match="Unknown encoder 'plain_huge'"):
+        input_stride("plain_huge")
+    assert {"convnext_atto", "convnext_base", "convnextv2_atto", "fct", "plain_atto"} <= set(known_encoders())
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("vit_tiny_patch16_224", {}, "must give four levels, each half the size.*1/16, 1/16"),
+        ("nest_tiny", {}, "must give four levels.*1/4, 1/8, 1/16"),
+        ("hiera_tiny_224", {}, "fails at sizes other than its own"),
+        ("coat_lite_tiny", {}, "gives no feature pyramid"),
         ("fct", {"layer_scale": 1.0}, "layer_scale=1.0 has no meaning for encoder 'fct'"),
-        ("fct", {"stem_stride": 4}, "stem_stride must be 1 or 2, got 4"),
         ("plain_atto", {"stem_stride": 4}, "stem_stride must be 1 or 2, got 4"),
-        ("plain_atto", {"layer_scale": 1.0}, "layer_scale=1.0 has no meaning for encoder 'plain_atto'"),
         ("plain_atto", {"drop_path_rate": 0.1}, "drop_path_rate=0.1 has no meaning for encoder 'plain_atto'"),
-        ("resnet18", {"layer_scale": 1.0}, "layer_scale=1.0 has no meaning for encoder 'resnet18'"),
         ("resnet18", {"stem_stride": 2}, "stem_stride=2 has no meaning for encoder 'resnet18'"),
         ("vgg11_bn", {"drop_path_rate": 0.1}, "drop_path_rate=0.1 has no meaning for encoder 'vgg11_bn'"),
         ("hrnet_w18_small", {"checkpointing": True}, "'hrnet_w18_small' has no activation checkpointing"),
+        ("fct", IN_PLANE_FIRST, f"Encoder 'fct' {OF_SLICES}.*plain_atto"),
+        ("swin_tiny_patch4_window7_224", IN_PLANE_FIRST, f"Encoder 'swin_tiny_patch4_window7_224' {OF_SLICES}"),
+        ("convnextv2_atto", {**IN_PLANE_FIRST, "layer_scale": None}, "blocks for 2-D images only"),
+        ("plain_atto", {"strides": [[2, 2, 2]] * 4, "stem_stride": 2}, "leave stem_stride=2 out"),
+        ("plain_atto", {"strides": [[2, 2, 2]] * 3}, "for four stages"),
+        ("plain_atto", {"strides": [[2, 2]] * 3 + [[2, 2, 2]]}, "one number for each of two or three axes"),
+        ("plain_atto", {"strides": [[3, 2, 2]] * 4}, "strides must be 1 or 2"),
+        ("plain_atto", {"kernel_sizes": [[3, 3, 3]] * 4}, "kernel_sizes have 3 axes and the strides 2"),
+        ("plain_atto", {"kernel_sizes": [[2, 3]] * 4}, "kernel_sizes must be odd"),
+        ("plain_atto", {"kernel_sizes": [[5, 3]] * 4}, "must be 1 or 3 along each axis"),
     ],
 )
-def test_options_without_use_are_refused_and_not_ignored(name, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_models_and_options_without_use_are_refused(name, options, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
         build_encoder(name, 1, **options)
-
-
-def test_stride_of_a_refused_stem_is_refused():
-    with pytest.raises(ValueError, match="stem_stride=2 has no meaning"):
-        input_stride("resnet18", stem_stride=2)
 
 
 # ---- pyramids of timm ----
@@ -251,8 +178,6 @@ def test_other_families_give_their_pyramid_at_their_stride(name, stride):
 
 @pytest.mark.slow
 def test_high_features_of_a_swin_are_those_of_timm():
-    import timm
-
     name = "swin_tiny_patch4_window7_224"
     encoder = build(name).eval()
     model = timm.create_model(name, features_only=True, in_chans=1).eval()
@@ -263,16 +188,7 @@ def test_high_features_of_a_swin_are_those_of_timm():
             torch.testing.assert_close(high, level.permute(0, 3, 1, 2))
 
 
-# ---- FCT ----
-
-
-@pytest.mark.parametrize(("stem_stride", "first"), [(1, 1), (2, 2)])
-def test_fct_pools_in_its_first_stage_only_as_published(stem_stride, first):
-    encoder = build("fct", stem_stride=stem_stride).eval()
-    assert encoder.stride == input_stride("fct", stem_stride) == 8 * first
-    with torch.no_grad():
-        pairs = encoder(torch.randn(1, 1, 32, 48))
-    assert [tuple(high.shape[2:]) for _, high in pairs] == [(32 // s, 48 // s) for s in (first << i for i in range(4))]
+# ---- FCT and the plain encoder's norm ----
 
 
 def test_fct_reads_the_image_again_in_every_later_stage():

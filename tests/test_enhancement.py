@@ -1,15 +1,19 @@
-"""The fuzzy enhancement: its exact properties, its literal twin, its edge cases."""
+"""The enhancements: what every method promises, fuzzy enhancement's literal twin, intensities, smoothing, plans."""
 
 from __future__ import annotations
 
-import math
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
 import scipy.ndimage
+import SimpleITK as sitk
 import torch
 
 import literal
+from nnunet_din.commands.main import main
 from nnunet_din.enhancement import (
     ENHANCEMENTS,
     enhance,
@@ -21,8 +25,6 @@ from nnunet_din.enhancement import (
 )
 from nnunet_din.enhancement.intensity import smooth
 
-SIGMA_U = math.sqrt(1 / 3)
-
 
 def image(shape=(17, 23), seed=0):
     rng = np.random.default_rng(seed)
@@ -30,17 +32,75 @@ def image(shape=(17, 23), seed=0):
     return 0.9 * smooth / np.abs(smooth).max()
 
 
-@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize(("m", "n"), [(0, 0), (1, 2), (2, 2), (4, 1)])
-def test_equals_the_literal_definition(m, n, gamma):
-    f = image()
-    expected = literal.fuzzy_enhance(f, m, n, gamma)
-    np.testing.assert_allclose(fuzzy_enhance(f, m, n, gamma), expected, atol=1e-6)
+def intensities(*shape):
+    return np.random.default_rng(0).gamma(2, 100, size=shape).astype(np.float32)
 
 
-def test_equals_the_literal_definition_with_mask():
-    f, mask = image(), image(seed=1) > -0.2
-    np.testing.assert_allclose(fuzzy_enhance(f, mask=mask), literal.fuzzy_enhance(f, mask=mask), atol=1e-6)
+@pytest.mark.parametrize("method", [ENHANCEMENTS[name] for name in sorted(set(ENHANCEMENTS) - {"zero_dce"})])
+class TestMethod:
+    """What holds for every method; Zero-DCE, which needs weights, has tests of its own."""
+
+    @pytest.mark.parametrize("color", [False, True])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_shape_range_and_dtype(self, method, color, dtype):
+        """Fails if a value reaches +-1, where phi is infinite."""
+        f = np.clip(np.random.default_rng(0).normal(size=(2, 3, 20, 24)), -0.99, 0.99).astype(dtype)
+        e = method(f, color=color)
+        assert e.shape == f.shape and e.dtype == dtype and np.abs(e).max() < 1
+
+    def test_slices_are_independent(self, method):
+        f = np.stack([image(seed=s) for s in range(4)]).reshape(2, 2, 17, 23)
+        np.testing.assert_allclose(method(f)[1, 0], method(f[1, 0]), atol=1e-12)
+
+    def test_grey_colours_stay_grey(self, method):
+        f = image()
+        np.testing.assert_allclose(method(np.stack([f] * 3), color=True), np.stack([method(f)] * 3), atol=1e-6)
+
+    @pytest.mark.parametrize("value", [-0.99, 0.0, 0.3])
+    def test_constant_slices_are_zero(self, method, value):
+        """Fails if noise of the last digit is stretched over the whole range, or a warning reaches the user."""
+        noise = np.random.default_rng(0).normal(size=(16, 12))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for f in (np.full((16, 12), value), value + 1e-8 * noise):
+                np.testing.assert_allclose(method(f), 0, atol=1e-4)
+            np.testing.assert_allclose(method(np.stack([f, f, f]), color=True), 0, atol=1e-4)
+
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 17)])
+    def test_small_slices(self, method, shape):
+        assert np.isfinite(method(image(shape))).all()
+
+    def test_rows_are_no_colours(self, method):
+        with pytest.raises(ValueError, match="C, H, W"):
+            method(image(), color=True)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "orders", "gamma"),
+    [
+        ((9, 11), (2, 2), 1.0),
+        ((9, 11), (0, 0), 1.0),
+        ((9, 11), (4, 1), 0.5),
+        ((1, 11), (1, 2), 2.0),
+        ((5, 8, 9), (2, 2, 2), 1.0),
+        ((5, 8, 9), (1, 2, 3), 2.0),
+        ((1, 8, 9), (0, 1, 0), 0.5),
+    ],
+)
+def test_fuzzy_enhancement_equals_the_literal_definition(shape, orders, gamma, masked):
+    f, mask = image(shape), image(shape, seed=1) > -0.2 if masked else None
+    volumetric = len(shape) == 3
+    expected = literal.fuzzy_enhance(f, *orders[:2], gamma, mask=mask, p=orders[2] if volumetric else None)
+    result = (fuzzy_enhance_volume if volumetric else fuzzy_enhance)(f, *orders, gamma=gamma, mask=mask)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_fuzzy_enhancement_is_invariant_to_affine_maps_in_phi_with_zero_mean():
+    g = np.arctanh(image())
+    e = fuzzy_enhance(np.tanh(g))
+    np.testing.assert_allclose(fuzzy_enhance(np.tanh(0.7 * g - 0.4)), e, atol=1e-8)
+    assert abs(np.arctanh(e).mean()) < 1e-9
 
 
 def test_membership_sums_to_one():
@@ -50,60 +110,19 @@ def test_membership_sums_to_one():
     assert fuzzy_membership(1, order=2).shape == (3, 1)
 
 
-def test_phi_of_the_result_has_zero_mean():
-    assert abs(np.arctanh(fuzzy_enhance(image())).mean()) < 1e-9
-
-
-def test_one_window_is_the_z_score():
-    g = np.arctanh(image())
-    np.testing.assert_allclose(
-        np.arctanh(fuzzy_enhance(np.tanh(g), m=0, n=0)), SIGMA_U * (g - g.mean()) / g.std(), atol=1e-9
-    )
-
-
-@pytest.mark.parametrize(("a", "b"), [(0.3, 0.0), (1.0, 0.5), (0.7, -0.4)])
-def test_invariant_to_affine_maps_in_phi(a, b):
-    g = np.arctanh(image())
-    np.testing.assert_allclose(fuzzy_enhance(np.tanh(a * g + b)), fuzzy_enhance(np.tanh(g)), atol=1e-8)
-
-
-@pytest.mark.parametrize("value", [-0.99, 0.0, 0.3, 0.99])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_constant_image_gives_zero(value, dtype):
-    np.testing.assert_allclose(
-        fuzzy_enhance(np.full((12, 9), value, dtype)), 0, atol=1e-4 if dtype == np.float32 else 1e-9
-    )
-
-
-def test_fp32_is_close_to_fp64():
-    f = image((224, 224))
-    np.testing.assert_allclose(fuzzy_enhance(f.astype(np.float32)), fuzzy_enhance(f), atol=5e-6)
-
-
 @pytest.mark.parametrize("color", [False, True])
-def test_torch_equals_numpy(color):
-    f = np.stack([image(seed=s) for s in range(6)]).reshape(2, 3, 17, 23)
-    mask = np.stack([image(seed=s) for s in range(2)]) > 0 if color else f > -0.3
-    expected = fuzzy_enhance(f, color=color, mask=mask)
-    result = fuzzy_enhance(torch.from_numpy(f), color=color, mask=torch.from_numpy(mask))
+@pytest.mark.parametrize(("function", "size"), [(fuzzy_enhance, (17, 23)), (fuzzy_enhance_volume, (6, 17, 23))])
+def test_torch_equals_numpy_and_fp32_is_close(function, size, color):
+    f, mask = image((2, 3, *size)), image((2, *size) if color else (2, 3, *size), seed=1) > -0.3
+    expected = function(f, color=color, mask=mask)
+    result = function(torch.from_numpy(f), color=color, mask=torch.from_numpy(mask))
     assert isinstance(result, torch.Tensor) and result.dtype == torch.float64
     np.testing.assert_allclose(result.numpy(), expected, atol=1e-12)
-
-
-def test_batch_is_independent():
-    f = np.stack([image(seed=s) for s in range(4)]).reshape(2, 2, 17, 23)
-    np.testing.assert_allclose(fuzzy_enhance(f)[1, 0], fuzzy_enhance(f[1, 0]), atol=1e-12)
-
-
-def test_color_of_grey_is_grey():
-    f = image()
-    np.testing.assert_allclose(
-        fuzzy_enhance(np.stack([f] * 3), color=True), np.stack([fuzzy_enhance(f)] * 3), atol=1e-12
-    )
+    np.testing.assert_allclose(function(f.astype(np.float32), color=color, mask=mask), expected, atol=5e-6)
 
 
 def test_color_applies_one_affine_map_to_all_channels():
-    # Per pixel, differences between channels in phi must all be stretched by the same factor.
+    """Per pixel, differences between channels in phi are all stretched by the same factor."""
     f = np.stack([image(seed=s) for s in range(3)])
     before, after = np.arctanh(f), np.arctanh(fuzzy_enhance(f, color=True))
     np.testing.assert_allclose(
@@ -111,15 +130,20 @@ def test_color_applies_one_affine_map_to_all_channels():
     )
 
 
-@pytest.mark.parametrize("kwargs", [{"m": -1}, {"gamma": 0}, {"sigma_u": -1}, {"s_min": 0}])
-def test_parameters_out_of_range(kwargs):
-    with pytest.raises(ValueError, match="must"):
-        fuzzy_enhance(image(), **kwargs)
+def test_a_volume_of_equal_slices_is_enhanced_as_its_slice():
+    f = image()
+    for depth in (1, 4):
+        enhanced = fuzzy_enhance_volume(np.stack([f] * depth), m=1, n=3)
+        np.testing.assert_allclose(enhanced, np.stack([fuzzy_enhance(f, m=1, n=3)] * depth), atol=1e-9)
 
 
-def test_wrong_number_of_axes():
-    with pytest.raises(ValueError, match="C, H, W"):
-        fuzzy_enhance(image(), color=True)
+@pytest.mark.parametrize("parameters", [{"m": -1}, {"gamma": 0}, {"sigma_u": -1}, {"s_min": 0}])
+def test_parameters_out_of_range_are_refused(parameters):
+    with pytest.raises(ValueError, match=f"{next(iter(parameters))}.*must|must.*{next(iter(parameters))}"):
+        fuzzy_enhance(image(), **parameters)
+
+
+# ---- intensities ----
 
 
 def test_unit_interval_is_robust_and_bounded():
@@ -136,33 +160,22 @@ def test_unit_interval_takes_percentiles_from_the_mask():
     np.testing.assert_allclose(f[1, :2], [-0.99, 0.99])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_unit_interval_refuses_values_that_are_not_finite(bad):
-    with pytest.raises(ValueError, match="1 of 4 values are NaN or infinite"):
-        to_unit_interval(np.array([1.0, 2.0, 3.0, bad]))
+@pytest.mark.parametrize(
+    ("last", "parameters", "message"),
+    [
+        (np.nan, {}, "1 of 4 values are NaN or infinite"),
+        (np.inf, {}, "1 of 4 values are NaN or infinite"),
+        (4, {"percentiles": (5, 5)}, "must"),
+        (4, {"percentiles": (-1, 50)}, "must"),
+        (4, {"limit": 1.0}, "must"),
+    ],
+)
+def test_unit_interval_refuses(last, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        to_unit_interval(np.array([1.0, 2.0, 3.0, last]), **parameters)
 
 
-@pytest.mark.parametrize("kwargs", [{"percentiles": (5, 5)}, {"percentiles": (-1, 50)}, {"limit": 1.0}])
-def test_unit_interval_parameters_out_of_range(kwargs):
-    with pytest.raises(ValueError, match="must"):
-        to_unit_interval(np.arange(10.0), **kwargs)
-
-
-def test_slices_are_enhanced_one_by_one_and_whole():
-    data = np.random.default_rng(0).gamma(2, 100, size=(2, 3, 20, 24)).astype(np.float32)
-    e = enhance_slices(data)
-    assert e.shape == data.shape and e.dtype == np.float32
-    expected = fuzzy_enhance(to_unit_interval(data[1:2])[0, 2])
-    np.testing.assert_allclose(e[1, 2], expected, atol=1e-6)
-
-
-def test_slices_of_a_constant_volume_and_without_foreground_are_zero():
-    assert not enhance_slices(np.full((1, 2, 8, 8), 7.0)).any()
-    data = np.random.default_rng(0).normal(size=(1, 2, 16, 16))
-    mask = np.ones((2, 16, 16), bool)
-    mask[1] = False
-    e = enhance_slices(data, mask=mask)
-    assert e[0, 0].any() and not e[0, 1].any()
+# ---- smoothing ----
 
 
 @pytest.mark.parametrize("volumetric", [False, True])
@@ -185,68 +198,55 @@ def test_what_is_outside_the_mask_is_not_smoothed_into_it():
     np.testing.assert_allclose(smooth(np.full(volume.shape, 3.0), 2.0, mask), 3.0)
 
 
-def test_unknown_method_lists_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown enhancement 'clahee'.*fuzzy"):
-        enhance_slices(np.zeros((1, 1, 8, 8)), method="clahee")
+# ---- as the plans say ----
 
 
-@pytest.mark.parametrize("name", sorted(set(ENHANCEMENTS) - {"zero_dce"}))
-@pytest.mark.parametrize("color", [False, True])
-def test_every_enhancement_keeps_shape_and_range(name, color):
-    data = np.random.default_rng(0).gamma(2, 100, size=(3, 2, 15, 18)).astype(np.float32)
-    e = enhance_slices(data, color=color, method=name)
-    assert e.shape == data.shape and np.isfinite(e).all() and np.abs(e).max() < 1
-
-
-# ---- volumes ----
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("orders", "gamma"), [((2, 2, 2), 1.0), ((1, 2, 3), 2.0), ((0, 1, 0), 0.5)])
-def test_volume_equals_the_literal_definition(orders, gamma, masked):
-    f = image((5, 8, 9))
-    mask = image((5, 8, 9), seed=1) > -0.2 if masked else None
-    m, n, p = orders
-    expected = literal.fuzzy_enhance(f, m, n, gamma, mask=mask, p=p)
-    np.testing.assert_allclose(fuzzy_enhance_volume(f, *orders, gamma, mask=mask), expected, atol=1e-6)
-
-
-def test_a_volume_of_equal_slices_is_enhanced_as_its_slice():
-    f = image()
-    for depth in (1, 4):
-        enhanced = fuzzy_enhance_volume(np.stack([f] * depth), m=1, n=3)
-        np.testing.assert_allclose(enhanced, np.stack([fuzzy_enhance(f, m=1, n=3)] * depth), atol=1e-9)
-
-
-def test_phi_of_an_enhanced_volume_has_zero_mean_and_a_constant_one_is_zero():
-    assert abs(np.arctanh(fuzzy_enhance_volume(image((7, 17, 23)))).mean()) < 1e-9
-    np.testing.assert_allclose(fuzzy_enhance_volume(np.full((3, 4, 5), 0.7)), 0, atol=1e-9)
-
-
-@pytest.mark.parametrize("color", [False, True])
-def test_torch_equals_numpy_in_volumes_and_fp32_is_close(color):
-    f = image((2, 3, 6, 17, 23)) if color else image((2, 6, 17, 23))
-    mask = image((2, 6, 17, 23), seed=1) > -0.3
-    expected = fuzzy_enhance_volume(f, color=color, mask=mask)
-    result = fuzzy_enhance_volume(torch.from_numpy(f), color=color, mask=torch.from_numpy(mask))
-    assert isinstance(result, torch.Tensor) and result.dtype == torch.float64
-    np.testing.assert_allclose(result.numpy(), expected, atol=1e-12)
-    single = fuzzy_enhance_volume(f.astype(np.float32), color=color, mask=mask)
-    assert single.dtype == np.float32
-    np.testing.assert_allclose(single, expected, atol=5e-6)
+def test_slices_are_enhanced_one_by_one_and_whole():
+    data, mask = intensities(2, 3, 20, 24), np.ones((3, 20, 24), bool)
+    mask[1] = False
+    e = enhance_slices(data, mask=mask)
+    assert e.shape == data.shape and e.dtype == np.float32
+    f = to_unit_interval(data[1:2], mask=mask)
+    np.testing.assert_allclose(e[1, 2], fuzzy_enhance(f[0, 2]), atol=1e-6)
+    assert e[:, 0].any() and not e[:, 1].any(), "a slice without foreground"
 
 
 def test_plans_say_whether_a_volume_is_enhanced_as_a_whole():
-    data = np.random.default_rng(0).gamma(2, 100, size=(2, 6, 9, 11)).astype(np.float32)
+    data = intensities(2, 6, 9, 11)
     mask = data[0] > 50
     np.testing.assert_array_equal(enhance(data, mask=mask, m=1), enhance_slices(data, mask=mask, m=1))
     whole = enhance(data, volumetric=True, mask=mask, p=1)
     f = to_unit_interval(data[1:], mask=mask)[0].astype(np.float64)
     np.testing.assert_allclose(whole[1], literal.fuzzy_enhance(f, mask=mask, p=1), atol=1e-5)
     assert not enhance(data, volumetric=True, mask=mask & False).any()
-    with pytest.raises(ValueError, match="'he' works slice by slice only. Methods for whole volumes: fuzzy"):
-        enhance(data, volumetric=True, method="he")
-    with pytest.raises(ValueError, match=r"must not be negative, got m=2, n=2, p=-1"):
-        enhance(data, volumetric=True, p=-1)
-    with pytest.raises(ValueError, match=r"Expected \(\.\.\., C, Z, H, W\)"):
-        fuzzy_enhance_volume(data[0], color=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "clahee"}, "Unknown enhancement 'clahee'.*fuzzy"),
+        ({"volumetric": True, "method": "he"}, "'he' works slice by slice only. Methods for whole volumes: fuzzy"),
+        ({"volumetric": True, "p": -1}, "must not be negative, got m=2, n=2, p=-1"),
+    ],
+)
+def test_plans_that_ask_for_what_is_not_there_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        enhance(intensities(1, 2, 8, 8), **arguments)
+
+
+@pytest.mark.parametrize("name", ["fuzzy", "he", "clahe"])
+def test_enhance_command(name, tmp_path):
+    """Fails if the command does not know the method or writes something else than the preprocessor would see."""
+    data = intensities(3, 20, 24)
+    volume = sitk.GetImageFromArray(data)
+    volume.SetSpacing((1, 1, 5))
+    sitk.WriteImage(volume, str(tmp_path / "in.nii.gz"))
+    assert main(["enhance", str(tmp_path / "in.nii.gz"), str(tmp_path / "out.nii.gz"), "--method", name]) == 0
+    result = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out.nii.gz")))
+    np.testing.assert_allclose(result, enhance_slices(data[None], method=name)[0], atol=1e-6)
+
+
+def test_importing_the_enhancements_is_quick():
+    """Fails if the command line loads torch or scikit-image before a method needs it."""
+    code = "import sys, nnunet_din.enhancement; assert not {'torch', 'skimage.exposure'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,7 +18,19 @@ from nnunet_din.presets import preset_for_volumes
 
 #: Operations that make the host wait for the device.
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item", "aten::is_nonzero", "aten::masked_select"}
-DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+#: Preset, axes of the images, and autocast's type: for daily work those that have all layers but ConvNeXt's in volumes.
+QUICK = [("fast", 2, torch.bfloat16), ("fast", 3, torch.float16), ("atto", 2, torch.bfloat16)]
+CASES = pytest.mark.parametrize(
+    ("preset", "dimensions", "dtype"),
+    [
+        *QUICK,
+        *(
+            pytest.param(preset, dimensions, torch.float16, marks=pytest.mark.slow)
+            for preset in ("atto", "tiny", "base")
+            for dimensions in (2, 3)
+        ),
+    ],
+)
 
 
 class OnTheDevice(TorchDispatchMode):
@@ -65,9 +77,7 @@ def network_and_size(preset, dimensions):
         return network, size
 
 
-@DTYPES
-@pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("preset", PRESETS)
+@CASES
 def test_forward_pass(preset, dimensions, dtype):
     network, size = network_and_size(preset, dimensions)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
@@ -78,9 +88,7 @@ def test_forward_pass(preset, dimensions, dtype):
     assert {(output.device.type, output.dtype) for output in outputs} == {("cuda", dtype)}
 
 
-@DTYPES
-@pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("preset", PRESETS)
+@CASES
 def test_training_step(preset, dimensions, dtype):
     """Forward pass in half precision, loss and backward pass: a gradient in fp32 for every weight."""
     network, size = network_and_size(preset, dimensions)

@@ -1,37 +1,22 @@
-"""The network: the paper's totals, the reordered decoder and the windowed attention against their literal twins, every
-preset.
-"""
+"""The network: the paper's totals, its literal twin, every option, what it refuses, what it costs."""
 
 from __future__ import annotations
 
-import hashlib
-from itertools import product
+import json
 
 import pytest
-import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import literal
 from nnunet_din.cost.accounting import count_multiply_adds, count_parameters, multiply_adds_by_part, training_memory
-from nnunet_din.cost.profiling import printed_multiply_adds
-from nnunet_din.network import (
-    PRESETS,
-    DualInteractionNetwork,
-    DualInteractiveFusionModule,
-    SegFormerHead,
-    build_decoder,
-    build_encoder,
-    input_stride,
-    known_encoders,
-    reference,
-)
-from nnunet_din.network.alternatives.pyramid import describe
+from nnunet_din.losses import AuxiliaryLoss, DINLoss
+from nnunet_din.network import PRESETS, DualInteractionNetwork, SegFormerHead, input_stride, reference
 from nnunet_din.network.decoders.segformer import fuse_levels
-from nnunet_din.network.fusion.attention import CrossAttention
 from nnunet_din.network.reference import ReferenceNetwork
-from nnunet_din.weights import load_pretrained_encoders
+from nnunet_din.nnunet.configurations import PAPER_TABLES, network_arguments
+from tiny import IN_PLANE_FIRST, ISOTROPIC, tiny
 
 
 def on_meta(*args, **kwargs):
@@ -39,97 +24,74 @@ def on_meta(*args, **kwargs):
         return DualInteractionNetwork(*args, **kwargs)
 
 
-def small(**kwargs):
-    torch.manual_seed(0)
-    return DualInteractionNetwork(1, 3, **{**PRESETS["atto"], "decoder_channels": 16, **kwargs})
+def slow(*case, **options):
+    """Make a case for the long run."""
+    return pytest.param(*case, marks=pytest.mark.slow, **options)
 
 
 # ---- the paper's numbers ----
 
 
-def test_base_reproduces_the_papers_totals():
-    network = on_meta(1, 4, **PRESETS["base"])
-    assert count_parameters(network) == pytest.approx(323.31e6, rel=0.002)
-    assert count_parameters(network.difms) == pytest.approx(119.94e6, rel=0.002)
-    assert count_multiply_adds(ReferenceNetwork(network), (1, 2, 224, 224)) == pytest.approx(1860.09e9, rel=0.002)
+@pytest.fixture(scope="module")
+def base():
+    """The paper's network, without memory."""
+    return on_meta(1, 4, **PRESETS["base"])
 
 
-@pytest.mark.slow
-def test_reordering_halves_the_multiply_adds():
-    network = on_meta(1, 4, **PRESETS["base"])
-    assert count_multiply_adds(network, (1, 2, 224, 224)) < 0.5 * 1860.09e9
+def test_base_reproduces_the_papers_totals(base):
+    assert count_parameters(base) == pytest.approx(323.31e6, rel=0.002)
+    assert count_parameters(base.difms) == pytest.approx(119.94e6, rel=0.002)
+    assert count_multiply_adds(ReferenceNetwork(base), (1, 2, 224, 224)) == pytest.approx(1860.09e9, rel=0.002)
 
 
-@pytest.mark.slow
-def test_defaults_are_the_papers_network():
-    assert count_parameters(on_meta(1, 4)) == count_parameters(on_meta(1, 4, **PRESETS["base"]))
-
-
-@pytest.mark.slow
-def test_widths_and_resolutions_of_table_14():
-    encoder = build_encoder("convnext_base", 1).to("meta")
-    shapes = [
-        (tuple(low.shape), tuple(high.shape)) for low, high in encoder(torch.empty(1, 1, 224, 224, device="meta"))
-    ]
+def test_widths_and_resolutions_of_table_14(base):
+    encoder = base.encoders[0]
+    pairs = encoder(torch.empty(1, 1, 224, 224, device="meta"))
     expected = [(1, 128, 224, 224), (1, 256, 112, 112), (1, 512, 56, 56), (1, 1024, 28, 28)]
-    assert shapes == [(s, s) for s in expected]
+    assert [(low.shape, high.shape) for low, high in pairs] == [(s, s) for s in expected]
     assert [len(stage.blocks) for stage in encoder.stages] == [3, 3, 27, 3]
 
 
-def test_a_stem_of_stride_two_halves_every_scale_and_the_logits_come_back_to_full_size():
-    network = on_meta(1, 4, **PRESETS["fast"])
-    pairs = network.encoders[0](torch.empty(1, 1, 64, 96, device="meta"))
-    assert [tuple(high.shape[-2:]) for _, high in pairs] == [(32, 48), (16, 24), (8, 12), (4, 6)]
-    assert network(torch.empty(1, 2, 64, 96, device="meta")).shape == (1, 4, 64, 96)
-    with pytest.raises(ValueError, match="multiples of 16, got 64 x 88"):
-        network(torch.empty(1, 2, 64, 88, device="meta"))
-    with pytest.raises(ValueError, match="stem_stride must be 1 or 2, got 4"):
-        on_meta(1, 4, **{**PRESETS["fast"], "stem_stride": 4})
-    assert [input_stride(**PRESETS[p]) for p in ("base", "fast")] == [8, 16]
+@pytest.mark.slow
+def test_the_networks_form_saves_what_the_documentation_says(base):
+    shape = (1, 2, 224, 224)
+    assert count_parameters(on_meta(1, 4)) == count_parameters(base), "the defaults are the paper's network"
+    assert count_multiply_adds(base, shape) < 0.5 * 1860.09e9
+    memory = training_memory(base, shape)
+    assert memory < 0.75 * training_memory(ReferenceNetwork(base), shape)
+    assert training_memory(on_meta(1, 4, **PRESETS["base"], checkpointing=True), shape) < 0.75 * memory
 
 
-# ---- decoder ----
-
-SIZES = {
-    "powers of two": [(16, 24), (8, 12), (4, 6), (2, 3)],
-    "odd": [(13, 9), (7, 5), (3, 3), (1, 1)],
-    "any factor": [(10, 15), (7, 4), (12, 30), (10, 15)],
-    "far larger": [(5, 6), (40, 60), (17, 6), (5, 50)],
-    "three axes": [(4, 8, 6), (2, 4, 3), (1, 2, 2), (1, 1, 1)],
-    "in-plane first": [(5, 16, 8), (5, 8, 4), (3, 4, 2), (2, 2, 1)],
-    "three axes, any factor": [(6, 5, 7), (9, 5, 4), (2, 11, 20), (6, 5, 7)],
-}
+# ---- the decoder ----
 
 
-def levels_and_parameters(sizes, bias=True, dtype=torch.float64):
-    """Arguments of fuse_levels, and its leaves; maps of three axes that are not pooled along the first get a kernel
-    that is flat there.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(16, 24), (8, 12), (4, 6), (2, 3)],
+        [(13, 9), (7, 5), (3, 3), (1, 1)],
+        [(10, 15), (7, 4), (12, 30), (10, 15)],
+        [(5, 6), (40, 60), (17, 6), (5, 50)],
+        [(4, 8, 6), (2, 4, 3), (1, 2, 2), (1, 1, 1)],
+        [(5, 16, 8), (5, 8, 4), (3, 4, 2), (2, 2, 1)],
+        [(6, 5, 7), (9, 5, 4), (2, 11, 20), (6, 5, 7)],
+    ],
+    ids=str,
+)
+def test_reordered_decoder_equals_the_literal_one(sizes):
+    """Maps of three axes that are not pooled along the first get a kernel that is flat there."""
+    torch.manual_seed(0)
     channels, width = (5, 6, 7, 8), 9
-    features = [random(2, d, *size) for d, size in zip(channels, sizes, strict=True)]
-    weights = [random(width, d) for d in channels]
-    biases = [random(width) if bias else torch.zeros(width, dtype=dtype, requires_grad=True) for _ in channels]
     flat = len(sizes[0]) == 3 and sizes[0][0] == sizes[1][0]
-    kernel = random(width, 4 * width, *((1, 3, 3) if flat else [3] * len(sizes[0])))
-    return (features, weights, biases, kernel), [*features, *weights, *biases, kernel]
-
-
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_reordered_decoder_equals_the_literal_one(sizes, bias, dtype, tolerance):
-    arguments, leaves = levels_and_parameters(sizes, bias, dtype)
-    ours, twin = (f(*arguments) for f in (fuse_levels, reference.fuse_levels))
-    generator = torch.Generator().manual_seed(1)
-    cotangent = torch.randn(twin.shape, generator=generator, dtype=torch.float64).to(dtype)
+    kernel = (1, 3, 3) if flat else [3] * len(sizes[0])
+    shapes = [(2, d, *size) for d, size in zip(channels, sizes, strict=True)]
+    shapes += [*((width, d) for d in channels), *[(width,)] * 4, (width, 4 * width, *kernel)]
+    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    ours, twin = (f(leaves[:4], leaves[4:8], leaves[8:12], leaves[12]) for f in (fuse_levels, reference.fuse_levels))
+    cotangent = torch.randn_like(twin)
     results = [(ours, twin), *zip(*(torch.autograd.grad(y, leaves, cotangent) for y in (ours, twin)), strict=True)]
     for result, expected in results:
-        assert (result - expected).abs().max() <= tolerance * expected.abs().max()
+        assert (result - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
 def test_decoder_module_uses_the_reordered_form():
@@ -141,47 +103,53 @@ def test_decoder_module_uses_the_reordered_form():
 
 # ---- the whole network against its literal twin ----
 
-
-def slow(*cases):
-    """Cases of a test for the long run."""
-    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
-
-
 DOUBLE, SINGLE = (torch.float64, 1e-11), (torch.float32, 1e-4)
-WITH_PADDING, WITHOUT = (1, (24, 40)), (2, (32, 48))  # stem's stride and size; attention's windows padded or not
+HYBRID = {"fusion": ["concat", "concat", "difm", "difm"]}
+LIGHT = {"merging_convolution": "pointwise", "ffn_convolution": "depthwise", "joint_ffn": True}
+SUBPIXELS = {"upsampling": "pixel_shuffle"}
+ATTO, TINY = ({"encoder": f"convnext_{size}", "layer_scale": 0.5} for size in ("atto", "tiny"))
 
 
 @pytest.mark.parametrize(
-    ("encoder", "precision", "shape", "checkpointing"),
+    ("options", "size", "precision"),
     [
-        # 1 x 1 convolutions
-        ("convnext_atto", SINGLE, WITH_PADDING, False),
-        *slow(*product(["convnext_atto"], (SINGLE, DOUBLE), (WITH_PADDING, WITHOUT), (False, True)))[1:],
-        # linear layers
-        *slow(("convnext_tiny", DOUBLE, WITH_PADDING, False), ("convnext_tiny", SINGLE, WITHOUT, True)),
+        (ATTO, (24, 40), SINGLE),  # 1 x 1 convolutions, padded windows
+        slow({**ATTO, **SUBPIXELS, "stem_stride": 2, "checkpointing": True}, (32, 48), DOUBLE),
+        slow({**ATTO, **HYBRID, **LIGHT}, (24, 40), DOUBLE),
+        slow(TINY, (24, 40), DOUBLE),  # linear layers
+        slow({**TINY, **SUBPIXELS, "stem_stride": 2, "checkpointing": True}, (32, 48), SINGLE),
+        ({}, (24, 40), DOUBLE),
+        ({**SUBPIXELS, "stem_stride": 2, "checkpointing": True}, (32, 48), DOUBLE),
+        ({**HYBRID, **LIGHT}, (24, 40), DOUBLE),
+        ({**LIGHT, "merging_convolution": "depthwise", "ffn_convolution": "pointwise"}, (24, 40), DOUBLE),
+        ({**IN_PLANE_FIRST, **SUBPIXELS}, (4, 32, 16), DOUBLE),
+        ({**IN_PLANE_FIRST, **HYBRID, **LIGHT, "fusion_kernel": [1, 3, 3]}, (4, 32, 16), DOUBLE),
+        ({**ISOTROPIC, "fused_stages": 3, "checkpointing": True}, (16, 32, 16), DOUBLE),
+        slow({**IN_PLANE_FIRST, **ATTO}, (4, 32, 48), DOUBLE),
+        slow({**TINY, "fused_stages": 2, "strides": [[1, 1, 1], *[[2, 2, 2]] * 3]}, (8, 16, 8), DOUBLE),
     ],
 )
-def test_network_equals_the_literal_one_forward_and_backward(encoder, precision, shape, checkpointing):
-    (dtype, tolerance), (stem_stride, size) = precision, shape
-    network = small(
-        encoder=encoder,
-        layer_scale=0.5,
-        stem_stride=stem_stride,
-        upsampling="pixel_shuffle" if checkpointing else "bilinear",
-        checkpointing=checkpointing,
-    ).to(dtype)
+def test_network_equals_the_literal_one_forward_and_backward(options, size, precision):
+    dtype, tolerance = precision
+    network = tiny(**options).to(dtype)
     x = torch.randn(2, 2, *size, dtype=dtype)
+    assert network(x).shape == (2, 3, *size)
     literal.assert_same_outputs_and_gradients(network, ReferenceNetwork(network), x, tolerance)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["atto", "fast"])
-def test_prediction_equals_the_reference(preset):
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        (PRESETS["atto"], (128, 112)),
+        (PRESETS["fast"], (256, 224)),
+        ({"encoder": "plain_atto", "decoder_channels": 128, "fused_stages": 2, **ISOTROPIC}, (64, 80, 64)),
+    ],
+)
+def test_prediction_equals_the_reference(options, size):
     """Without gradients, at the size of a patch: what nnU-Net's prediction runs."""
-    torch.manual_seed(0)
-    network = DualInteractionNetwork(1, 4, **PRESETS[preset]).eval()
-    n, size = 2, (128, 112) if preset == "atto" else (256, 224)
-    x = torch.randn(n, 2, *size)
+    network = tiny(**options).eval()
+    x = torch.randn(2, 2, *size)
     with torch.no_grad():
         ours, twin = network(x), ReferenceNetwork(network)(x)
     assert (ours - twin).abs().max() <= 1e-4 * twin.abs().max()
@@ -189,7 +157,7 @@ def test_prediction_equals_the_reference(preset):
 
 @pytest.mark.slow
 def test_bf16_is_as_near_to_the_truth_as_the_references_bf16():
-    network = small(layer_scale=0.5)
+    network = tiny(**ATTO)
     x = torch.randn(2, 2, 48, 40)
     exact = ReferenceNetwork(network)(x)
     errors = []
@@ -199,185 +167,176 @@ def test_bf16_is_as_near_to_the_truth_as_the_references_bf16():
     assert errors[0] <= 1.5 * errors[1] <= 0.1 * exact.abs().mean()
 
 
-def test_images_of_a_batch_do_not_mix():
-    network = small().eval()
-    x = torch.randn(3, 2, 48, 40)
-    with torch.no_grad():
-        torch.testing.assert_close(network(x), torch.cat([network(one) for one in x.split(1)]), rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.slow
 def test_compiled_network_equals_the_reference():
     """In one graph, without breaks; two levels have all that four have, in half the time."""
     torch._dynamo.reset()
-    network = small(layer_scale=0.5, fused_stages=2)
+    network = tiny(**ATTO, fused_stages=2)
     x = torch.randn(2, 2, 48, 40)
-    ours, twin = torch.compile(network, fullgraph=True)(x), ReferenceNetwork(network)(x)
-    gradients = [torch.autograd.grad(y.square().mean(), list(network.parameters())) for y in (ours, twin)]
-    assert (ours - twin).abs().max() <= 1e-4 * twin.abs().max()
-    scale = max(g.abs().max() for g in gradients[1])
-    assert all((a - b).abs().max() <= 1e-4 * scale for a, b in zip(*gradients, strict=True))
-
-
-@pytest.mark.slow
-def test_a_training_step_needs_three_quarters_of_the_literal_ones_memory():
-    network = on_meta(1, 4, **PRESETS["base"])
-    shape = (1, 2, 224, 224)
-    assert training_memory(network, shape) < 0.75 * training_memory(ReferenceNetwork(network), shape)
-
-
-@pytest.mark.slow
-def test_literal_multiply_adds_of_the_decoder_are_those_of_its_twin():
-    network = on_meta(1, 4, **PRESETS["atto"])
-    size = (56, 56)  # no padded attention windows, whose products the literal form leaves out
-    counted = count_multiply_adds(ReferenceNetwork(network), (1, 2, *size))
-    parts = multiply_adds_by_part(network, (1, 2, *size))
-    assert counted == parts[""] - parts["decoder"] + printed_multiply_adds(
-        network.decoder, [(56 >> i, 56 >> i) for i in range(4)]
+    literal.assert_same_outputs_and_gradients(
+        torch.compile(network, fullgraph=True), ReferenceNetwork(network), x, 1e-4
     )
 
 
-# ---- attention ----
+# ---- every option ----
 
 
-@pytest.mark.parametrize("size", [(14, 14), (7, 5), (8, 15), (3, 2), (43, 20)])
-def test_windowed_cross_attention_equals_the_literal_one(size):
-    torch.manual_seed(0)
-    attention = CrossAttention(dim=6, window_size=7).double()
-    f_i, f_e = torch.randn(2, 2, 6, *size, dtype=torch.float64)
-    f_ie, f_ei = attention([f_i, f_e])
-    q_i, k_i, v_i = attention.project[0](f_i).chunk(3, dim=1)
-    q_e, k_e, v_e = attention.project[1](f_e).chunk(3, dim=1)
-    torch.testing.assert_close(f_ie, literal.cross_attention(q_i, [k_e], [v_e], 7), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(f_ei, literal.cross_attention(q_e, [k_i], [v_i], 7), rtol=1e-10, atol=1e-10)
+def configurations():
+    """Arguments of the paper's tables, and of what goes beyond them; rows that differ in the enhancement have one
+    network. Of Swin, 28 million parameters, the table's last row is enough; a smaller pyramid of timm takes its place.
+    """
+    arguments = {name: network_arguments({}, *what) for name, what in PAPER_TABLES.items()}
+    for name, kwargs in arguments.items():
+        if name.startswith("2d_swin_"):
+            kwargs["encoder"] = "pvt_v2_b0"
+    arguments |= {
+        "three versions, one direction": {"versions": 3, "queries": [0]},
+        "three versions, every second level": {**LIGHT, "versions": 3, "fusion": ["concat", "difm", "concat", "difm"]},
+        "levels of both kinds": {**LIGHT, "fusion": ["difm", "concat", "difm", "concat"], "encoder": "convnext_atto"},
+        "two levels of a pyramid": {"encoder": "pvt_v2_b0", "fused_stages": 2},
+        "volumes": ISOTROPIC,
+        "concat in volumes": {**ISOTROPIC, "fusion": "concat"},
+        "input in volumes": {**ISOTROPIC, "fusion": "input", "versions": 3},
+        "twice the image in volumes": {**ISOTROPIC, "inputs": [0, 0], "spatial_attention": False},
+        "one direction in volumes": {**ISOTROPIC, "versions": 3, "queries": [0, 2], "num_heads": 2},
+        "axial in volumes": {**ISOTROPIC, "feature_merging": False, "attention": "axial", "fused_stages": 1},
+        "windows in volumes": {**IN_PLANE_FIRST, "window_size": [2, 5, 5], "checkpointing": True},
+    }
+    different = {json.dumps(kwargs): (name, kwargs) for name, kwargs in arguments.items()}.values()
+    for name, kwargs in different:
+        yield slow(kwargs, id=name) if "encoder" in kwargs else pytest.param(kwargs, id=name)
 
 
-@pytest.mark.parametrize("size", [(7, 5), (8, 15)])
-@pytest.mark.parametrize("streams", [1, 3, 4])
-def test_attention_of_any_number_of_streams_equals_the_literal_one(streams, size):
-    """Each stream attends to the pixels of all others in its window at once; a single one to its own."""
-    torch.manual_seed(0)
-    attention = CrossAttention(dim=6, streams=streams, window_size=7).double()
-    maps = list(torch.randn(streams, 2, 6, *size, dtype=torch.float64))
-    q, k, v = zip(*(layer(f).chunk(3, dim=1) for layer, f in zip(attention.project, maps, strict=True)), strict=True)
-    for i, result in enumerate(attention(maps)):
-        others = [j for j in range(streams) if j != i] or [i]
-        expected = literal.cross_attention(q[i], [k[j] for j in others], [v[j] for j in others], 7)
-        torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize(("query", "parts"), [(0, (1, 2)), (1, (2, 1))])
-def test_one_direction_alone_is_that_of_both(query, parts):
-    """f_IE or f_EI with the weights of both directions; what it does not need has no parameters (Table 7)."""
-    torch.manual_seed(0)
-    both, one = CrossAttention(dim=6), CrossAttention(dim=6, queries=[query])
-    assert [layer.out_channels // 6 for layer in one.project] == list(parts)
-    for i, layer in enumerate(one.project):
-        rows = slice(0, 6) if i == query else slice(6, 18)
-        layer.weight.data, layer.bias.data = both.project[i].weight[rows], both.project[i].bias[rows]
-    maps = list(torch.randn(2, 1, 6, 9, 7))
-    torch.testing.assert_close(one(maps)[0], both(maps)[query])
-    with pytest.raises(ValueError, match="queries must name some of the 2 streams"):
-        CrossAttention(dim=6, queries=[2])
-
-
-def test_heads_split_the_channels():
-    torch.manual_seed(0)
-    two = CrossAttention(dim=6, window_size=7, num_heads=2)
-    one = CrossAttention(dim=6, window_size=7)
-    one.load_state_dict(two.state_dict())
-    f = torch.randn(1, 6, 7, 7)
-    assert not torch.allclose(two([f, f])[0], one([f, f])[0])
-    with pytest.raises(ValueError, match="num_heads=4 does not divide the 6 channels"):
-        CrossAttention(dim=6, num_heads=4)
-
-
-def test_difm_is_symmetric_in_the_two_images_up_to_its_weights():
-    # Swapping the images and the weights of the two sides must not change the sum F_IE + F_EI.
-    torch.manual_seed(0)
-    difm = DualInteractiveFusionModule(6)
-    swapped = DualInteractiveFusionModule(6)
-    names = {"0": "1", "1": "0"}
-    state = difm.state_dict()
-    swapped.load_state_dict({".".join(names.get(part, part) for part in k.split(".")): v for k, v in state.items()})
-    image, enhanced = torch.randn(2, 2, 1, 6, 9, 7).unbind(0)
-    torch.testing.assert_close(difm(tuple(image), tuple(enhanced)), swapped(tuple(enhanced), tuple(image)))
-
-
-# ---- the whole ----
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_every_preset_builds_and_gives_logits(preset):
-    network = on_meta(2, 5, **PRESETS[preset])
-    assert network(torch.empty(2, 4, 64, 80, device="meta")).shape == (2, 5, 64, 80)
-
-
-@pytest.mark.parametrize("size", [(8, 8), (56, 40), (24, 136)])
-def test_any_multiple_of_eight(size):
-    network = small().eval()
-    with torch.no_grad():
-        y = network(torch.randn(1, 2, *size))
-    assert y.shape == (1, 3, *size) and torch.isfinite(y).all()
-
-
-@pytest.mark.parametrize("size", [(20, 24), (24, 7), (4, 4)])
-def test_other_sizes_are_refused(size):
-    with pytest.raises(ValueError, match=f"multiples of 8, got {size[0]} x {size[1]}"):
-        small()(torch.randn(1, 2, *size))
-
-
-def test_missing_enhanced_channel_is_refused():
-    with pytest.raises(ValueError, match="1 original and 1 enhanced.*nnUNetPlannerDIN"):
-        small()(torch.randn(1, 1, 16, 16))
-
-
-def test_every_parameter_gets_a_finite_gradient():
-    network = small()
-    network(torch.randn(2, 2, 24, 16)).square().mean().backward()
-    without = [
-        n
-        for n, p in network.named_parameters()
-        if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.any()
-    ]
-    assert not without
-
-
-def test_both_images_matter_and_not_alike():
-    network = small().eval()
-    x = torch.randn(1, 2, 24, 16)
-    with torch.no_grad():
-        y, only_i, only_e, swapped = (
-            network(v)
-            for v in (
-                x,
-                x * torch.tensor([1.0, 0])[:, None, None],
-                x * torch.tensor([0, 1.0])[:, None, None],
-                x.flip(1),
-            )
-        )
-    for other in (only_i, only_e, swapped):
-        assert (y - other).abs().max() > 1e-4
-
-
-def test_same_weights_same_output_after_save_and_load(tmp_path):
-    network = small().eval()
+@pytest.mark.parametrize("options", configurations())
+def test_every_configuration_trains_every_parameter_and_comes_back_from_its_state(options, tmp_path):
+    """Under DDP, a weight without a gradient, such as one that makes an f_low that nobody reads, stops the training."""
+    network, size = tiny(**options), (16, 16, 32) if "strides" in options else (32, 64)
+    network.add_auxiliary_heads()
+    x, target = torch.randn(2, options.get("versions", 2), *size), torch.randint(0, 3, (2, 1, *size))
+    logits, *auxiliary = network(x)
+    assert logits.shape == (2, 3, *size) and len(auxiliary) == options.get("fused_stages", 4)
+    AuxiliaryLoss(DINLoss())([logits, *auxiliary], target).backward()
+    weights = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    assert not [name for name, p in weights if p.grad is None or not p.grad.isfinite().all()]
+    other = tiny(**options, seed=1).eval()
     torch.save(network.state_dict(), tmp_path / "weights.pth")
-    other = DualInteractionNetwork(1, 3, **{**PRESETS["atto"], "decoder_channels": 16}).eval()
-    other.load_state_dict(torch.load(tmp_path / "weights.pth"))
+    other.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
+    with torch.no_grad():
+        assert torch.equal(other(x), network.eval()(x)[0])
+
+
+def test_every_weight_of_the_network_learns():
+    """Fails if a part has no influence: its gradient is there and 0."""
+    network = tiny(**ATTO)
+    network(torch.randn(2, 2, 24, 16)).square().mean().backward()
+    assert not [name for name, p in network.named_parameters() if not p.grad.any()]
+
+
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)], ids=str)
+def test_the_inputs_that_are_used_matter_and_no_others(used):
+    """Fails if "only I" sees the enhanced image, or if the two take the same way."""
+    network = tiny(inputs=used).eval()
     x = torch.randn(1, 2, 24, 16)
     with torch.no_grad():
-        torch.testing.assert_close(network(x), other(x), rtol=0, atol=0)
+        y = network(x)
+        for i in range(2):
+            changed = x.clone()
+            changed[:, i] = 0
+            assert torch.equal(network(changed), y) == (i not in used)
+        assert not torch.allclose(network(x.flip(1)), y)
 
 
-def test_weights_of_another_preset_are_refused_in_one_sentence():
+def test_options_of_another_fusion_count_for_nothing():
+    """``nnunet-din configure --set fusion=concat`` on plans of a preset that sets parts of its DIFMs."""
+    tiny(**{**PRESETS["fast"], "fusion": "concat"})
+
+
+def test_levels_that_are_left_out_have_no_layers():
+    network = tiny(**HYBRID, **LIGHT, fused_stages=2)
+    assert [type(fusion).__name__ for fusion in network.difms] == ["ConcatenationFusion"] * 2
+    assert len(network.decoder.linear) == 2 and all(len(encoder.stages) == 2 for encoder in network.encoders)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "message"),
+    [
+        ({}, (20, 24), "multiples of 8, got 20 x 24"),
+        ({}, (24, 7), "multiples of 8, got 24 x 7"),
+        ({"stem_stride": 2}, (64, 88), "multiples of 16, got 64 x 88"),
+        (IN_PLANE_FIRST, (6, 16, 16), "Depth, height and width must be multiples of 4 x 16 x 16, got 6 x 16 x 16"),
+        (IN_PLANE_FIRST, (16, 16), r"\(N, 2, Z, H, W\).*shape \(1, 2, 16, 16\)"),
+        ({"versions": 3}, (16, 16), "1 original and 2 enhanced.*nnUNetPlannerDIN"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(options, size, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**options)(torch.randn(1, 2, *size))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "resnet5"}, "Unknown encoder 'resnet5'.*convnext_tiny"),
+        ({"fusion": "sum"}, "Unknown fusion 'sum'. Known: difm, concat, input"),
+        ({"decoder": "unet"}, "Unknown decoder 'unet'.*segformer.*emcad"),
+        ({"window": 7}, "option of the network 'window': did you mean 'window_size'.*feature_merging"),
+        ({"inputs": [2]}, "inputs must name some of the 2 versions"),
+        ({"fused_stages": 5}, "fused_stages must be 1 to 4, got 5"),
+        ({"stem_stride": 4}, "stem_stride must be 1 or 2, got 4"),
+        ({"fusion": ["concat", "difm"]}, "one name, or one for each of the four stages, got .'concat', 'difm'."),
+        ({"fusion": ["input", "difm", "difm", "difm"]}, "'input' has one encoder for all inputs and cannot stand"),
+        ({"ffn_convolution": "sparse"}, "Unknown kind of convolution 'sparse'. Known: dense, depthwise, pointwise"),
+        ({"attention": "lines"}, "Unknown attention 'lines'. Known: window, axial."),
+        ({"queries": [2]}, "queries must name some of the 2 streams"),
+        ({"num_heads": 3}, "num_heads=3 does not divide the 8 channels"),
+        ({**ISOTROPIC, "decoder": "emcad"}, "Decoder 'emcad' is for 2-D images"),
+        ({**ISOTROPIC, "fusion_kernel": [1, 3]}, "fusion_kernel must be 1 or 3 for each of the 3 axes"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        tiny(**options)
+
+
+def test_weights_of_another_network_are_refused_in_one_sentence():
     with pytest.raises(RuntimeError, match="These weights belong to another network.*preset"):
-        small().load_state_dict(small(encoder="convnext_femto").state_dict())
+        tiny().load_state_dict(tiny(encoder="fct").state_dict())
     with pytest.raises(RuntimeError, match="do not fit, the first is 'decoder.classifier.weight'"):
-        small().load_state_dict(
-            DualInteractionNetwork(1, 5, **{**PRESETS["atto"], "decoder_channels": 16}).state_dict()
-        )
+        tiny().load_state_dict(tiny(classes=5).state_dict())
+
+
+def test_presets_take_multiples_of_their_strides():
+    assert [input_stride(**PRESETS[preset]) for preset in ("base", "fast")] == [8, 16]
+
+
+# ---- auxiliary heads ----
+
+
+def test_auxiliary_heads_change_nothing_else():
+    network = tiny().eval()
+    x = torch.randn(2, 2, 24, 16)
+    with torch.no_grad():
+        before, weights = network(x), network.state_dict()
+        network.add_auxiliary_heads()
+        after = network(x)
+    assert torch.equal(before, after[0])
+    assert [o.shape for o in after[1:]] == [(2, before.shape[1], 24 // d, 16 // d) for d in (1, 2, 4, 8)]
+    own = network.auxiliary_heads.seg_layers[0].weight.clone()
+    network.load_state_dict(weights)
+    assert torch.equal(network.auxiliary_heads.seg_layers[0].weight, own)
+    plain = tiny()
+    plain.load_state_dict(network.state_dict())
+    assert plain.state_dict().keys() == weights.keys()
+
+
+def test_deep_supervision_is_that_of_the_fused_levels():
+    """nnU-Net and other programs ask for it by this argument."""
+    with pytest.warns(UserWarning, match="-tr nnUNetTrainerDIN"):
+        network = tiny(deep_supervision=True)
+    assert network.auxiliary_heads is not None and len(network(torch.randn(2, 2, 24, 16))) == 5
+
+
+# ---- what it costs ----
 
 
 def test_memory_accounting_of_a_network_that_can_be_counted_by_hand():
@@ -411,202 +370,8 @@ def test_attention_is_counted_as_devices_compute_it(half_precision):
     assert plain <= masked <= plain + 16 * 1024
 
 
-@pytest.mark.slow
-def test_checkpointing_saves_memory():
-    shape = (2, 2, 224, 224)
-    less, more = (training_memory(on_meta(1, 4, **PRESETS["base"], checkpointing=c), shape) for c in (True, False))
-    assert less < 0.6 * more
-
-
 def test_multiply_adds_by_part_add_up():
-    parts = multiply_adds_by_part(on_meta(1, 4, **PRESETS["atto"]), (1, 2, 64, 64))
+    parts = multiply_adds_by_part(tiny().to("meta"), (1, 2, 64, 64))
     total = parts.pop("")
     assert set(parts) == {"encoders", "difms", "decoder"} and all(parts.values())
     assert sum(parts.values()) == total
-
-
-def test_deep_supervision_is_that_of_the_fused_levels():
-    """nnU-Net and other programs ask for it by this argument."""
-    with pytest.warns(UserWarning, match="-tr nnUNetTrainerDIN"):
-        network = small(deep_supervision=True)
-    assert network.auxiliary_heads is not None and len(network(torch.randn(2, 2, 24, 16))) == 5
-
-
-def test_auxiliary_heads_change_nothing_else():
-    network = small()
-    x = torch.randn(2, 2, 24, 16)
-    network.eval()
-    with torch.no_grad():
-        before = network(x)
-        weights = network.state_dict()
-        network.add_auxiliary_heads()
-        after = network(x)
-    assert torch.equal(before, after[0])
-    assert [o.shape for o in after[1:]] == [(2, before.shape[1], 24 // d, 16 // d) for d in (1, 2, 4, 8)]
-    own = network.auxiliary_heads.seg_layers[0].weight.clone()
-    network.load_state_dict(weights)
-    assert torch.equal(network.auxiliary_heads.seg_layers[0].weight, own)
-    plain = small()
-    plain.load_state_dict(network.state_dict())
-    assert plain.state_dict().keys() == weights.keys()
-
-
-def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown encoder 'resnet5'.*convnext_tiny"):
-        small(encoder="resnet5")
-    with pytest.raises(ValueError, match="Unknown decoder 'unet'.*segformer"):
-        build_decoder("unet", (4, 8), 3, 16)
-    assert {"convnext_atto", "convnext_base"} <= set(known_encoders())
-
-
-# ---- pretrained weights ----
-
-
-@pytest.fixture(scope="module")
-def atto_weights():
-    torch.manual_seed(1)
-    return timm.create_model("convnext_atto").state_dict()
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_pretrained_weights_from_a_file(tmp_path, atto_weights, suffix):
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".pth":
-        torch.save(atto_weights, path)
-    else:
-        from safetensors.torch import save_file
-
-        save_file(atto_weights, path)
-    network = small()
-    report = load_pretrained_encoders(network, path)
-    for encoder in network.encoders:
-        for key, value in encoder.stages.state_dict().items():
-            torch.testing.assert_close(value, atto_weights[f"stages.{key}"], rtol=0, atol=0)
-    text = str(report)
-    assert "fitted to this encoder: stem.0.weight: (40, 3, 4, 4), (40, 1, 3, 3)" in text
-    assert "head.fc.weight" in text and "edge_pooling.0.1.weight" in text
-    assert hashlib.sha256(path.read_bytes()).hexdigest() in text
-
-
-@pytest.mark.parametrize("channels", [1, 3, 6])
-def test_the_pretrained_stem_answers_an_enlarged_patch_as_before(tmp_path, atto_weights, channels):
-    torch.save(atto_weights, tmp_path / "weights.pth")
-    torch.manual_seed(0)
-    network = DualInteractionNetwork(channels, 3, **{**PRESETS["atto"], "decoder_channels": 16})
-    load_pretrained_encoders(network, tmp_path / "weights.pth")
-    small_patch = torch.randn(1, 1, 3, 3)
-    patch = F.interpolate(small_patch, size=(4, 4), mode="bilinear")
-    expected = F.conv2d(patch.repeat(1, 3, 1, 1), atto_weights["stem.0.weight"], atto_weights["stem.0.bias"])
-    for encoder in network.encoders:
-        stem = encoder.stem[0]
-        got = F.conv2d(small_patch.repeat(1, channels, 1, 1), stem.weight, stem.bias)
-        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("prefix", ["", "local-dir:"])
-def test_pretrained_weights_from_a_folder(tmp_path, atto_weights, prefix):
-    """As a download from the hub leaves it, and with a single file of any name."""
-    from safetensors.torch import save_file
-
-    hub, single = tmp_path / "hub", tmp_path / "single"
-    hub.mkdir(), single.mkdir()
-    (hub / "config.json").write_text("{}")
-    save_file(atto_weights, hub / "model.safetensors")
-    (hub / "pytorch_model.bin").write_text("the other form of the same weights, which nobody reads")
-    torch.save(atto_weights, single / "convnext_atto_d2.pth")
-    for folder, file in ((hub, "model.safetensors"), (single, "convnext_atto_d2.pth")):
-        network = small()
-        report = load_pretrained_encoders(network, f"{prefix}{folder}")
-        assert report.source.startswith(str(folder / file))
-        key = "stages.0.blocks.0.conv_dw.weight"
-        assert torch.equal(network.encoders[1].state_dict()[key], atto_weights[key])
-
-
-def test_folders_without_the_one_file_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no such folder"):
-        load_pretrained_encoders(small(), f"local-dir:{tmp_path / 'nowhere'}")
-    with pytest.raises(ValueError, match="holds no file with weights"):
-        load_pretrained_encoders(small(), tmp_path)
-    for name in ("a.pth", "b.pth"):
-        (tmp_path / name).write_text("")
-    with pytest.raises(ValueError, match=r"holds more than one file with weights \(a.pth, b.pth\). Name the file"):
-        load_pretrained_encoders(small(), tmp_path)
-
-
-def test_convnext_v2_is_an_encoder_like_the_others(tmp_path):
-    """No layer scale, global response normalization; every parameter learns, and timm's weights fit."""
-    options = {"encoder": "convnextv2_atto", "layer_scale": None}
-    network = small(**options)
-    assert any(key.endswith("mlp.grn.weight") for key in network.encoders[0].state_dict())
-    assert not any("gamma" in key for key in network.encoders[0].state_dict())
-    network(torch.rand(1, 2, 32, 32)).sum().backward()
-    assert all(p.grad is not None for p in network.parameters())
-    weights = timm.create_model("convnextv2_atto").state_dict()
-    torch.save(weights, tmp_path / "weights.pth")
-    report = load_pretrained_encoders(network, tmp_path / "weights.pth")
-    assert not report.mismatched and all(key.startswith("edge_pooling") for key in report.not_in_file)
-
-
-def test_pretrained_weights_in_the_original_authors_names(tmp_path, atto_weights):
-    def original(key):
-        for new, old in (
-            ("stem.", "downsample_layers.0."),
-            ("conv_dw", "dwconv"),
-            ("mlp.fc", "pwconv"),
-            (".blocks.", "."),
-        ):
-            key = key.replace(new, old)
-        if ".downsample." in key:
-            key = key.replace("stages.", "downsample_layers.").replace(".downsample", "")
-        return key.replace("head.norm", "norm").replace("head.fc", "head")
-
-    torch.save({"model": {original(k): v for k, v in atto_weights.items()}}, tmp_path / "fb.pth")
-    network = small()
-    report = load_pretrained_encoders(network, tmp_path / "fb.pth")
-    assert sum(".blocks." in key for key in report.loaded) == sum(".blocks." in k for k in atto_weights)
-
-
-@pytest.mark.parametrize("content", ["other size", "no ConvNeXt"])
-def test_a_file_that_fits_nothing_is_refused(tmp_path, content):
-    model = timm.create_model("convnext_femto") if content == "other size" else nn.Conv2d(3, 40, 3)
-    torch.save(model.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="do not fit the encoder convnext_atto.*convnext_atto.d2_in1k"):
-        load_pretrained_encoders(small(), tmp_path / "other.pth")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
-def test_pretrained_weights_of_a_pyramid(tmp_path, name):
-    """As timm loads them; fails if a layer but the edge features keeps its random weights."""
-    torch.manual_seed(1)
-    torch.save(timm.create_model(name).state_dict(), tmp_path / "weights.pth")
-    network = small(encoder=name, layer_scale=None)
-    report = load_pretrained_encoders(network, tmp_path / "weights.pth")
-    assert all(key.startswith("edge_") for key in report.not_in_file) and not report.mismatched
-    overlay = {"file": str(tmp_path / "weights.pth")}
-    expected = timm.create_model(
-        name, pretrained=True, features_only=True, in_chans=1, out_indices=describe(name).levels,
-        pretrained_cfg_overlay=overlay, **({"strict_img_size": False} if "swin" in name else {}),
-    ).state_dict()  # fmt: skip
-    for encoder in network.encoders:
-        for key, value in expected.items():
-            assert torch.equal(encoder.body.state_dict()[key], value), key
-
-
-@pytest.mark.slow
-def test_pretrained_weights_that_no_pyramid_takes(tmp_path):
-    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
-    network = small(encoder="pvt_v2_b0", layer_scale=None)
-    with pytest.raises(ValueError, match="do not fit the encoder pvt_v2_b0.*pvt_v2_b0.in1k"):
-        load_pretrained_encoders(network, tmp_path / "resnet.pth")
-    with pytest.raises(ValueError, match="do not fit the encoder pvt_v2_b0: they are another model's"):
-        load_pretrained_encoders(network, "resnet18")
-    with pytest.raises(ValueError, match="no such file or folder, and timm knows no model"):
-        load_pretrained_encoders(network, tmp_path / "nowhere.pth")
-    with pytest.raises(ValueError, match="no pretrained weights for encoder 'fct': use -tr nnUNetTrainerDIN"):
-        load_pretrained_encoders(small(encoder="fct", layer_scale=None), tmp_path / "resnet.pth")
-
-
-def test_a_source_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no such file or folder, and timm knows no model of that name"):
-        load_pretrained_encoders(small(), tmp_path / "nowhere.pth")
