@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_din.cost.measurement import TrainingStep
 from nnunet_din.data.files import write_text
+from nnunet_din.diagnosis.measurement import TrainingStep
 
 
 def head(device: str | torch.device) -> dict:

@@ -12,11 +12,11 @@ import time
 import torch
 from common import batch_of, head, write
 
-from nnunet_din.cost.accounting import count_multiply_adds, count_parameters
-from nnunet_din.cost.measurement import Prediction, TrainingStep, seconds_in_turn
+from nnunet_din.diagnosis.measurement import Prediction, TrainingStep, seconds_in_turn
 from nnunet_din.network import PRESETS, DualInteractionNetwork
-from nnunet_din.nnunet.configurations import network_arguments
-from nnunet_din.presets import preset_for_volumes
+from nnunet_din.network.cost import count_multiply_adds, count_parameters
+from nnunet_din.network.presets import preset_for_volumes
+from nnunet_din.planners.configurations import network_arguments
 
 PAPER = {"fusion": "difm", "merging_convolution": "dense", "ffn_convolution": "dense", "joint_ffn": False}
 #: Name -> what is set among the arguments of ``fast``.

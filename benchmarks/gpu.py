@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nnunet_din.cost.accounting import MEMORY_MARGIN, largest_batch, training_memory
-from nnunet_din.cost.measurement import (
+from nnunet_din.data.files import write_text
+from nnunet_din.diagnosis.measurement import (
     Prediction,
     Step,
     TrainingStep,
@@ -46,12 +46,12 @@ from nnunet_din.cost.measurement import (
     seconds_in_turn,
     seconds_of,
 )
-from nnunet_din.data.files import write_text
 from nnunet_din.network import DualInteractionNetwork
+from nnunet_din.network.cost import MEMORY_MARGIN, largest_batch, training_memory
 from nnunet_din.network.fusion.attention import CrossAttention
+from nnunet_din.network.presets import PRESETS, preset_for_volumes
 from nnunet_din.network.reference import ReferenceNetwork
-from nnunet_din.nnunet.training_device import autocast_dtype
-from nnunet_din.presets import PRESETS, preset_for_volumes
+from nnunet_din.nnunet.devices import autocast_dtype
 
 HERE = Path(__file__).resolve().parent
 CLASSES = 4

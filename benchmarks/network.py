@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from common import batch_of, head, ratios, write
 
-from nnunet_din.cost.measurement import Prediction, TrainingStep, peak_memory, seconds_in_turn
+from nnunet_din.diagnosis.measurement import Prediction, TrainingStep, peak_memory, seconds_in_turn
 from nnunet_din.network import PRESETS, DualInteractionNetwork
 from nnunet_din.network.reference import ReferenceNetwork
-from nnunet_din.nnunet.training_device import autocast_dtype
+from nnunet_din.nnunet.devices import autocast_dtype
 
 CLASSES = 4
 

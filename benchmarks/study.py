@@ -38,8 +38,8 @@ import pandas as pd
 import torch
 from torch.optim.swa_utils import update_bn
 
-from nnunet_din.cost.measurement import seconds_in_turn
 from nnunet_din.data.files import write_text
+from nnunet_din.diagnosis.measurement import seconds_in_turn
 from nnunet_din.evaluation.report import markdown_table
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.training_log import read_training

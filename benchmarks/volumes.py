@@ -19,10 +19,10 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunet_din.cost.accounting import count_multiply_adds, count_parameters, training_memory
-from nnunet_din.cost.measurement import Prediction, TrainingStep, peak_memory, seconds_in_turn
+from nnunet_din.diagnosis.measurement import Prediction, TrainingStep, peak_memory, seconds_in_turn
 from nnunet_din.network import DualInteractionNetwork
-from nnunet_din.nnunet.training_device import autocast_dtype
+from nnunet_din.network.cost import count_multiply_adds, count_parameters, training_memory
+from nnunet_din.nnunet.devices import autocast_dtype
 from nnunet_din.planners.din_planners import nnUNetPlannerDINFast
 
 CLASSES = 4

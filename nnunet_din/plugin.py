@@ -80,7 +80,7 @@ def _start_from(original):
         bare = getattr(bare, "_orig_mod", bare)  # compiled
         if type(bare).__module__.partition(".")[0] != "nnunet_din":
             return original(network, fname, *args, **kwargs)
-        from nnunet_din.nnunet.fine_tuning import load_pretrained_weights
+        from nnunet_din.weights.fine_tuning import load_pretrained_weights
 
         return load_pretrained_weights(bare, fname)
 

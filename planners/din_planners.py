@@ -15,9 +15,10 @@ from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
-from nnunet_din.cost.accounting import MEMORY_MARGIN, largest_batch, training_memory
 from nnunet_din.enhancement import VOLUMETRIC
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride, input_strides
+from nnunet_din.network.cost import MEMORY_MARGIN, largest_batch, training_memory
+from nnunet_din.network.presets import preset_for_volumes
 from nnunet_din.nnunet.labels import (
     check_label_numbers,
     is_color,
@@ -25,7 +26,6 @@ from nnunet_din.nnunet.labels import (
     number_of_classes,
     read_dataset_json,
 )
-from nnunet_din.presets import preset_for_volumes
 
 #: Preset -> its planner, the largest network first.
 PLANNER_OF_PRESET = {

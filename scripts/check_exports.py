@@ -21,7 +21,7 @@ import torch
 
 from nnunet_din.deployment.export import export_program, write_onnx
 from nnunet_din.network import PRESETS, DualInteractionNetwork
-from nnunet_din.nnunet.configurations import network_arguments
+from nnunet_din.planners.configurations import network_arguments
 
 #: Beside the presets: what no preset has. Decoders are narrow where only the rest is looked at.
 NETWORKS = {

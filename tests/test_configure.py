@@ -11,9 +11,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_din.commands import configure as configure_command
 from nnunet_din.commands.main import main
 from nnunet_din.network.alternatives.zero_dce import DCENet
-from nnunet_din.nnunet import configurations
-from nnunet_din.nnunet.configurations import PAPER_TABLES, network_arguments
 from nnunet_din.nnunet.folders import weights_file
+from nnunet_din.planners import configurations
+from nnunet_din.planners.configurations import PAPER_TABLES, network_arguments
 from nnunet_din.trainers.din_trainer import check_plans
 
 

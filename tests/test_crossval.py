@@ -19,12 +19,12 @@ import fake_nnunet
 from fake_nnunet import DATASET, calls, write_fold, write_plans
 from nnunet_din.commands import crossval as command
 from nnunet_din.commands.main import main
-from nnunet_din.crossval.locks import gpus, is_locked, lock
-from nnunet_din.crossval.models import read_models_file
-from nnunet_din.crossval.state import FoldFiles, fold_state
-from nnunet_din.crossval.steps import continued, shell_line
 from nnunet_din.nnunet import classes
-from nnunet_din.nnunet.commandline import running
+from nnunet_din.runs.commandline import running
+from nnunet_din.runs.crossval.locks import gpus, is_locked, lock
+from nnunet_din.runs.crossval.models import read_models_file
+from nnunet_din.runs.crossval.state import FoldFiles, fold_state
+from nnunet_din.runs.crossval.steps import continued, shell_line
 
 ROOT = Path(__file__).parents[1]
 PLANS, MODEL = "nnUNetDINPlans", "nnUNetTrainerDIN__nnUNetDINPlans__2d"
@@ -205,7 +205,7 @@ def test_a_log_is_locked_while_a_process_writes_to_it(tmp_path):
 def test_a_killed_process_leaves_nothing_of_its_commands(tmp_path):
     """Its command and the processes of this, which hold the pipe open, end with it; one of them ignores to be asked."""
     code = (
-        "import sys, time; from nnunet_din.nnunet.commandline import running\n"
+        "import sys, time; from nnunet_din.runs.commandline import running\n"
         "with running(['sh', '-c', \"trap '' TERM; sleep 60 & echo begun; wait\"], sys.stdout): time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as process:
@@ -401,7 +401,7 @@ TRAINERS = """
 import os, time
 from pathlib import Path
 from nnunet_din.planners.din_planners import nnUNetPlannerDINFast
-from nnunet_din.presets import PRESETS
+from nnunet_din.network.presets import PRESETS
 from nnunet_din.trainers.training_length import nnUNetTrainerDIN_smoke
 
 PRESETS["small"] = {**PRESETS["fast"], "decoder_channels": 8, "fused_stages": 1}

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_din import demo
 from nnunet_din.commands.main import main
 from nnunet_din.data import write_dataset
-from nnunet_din.nnunet import commandline
 from nnunet_din.nnunet.labels import label_names
+from nnunet_din.runs import commandline, demo
 
 COMMANDS = ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_evaluate_folder")
 

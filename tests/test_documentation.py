@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs" / "python_api.ipynb"
 LEFT_OUT = {
-    "nnunet_din.containers",  # for the type checker
+    "nnunet_din.network.containers",  # for the type checker
 }
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_din.cost.accounting import count_parameters
 from nnunet_din.network.alternatives.emcad import (
     AttentionGate,
     ChannelAttention,
@@ -17,6 +16,7 @@ from nnunet_din.network.alternatives.emcad import (
     SpatialAttention,
     UpConvolution,
 )
+from nnunet_din.network.cost import count_parameters
 from nnunet_din.network.decoders import build_decoder
 
 #: Widths of PVTv2-B2, EMCAD's own encoder.

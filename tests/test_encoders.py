@@ -9,9 +9,9 @@ import timm
 import torch
 from torch import nn
 
-from nnunet_din.cost.accounting import training_memory
 from nnunet_din.network.alternatives.fct import ConvolutionalAttention, FCTEncoder
 from nnunet_din.network.alternatives.pyramid import PyramidEncoder
+from nnunet_din.network.cost import training_memory
 from nnunet_din.network.encoders import build_encoder, input_stride, input_strides, known_encoders
 from nnunet_din.network.encoders.plain import InstanceNorm
 from tiny import IN_PLANE_FIRST

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nnunet_dataset import SMALL_NETWORK
-from nnunet_din.cost.measurement import TrainingStep, autocast
+from nnunet_din.diagnosis.measurement import TrainingStep, autocast
 from nnunet_din.network import DualInteractionNetwork
 from nnunet_din.network.encoders import ENCODERS
 from nnunet_din.network.encoders.plain import WIDTHS, PlainEncoder

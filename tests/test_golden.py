@@ -17,7 +17,7 @@ import torch
 from nnunet_din.enhancement import enhance
 from nnunet_din.losses import AuxiliaryLoss, DINLoss
 from nnunet_din.network import PRESETS, DualInteractionNetwork
-from nnunet_din.presets import preset_for_volumes
+from nnunet_din.network.presets import preset_for_volumes
 
 FILE = Path(__file__).parent / "fixtures" / "golden_losses.json"
 VOLUMES = "fast for volumes"

@@ -10,11 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nnunet_din.cost.accounting import _AsOnDevices, _backward
 from nnunet_din.losses import AuxiliaryLoss, DINLoss
 from nnunet_din.network import PRESETS, DualInteractionNetwork
+from nnunet_din.network.cost import _AsOnDevices, _backward
 from nnunet_din.network.fusion import attention
-from nnunet_din.presets import preset_for_volumes
+from nnunet_din.network.presets import preset_for_volumes
 
 #: Operations that make the host wait for the device.
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item", "aten::is_nonzero", "aten::masked_select"}

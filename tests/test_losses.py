@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import literal
-from nnunet_din.cost.accounting import _LiveBytes
 from nnunet_din.losses import AuxiliaryLoss, DINLoss, MultiScaleBoundaryLoss, SoftDiceLoss
+from nnunet_din.network.cost import _LiveBytes
 
 
 def batch(*size, n=2, k=3, dtype=torch.float64):

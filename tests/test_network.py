@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import literal
-from nnunet_din.cost.accounting import count_multiply_adds, count_parameters, multiply_adds_by_part, training_memory
 from nnunet_din.losses import AuxiliaryLoss, DINLoss
 from nnunet_din.network import PRESETS, DualInteractionNetwork, SegFormerHead, input_stride, reference
+from nnunet_din.network.cost import count_multiply_adds, count_parameters, multiply_adds_by_part, training_memory
 from nnunet_din.network.decoders.segformer import fuse_levels
 from nnunet_din.network.reference import ReferenceNetwork
-from nnunet_din.nnunet.configurations import PAPER_TABLES, network_arguments
+from nnunet_din.planners.configurations import PAPER_TABLES, network_arguments
 from tiny import IN_PLANE_FIRST, ISOTROPIC, tiny
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_din import demo
-from nnunet_din.crossval.steps import write_splits
-from nnunet_din.nnunet.commandline import EpochProgress, FileProgress
-from nnunet_din.nnunet.configurations import has_enhancement
 from nnunet_din.nnunet.folders import read_splits, truth_folder, validation_cases
 from nnunet_din.nnunet.models import find_models
+from nnunet_din.nnunet.plans import has_enhancement
+from nnunet_din.runs import demo
+from nnunet_din.runs.commandline import EpochProgress, FileProgress
+from nnunet_din.runs.crossval.steps import write_splits
 
 
 @pytest.fixture

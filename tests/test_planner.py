@@ -14,7 +14,6 @@ import torch
 from nnunet_dataset import write_fingerprint
 from nnunet_din.network import PRESETS, DualInteractionNetwork, input_stride
 from nnunet_din.nnunet.labels import check_label_numbers, number_of_classes
-from nnunet_din.nnunet.slices import training_slices
 from nnunet_din.planners.din_planners import (
     StepMemory,
     nnUNetPlannerDIN,
@@ -22,6 +21,7 @@ from nnunet_din.planners.din_planners import (
     nnUNetPlannerDINFast,
     nnUNetPlannerDINTiny,
 )
+from nnunet_din.planners.slices import training_slices
 
 PLANNERS = [nnUNetPlannerDIN, nnUNetPlannerDINTiny, nnUNetPlannerDINAtto, nnUNetPlannerDINFast]
 

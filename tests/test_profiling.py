@@ -11,11 +11,11 @@ from torch import nn
 
 from nnunet_dataset import SMALL_NETWORK
 from nnunet_din.commands.main import main
-from nnunet_din.cost.accounting import largest_batch, training_memory
-from nnunet_din.cost.measurement import Prediction, Step, TrainingStep, peak_memory, seconds_in_turn
-from nnunet_din.cost.profiling import Profile
+from nnunet_din.diagnosis.measurement import Prediction, Step, TrainingStep, peak_memory, seconds_in_turn
+from nnunet_din.diagnosis.profiling import Profile
 from nnunet_din.network import PRESETS, DualInteractionNetwork
-from nnunet_din.nnunet.configurations import PAPER_TABLES, derive
+from nnunet_din.network.cost import largest_batch, training_memory
+from nnunet_din.planners.configurations import PAPER_TABLES, derive
 
 CPU = torch.device("cpu")
 TINY = {**SMALL_NETWORK, "fused_stages": 1}
@@ -84,7 +84,7 @@ def test_all_configurations_in_one_table(small_preset, plans_file, capsys, monke
     rows = json.loads(capsys.readouterr().out)
     assert list(rows) == ["2d", "2d_fuzzy_clahe"], "others than DIN's are left out"
     assert f"| `2d` | {rows['2d']['parameters'] / 1e6:.2f} |" in table
-    monkeypatch.setattr("nnunet_din.cost.profiling.PAPER_TABLES", {"2d_concat": PAPER_TABLES["2d_concat"]})
+    monkeypatch.setattr("nnunet_din.diagnosis.profiling.PAPER_TABLES", {"2d_concat": PAPER_TABLES["2d_concat"]})
     assert main("profile --all --preset atto --size 32 32".split()) == 0
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[2:]] == ["`2d`", "`2d_concat`"]
 

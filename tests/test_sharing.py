@@ -19,20 +19,20 @@ import torch
 
 from nnunet_dataset import SMALL_NETWORK, save_image
 from nnunet_din.commands.main import main
-from nnunet_din.cost.trained import count
 from nnunet_din.data.files import sha256_of
 from nnunet_din.data.weight_files import UnsafeFileError, read_checkpoint, read_tensors, write_tensors
 from nnunet_din.deployment import sharing
 from nnunet_din.enhancement.zero_dce import zero_dce_enhance, zero_dce_parameters
+from nnunet_din.evaluation.costs import count
 from nnunet_din.network import DualInteractionNetwork
 from nnunet_din.network.alternatives.zero_dce import DCENet
-from nnunet_din.nnunet.fine_tuning import load_pretrained_weights
 from nnunet_din.nnunet.known_classes import check_network
 from nnunet_din.nnunet.predictor import read_model_folder
 from nnunet_din.nnunet.shared import MANIFEST
 from nnunet_din.nnunet.training_log import read_training
 from nnunet_din.trainers.checkpoints import KeepsCheckpoints
 from nnunet_din.weights import load_pretrained_encoders, pretrained
+from nnunet_din.weights.fine_tuning import load_pretrained_weights
 
 # ---- files that would run something ----
 

@@ -12,7 +12,7 @@ import nnunetv2
 import pytest
 from nnunetv2.utilities import find_class_by_name
 
-from nnunet_din.nnunet.configurations import PAPER_TABLES
+from nnunet_din.planners.configurations import PAPER_TABLES
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SETTINGS = [

@@ -20,7 +20,7 @@ from nnunetv2.utilities import find_class_by_name
 from torch import nn
 
 from nnunet_dataset import SMALL_NETWORK, preprocess
-from nnunet_din.cost.measurement import TrainingStep
+from nnunet_din.diagnosis.measurement import TrainingStep
 from nnunet_din.enhancement import enhance
 from nnunet_din.network import PRESETS
 from nnunet_din.nnunet.training_settings import SETTINGS

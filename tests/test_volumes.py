@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_din.cost.accounting import count_multiply_adds, count_parameters, training_memory
 from nnunet_din.network import DualInteractionNetwork, build_encoder, input_strides, reference
+from nnunet_din.network.cost import count_multiply_adds, count_parameters, training_memory
+from nnunet_din.network.presets import preset_for_volumes
 from nnunet_din.network.resize import shuffle_pixels
-from nnunet_din.presets import preset_for_volumes
 from nnunet_din.weights.adaptation import inflate
 from tiny import ISOTROPIC, tiny
 

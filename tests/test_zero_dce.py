@@ -26,7 +26,7 @@ from nnunet_din.network.alternatives.zero_dce import (
     zero_dce_loss,
 )
 from nnunet_din.nnunet import slices as slices_module
-from nnunet_din.nnunet.slices import training_slices
+from nnunet_din.planners.slices import training_slices
 
 
 def save(path, channels=1, std=0.1, seed=0):

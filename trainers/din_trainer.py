@@ -29,10 +29,10 @@ from nnunet_din.enhancement import get_enhancement
 from nnunet_din.losses import AuxiliaryLoss, DINLoss
 from nnunet_din.network import input_strides, learning_rate
 from nnunet_din.network.din import AUXILIARY_PREFIX, DualInteractionNetwork
+from nnunet_din.nnunet.devices import autocast_dtype
 from nnunet_din.nnunet.planned import PlannedModel
 from nnunet_din.nnunet.plans import enhancements_of
 from nnunet_din.nnunet.tracking import TensorBoardLogger
-from nnunet_din.nnunet.training_device import autocast_dtype
 from nnunet_din.nnunet.training_settings import check_training_settings
 
 from .checkpoints import KeepsCheckpoints, weight_names

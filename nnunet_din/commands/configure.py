@@ -11,9 +11,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from nnunet_din.data.files import write_text
-from nnunet_din.nnunet.configurations import derive, paper_tables
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
 from nnunet_din.nnunet.plans import heirs, read_plans, resolve
+from nnunet_din.planners.configurations import derive, paper_tables
 
 
 def add_parser(subparsers) -> None:
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _new_configurations(args: argparse.Namespace, path: Path, plans: Mapping) -> tuple[dict[str, dict], list[str]]:
     """Configurations to add to the plans in a file, by name, and what to say about the others."""
-    from nnunet_din.dimensions import NoVolumesError
+    from nnunet_din.network.dimensions import NoVolumesError
 
     own = {args.name: (_values(args.set, "--set"), args.enhancement)}
     wanted = paper_tables(args.base) if args.paper_tables else own

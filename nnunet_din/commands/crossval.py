@@ -51,9 +51,9 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run, print or write the cross-validation that the arguments ask for."""
-    from nnunet_din.crossval import engine
-    from nnunet_din.crossval.models import check_models, read_models_file
-    from nnunet_din.crossval.steps import CrossValidation
+    from nnunet_din.runs.crossval import engine
+    from nnunet_din.runs.crossval.models import check_models, read_models_file
+    from nnunet_din.runs.crossval.steps import CrossValidation
 
     if os.name == "nt" and not args.dry_run:
         raise ValueError(
@@ -92,14 +92,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _device_here() -> str:
-    from nnunet_din.devices import usable_device  # loads torch
+    from nnunet_din.nnunet.devices import usable_device  # loads torch
 
     return usable_device().type
 
 
 def _named(args: argparse.Namespace):
     """The models that are named on the command line, as a models file has them."""
-    from nnunet_din.crossval.models import ModelsFile, ModelSpec
+    from nnunet_din.runs.crossval.models import ModelsFile, ModelSpec
 
     trainer, plans = args.trainer or "nnUNetTrainerDIN", args.plans or "nnUNetDINPlans"
     names = [(f"{trainer}__{plans}__{name}", name) for name in args.configurations or ["2d"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_din.demo import run_demo
+from nnunet_din.runs.demo import run_demo
 
 
 def add_parser(subparsers) -> None:

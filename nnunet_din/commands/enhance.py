@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunet_din.data.files import refuse_overwriting
 from nnunet_din.data.images import split_name
 from nnunet_din.enhancement import ENHANCEMENTS, VOLUMETRIC
-from nnunet_din.nnunet.enhanced import enhance_as_planned, enhance_file
+from nnunet_din.planners.enhanced import enhance_as_planned, enhance_file
 
 
 def add_parser(subparsers) -> None:

@@ -11,7 +11,7 @@ from importlib import import_module
 from io import TextIOWrapper
 
 from nnunet_din import __version__
-from nnunet_din.nnunet.commandline import CommandError
+from nnunet_din.runs.commandline import CommandError
 
 #: Modules of this folder. Each adds its sub-command with ``add_parser(subparsers)`` and sets ``run``, a function of the
 #: parsed arguments that returns the exit code.

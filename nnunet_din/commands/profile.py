@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nnunet_din.commands.arguments import positive
-from nnunet_din.devices import usable_device
-from nnunet_din.presets import PRESETS
+from nnunet_din.nnunet.devices import usable_device
 
 
 def add_parser(subparsers) -> None:
@@ -23,7 +22,7 @@ def add_parser(subparsers) -> None:
     network = parser.add_mutually_exclusive_group()
     network.add_argument("plans", nargs="?", type=Path, metavar="PLANS.json", help="plans file of a DIN planner")
     parser.add_argument("configuration", nargs="?", default="2d", help="its configuration (default: 2d)")
-    network.add_argument("--preset", choices=tuple(PRESETS), help="instead of plans (default: base)")
+    network.add_argument("--preset", help="instead of plans: base, tiny, atto or fast (default: base)")
     parser.add_argument(
         "--all",
         action="store_true",
@@ -47,7 +46,8 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what the network costs, or what all of them cost."""
-    from nnunet_din.cost.profiling import Profile, networks_of_tables, planned_networks
+    from nnunet_din.diagnosis.profiling import Profile, networks_of_tables, planned_networks
+    from nnunet_din.network.presets import get_preset
 
     changes = {"batch": args.batch, "channels": args.channels, "classes": args.classes}
     if args.all:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plans:
         profile = planned_networks(args.plans, args.configuration)[args.configuration]
     else:
-        profile = Profile(PRESETS[args.preset or "base"])
+        profile = Profile(get_preset(args.preset or "base"))
     profile = profile.changed(**changes, size=args.size)
     device = None if args.count_only else usable_device(args.device)
     report = {

@@ -22,7 +22,7 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
-    from nnunet_din.crossval.state import states_of, table
+    from nnunet_din.runs.crossval.state import states_of, table
 
     if args.dataset is None:
         raise ValueError("Say which data set: -d ID.")

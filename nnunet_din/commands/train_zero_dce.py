@@ -8,10 +8,10 @@ import math
 from pathlib import Path
 
 from nnunet_din.data.files import refuse_overwriting
-from nnunet_din.devices import usable_device
 from nnunet_din.enhancement.intensity import INTENSITIES
+from nnunet_din.nnunet.devices import usable_device
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
-from nnunet_din.nnunet.slices import training_slices
+from nnunet_din.planners.slices import training_slices
 
 
 def add_parser(subparsers) -> None:

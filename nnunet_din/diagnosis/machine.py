@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnunet_din.devices import usable_device
 from nnunet_din.diagnosis.check import Check
+from nnunet_din.nnunet.devices import usable_device
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 MEMORY = Path("/proc/meminfo")
@@ -26,7 +26,7 @@ def device() -> Check:
     """What nnU-Net can train on."""
     import torch
 
-    from nnunet_din.nnunet.training_device import autocast_dtype
+    from nnunet_din.nnunet.devices import autocast_dtype
 
     if usable_device().type == "cuda":
         properties = torch.cuda.get_device_properties(0)

@@ -10,12 +10,12 @@ from typing import cast
 import torch
 from torch import nn
 
-from nnunet_din.cost.accounting import MEMORY_MARGIN, largest_batch, training_memory
-from nnunet_din.cost.measurement import TrainingStep, autocast, cudnn_as_in_training, measure
-from nnunet_din.devices import usable_device
 from nnunet_din.diagnosis.check import Check
-from nnunet_din.network import PRESETS, DualInteractionNetwork
-from nnunet_din.nnunet.training_device import autocast_dtype, compiles
+from nnunet_din.diagnosis.measurement import TrainingStep, autocast, cudnn_as_in_training, measure
+from nnunet_din.network import DualInteractionNetwork
+from nnunet_din.network.cost import MEMORY_MARGIN, largest_batch, training_memory
+from nnunet_din.network.presets import get_preset
+from nnunet_din.nnunet.devices import autocast_dtype, compiles, usable_device
 
 CHANNELS, CLASSES = 1, 4
 #: Height and width of the images, and GB that the batch is planned for, by default: a batch that keeps a GPU busy, and
@@ -44,7 +44,7 @@ def training_checks(
     preset
         A key of :data:`nnunet_din.network.PRESETS`.
     device
-        Name of a device; None: that of :func:`nnunet_din.devices.usable_device`.
+        Name of a device; None: that of :func:`nnunet_din.nnunet.devices.usable_device`.
     size
         Height and width of the images; None: that of :data:`GPU` or :data:`CPU`.
     batch
@@ -72,7 +72,7 @@ def training_checks(
     default_size, default_memory = GPU if where.type == "cuda" else CPU
     size, memory_gb, dtype = size or default_size, memory_gb or default_memory, autocast_dtype(where)
     with torch.device("meta"):
-        network = DualInteractionNetwork(CHANNELS, CLASSES, **PRESETS[preset])
+        network = DualInteractionNetwork(CHANNELS, CLASSES, **get_preset(preset))
 
     def count(n: int) -> int:
         return training_memory(network, (n, network.versions * CHANNELS, *size), half_precision=dtype is not None)
@@ -95,7 +95,7 @@ def training_checks(
 def _random_step(preset: str, shape: Sequence[int], device: torch.device) -> TrainingStep:
     """A training step of a network with random weights on a random batch of this shape."""
     torch.manual_seed(0)
-    network = DualInteractionNetwork(CHANNELS, CLASSES, **PRESETS[preset])
+    network = DualInteractionNetwork(CHANNELS, CLASSES, **get_preset(preset))
     network.add_auxiliary_heads()
     target = torch.randint(0, CLASSES, (shape[0], 1, *shape[2:]), device=device)
     return TrainingStep(network.to(device), torch.randn(*shape, device=device), target, autocast_dtype(device))

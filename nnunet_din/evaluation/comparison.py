@@ -13,13 +13,12 @@ import numpy as np
 
 from nnunet_din.data.images import Image, read_case, read_label_map
 from nnunet_din.evaluation.metrics import mean_dice
-from nnunet_din.nnunet.configurations import has_enhancement
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.images import find_reader
 from nnunet_din.nnunet.labels import label_names, read_dataset_json, read_labels
 from nnunet_din.nnunet.models import fold_folders, named_models
 from nnunet_din.nnunet.planned import PlannedModel
-from nnunet_din.nnunet.plans import read_plans
+from nnunet_din.nnunet.plans import has_enhancement, read_plans
 from nnunet_din.plotting.selection import crop_window, make_row
 
 __all__ = [

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from nnunet_din.cost.trained import COSTS, cost_of
 from nnunet_din.evaluation.collection import NO_FOLD
+from nnunet_din.evaluation.costs import COSTS, cost_of
 from nnunet_din.evaluation.metrics import MERIT_POLICY, POLICY
 from nnunet_din.evaluation.published import published_rows
 from nnunet_din.evaluation.report import Section

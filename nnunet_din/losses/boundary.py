@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_din.dimensions import AVERAGE_POOLINGS, MAX_POOLINGS
+from nnunet_din.losses.poolings import AVERAGE_POOLINGS, MAX_POOLINGS
 
 
 def sobel_kernels(axes: int) -> Tensor:

@@ -12,9 +12,9 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.dimensions import ADAPTIVE_AVERAGE_POOLINGS, ADAPTIVE_MAX_POOLINGS
 from nnunet_din.losses.boundary import MultiScaleBoundaryLoss
 from nnunet_din.losses.dice import SoftDiceLoss
+from nnunet_din.losses.poolings import ADAPTIVE_AVERAGE_POOLINGS, ADAPTIVE_MAX_POOLINGS
 
 
 class DINLoss(nn.Module):

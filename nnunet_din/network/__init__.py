@@ -22,7 +22,7 @@ from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
 from nnunet_din.network.encoders.plain import PlainEncoder
 from nnunet_din.network.fusion import FUSIONS, ConcatenationFusion, InputFusion, build_fusion
 from nnunet_din.network.fusion.difm import DualInteractiveFusionModule
-from nnunet_din.presets import PRESETS
+from nnunet_din.network.presets import PRESETS
 
 __all__ = [
     "DECODERS",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nnunet_din.containers import ModuleList
-from nnunet_din.dimensions import convolution
+from nnunet_din.network.containers import ModuleList
+from nnunet_din.network.dimensions import convolution
 from nnunet_din.network.initialization import init_by_fan_in
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.containers import ModuleList
 from nnunet_din.data.names import check_known
-from nnunet_din.dimensions import CHANNELS_LAST, resize
 from nnunet_din.network.auxiliary import AuxiliaryHeads
+from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.decoders import build_decoder
+from nnunet_din.network.dimensions import CHANNELS_LAST, resize
 from nnunet_din.network.encoders import build_encoder
 from nnunet_din.network.encoders.base import Encoder, OfStages, kernels_of_stages, strides_of_stages
 from nnunet_din.network.fusion import FUSION_OPTIONS, build_fusion, get_fusion

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nnunet_din.dimensions import Convolution
+from nnunet_din.network.dimensions import Convolution
 
 
 def init_by_fan_in(module: nn.Module) -> None:

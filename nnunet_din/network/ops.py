@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.dimensions import Convolution, channels_first, channels_last
+from nnunet_din.network.dimensions import Convolution, channels_first, channels_last
 
 
 def exporting() -> bool:

@@ -17,8 +17,8 @@ from timm.models import convnext
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_din.dimensions import Convolution, channels_first, channels_last, convolve, resize
 from nnunet_din.network.decoders import SegFormerHead
+from nnunet_din.network.dimensions import Convolution, channels_first, channels_last, convolve, resize
 from nnunet_din.network.din import DualInteractionNetwork
 from nnunet_din.network.encoders.convnext import ConvNeXtBlock, ConvNeXtEncoder
 from nnunet_din.network.encoders.plain import PlainEncoder

@@ -140,5 +140,20 @@ def enhancements_of(configuration: Mapping) -> list[dict]:
     return [dict(e) for e in entries]
 
 
+def has_enhancement(plans: Mapping, configuration: str) -> bool:
+    """Whether a configuration of the plans is one of a DIN planner, by inheritance or by itself.
+
+    Raises
+    ------
+    ValueError
+        If configurations inherit from each other in a circle.
+    """
+    if configuration not in plans["configurations"]:
+        return False
+    entries = [plans["configurations"][name] for name in ancestors(plans, configuration)]
+    nearest: Mapping = next((entry for entry in entries if "enhancement" in entry), {})
+    return bool(enhancements_of(nearest))
+
+
 def _is_list(value: object, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, list) and all(isinstance(entry, kind) for entry in value)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from nnunet_din.data.weight_files import check_finite, read_checkpoint, read_tensors
-from nnunet_din.devices import usable_device
 from nnunet_din.nnunet.classes import find_trainer
+from nnunet_din.nnunet.devices import usable_device
 from nnunet_din.nnunet.models import trained_folds
 from nnunet_din.nnunet.planned import PlannedModel
 from nnunet_din.nnunet.shared import WEIGHTS, enhancement_weights, is_shared, read_manifest
@@ -132,7 +132,7 @@ def make_predictor(model: TrainedModel, device: str | None = None, mirroring: bo
     model
         What :func:`read_model_folder` gives.
     device
-        See :func:`nnunet_din.devices.usable_device`.
+        See :func:`nnunet_din.nnunet.devices.usable_device`.
     mirroring
         Whether flipped images are averaged, if the model was trained with flips.
 

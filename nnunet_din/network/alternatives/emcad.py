@@ -27,8 +27,8 @@ from timm.layers import create_conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_din.dimensions import NoVolumesError
 from nnunet_din.network.alternatives import init_normal
+from nnunet_din.network.dimensions import NoVolumesError
 
 #: Kernel sizes of the multi-scale depthwise convolution (the paper's ablation, Table 5).
 KERNEL_SIZES = (1, 3, 5)

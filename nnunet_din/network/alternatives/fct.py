@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.containers import ModuleList
+from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.encoders.base import Encoder
 
 

@@ -14,7 +14,7 @@ from timm.layers import LayerNorm2d
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
-from nnunet_din.containers import ModuleList
+from nnunet_din.network.containers import ModuleList
 from nnunet_din.network.encoders.base import Encoder, OfStages
 from nnunet_din.network.initialization import init_by_fan_in
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_din.containers import ModuleList
-from nnunet_din.dimensions import BATCH_NORMS, channels_first, channels_last, convolution, convolve
+from nnunet_din.network.containers import ModuleList
+from nnunet_din.network.dimensions import BATCH_NORMS, channels_first, channels_last, convolution, convolve
 from nnunet_din.network.initialization import init_by_fan_in
 from nnunet_din.network.resize import resize_and_shift_matrix
 

@@ -6,9 +6,9 @@ import difflib
 
 import timm
 
-from nnunet_din.dimensions import NoVolumesError
 from nnunet_din.network.alternatives.fct import FCTEncoder
 from nnunet_din.network.alternatives.pyramid import PyramidEncoder
+from nnunet_din.network.dimensions import NoVolumesError
 from nnunet_din.network.encoders.base import Encoder, OfStages
 from nnunet_din.network.encoders.convnext import ConvNeXtEncoder
 from nnunet_din.network.encoders.plain import WIDTHS, PlainEncoder

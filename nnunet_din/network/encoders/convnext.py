@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_din.containers import ModuleList, Sequential
-from nnunet_din.dimensions import NoVolumesError, channels_first, channels_last, convolution
+from nnunet_din.network.containers import ModuleList, Sequential
+from nnunet_din.network.dimensions import NoVolumesError, channels_first, channels_last, convolution
 from nnunet_din.network.encoders.base import Encoder, OfStages, kernels_of_stages, strides_of_stages
 from nnunet_din.network.initialization import init_truncated
 from nnunet_din.network.ops import LAYER_NORMS, normalize, pointwise, recompute

@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from nnunet_din.containers import ModuleList
-from nnunet_din.dimensions import convolution
+from nnunet_din.network.containers import ModuleList
+from nnunet_din.network.dimensions import convolution
 from nnunet_din.network.encoders.base import Encoder, OfStages, kernels_of_stages, strides_of_stages
 from nnunet_din.network.ops import recompute
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_din.containers import ModuleList
 from nnunet_din.data.names import check_known
-from nnunet_din.dimensions import channels_first, channels_last, convolution
+from nnunet_din.network.containers import ModuleList
+from nnunet_din.network.dimensions import channels_first, channels_last, convolution
 from nnunet_din.network.ops import ceil_div, exporting, pointwise
 
 #: Where a pixel attends: in its window, or along the lines through it.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nnunet_din.dimensions import convolution
+from nnunet_din.network.dimensions import convolution
 from nnunet_din.network.fusion.base import Fusion
 from nnunet_din.network.fusion.difm import DualInteractiveFusionModule
 from nnunet_din.network.initialization import init_by_fan_in

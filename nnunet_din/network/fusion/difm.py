@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_din.containers import ModuleList
 from nnunet_din.data.names import check_known
-from nnunet_din.dimensions import convolution
+from nnunet_din.network.containers import ModuleList
+from nnunet_din.network.dimensions import convolution
 from nnunet_din.network.fusion.attention import CrossAttention
 from nnunet_din.network.fusion.base import Fusion
 from nnunet_din.network.initialization import init_by_fan_in

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_din.crossval.locks import is_locked
 from nnunet_din.data.files import read_json
-from nnunet_din.nnunet.commandline import last_lines
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.models import find_models
 from nnunet_din.nnunet.training_log import CHECKPOINTS, number_of_epochs, read_training
+from nnunet_din.runs.commandline import last_lines
+from nnunet_din.runs.crossval.locks import is_locked
 
 #: How the last line of a step's log says that the step has failed.
 FAILED = "FAILED"

@@ -19,8 +19,9 @@ import pandas as pd
 
 from nnunet_din.data import write_dataset
 from nnunet_din.data.files import read_json
-from nnunet_din.devices import usable_device
-from nnunet_din.nnunet.commandline import (
+from nnunet_din.nnunet.devices import usable_device
+from nnunet_din.nnunet.labels import label_names, read_dataset_json
+from nnunet_din.runs.commandline import (
     FOLDERS,
     EpochProgress,
     FileProgress,
@@ -29,7 +30,6 @@ from nnunet_din.nnunet.commandline import (
     duration,
     run_step,
 )
-from nnunet_din.nnunet.labels import label_names, read_dataset_json
 
 __all__ = ["DemoResult", "build_commands", "run_demo"]
 
@@ -87,7 +87,7 @@ def run_demo(
         Raw nnU-Net data set to use, a folder called DatasetXXX_Name. It is read where it lies.
         By default the phantom is drawn.
     device : {"cpu", "cuda", "mps"}, optional
-        Where to train and predict. By default as in `nnunet_din.devices.usable_device`.
+        Where to train and predict. By default as in `nnunet_din.nnunet.devices.usable_device`.
     trainer, planner, plans : str
         Names of nnU-Net's trainer and planner classes, and of the plans that the planner writes.
     seed : int

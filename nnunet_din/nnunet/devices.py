@@ -1,7 +1,8 @@
-"""The device to compute on."""
+"""The device to compute on, and how nnU-Net and DIN's trainers compute on it."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,3 +36,28 @@ def usable_device(name: str | None = None) -> torch.device:
         usable = [kind for kind, count in there.items() if count]
         raise ValueError(f"There is no device '{name}' here for this torch ({torch.__version__}): use {usable[-1]}.")
     return device
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The precision in which DIN's trainers compute on a device.
+
+    Returns
+    -------
+    torch.dtype or None
+        BF16 on a GPU, or fp16 where the GPU has no bf16 of its own; elsewhere None, fp32 throughout, because nnU-Net
+        has autocast on GPUs only.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether nnU-Net's trainers compile the network on a device, as their own rule and ``nnUNet_compile`` say."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    # The rule needs nothing of a trainer but these.
+    stand_in = SimpleNamespace(device=device, print_to_log_file=lambda *args, **kwargs: None)
+    return nnUNetTrainer._do_i_compile(stand_in)

@@ -1,4 +1,4 @@
-"""Runs one step of a workflow: ``python -m nnunet_din.crossval.run_step crossval.json STEP``.
+"""Runs one step of a workflow: ``python -m nnunet_din.runs.crossval.run_step crossval.json STEP``.
 
 It holds the log of the step, so that no step runs twice at the same time; takes GPUs that are free; and goes on with a
 training that was interrupted. Its commands end with all their processes when it is told to end, and when it is killed.
@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from nnunet_din.crossval.locks import gpus, lock, wait_for
-from nnunet_din.crossval.state import FAILED, step_log
-from nnunet_din.crossval.steps import Step, shell_line, write_splits
 from nnunet_din.data.files import read_json
-from nnunet_din.nnunet.commandline import running
+from nnunet_din.runs.commandline import running
+from nnunet_din.runs.crossval.locks import gpus, lock, wait_for
+from nnunet_din.runs.crossval.state import FAILED, step_log
+from nnunet_din.runs.crossval.steps import Step, shell_line, write_splits
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from nnunet_din.cost.accounting import count_parameters, multiply_adds_by_part, training_memory
-from nnunet_din.cost.measurement import Measured, Prediction, Step, TrainingStep, cudnn_as_in_training, measure
-from nnunet_din.network import PRESETS, DualInteractionNetwork, SegFormerHead
-from nnunet_din.nnunet.configurations import PAPER_TABLES, network_arguments
+from nnunet_din.diagnosis.measurement import Measured, Prediction, Step, TrainingStep, cudnn_as_in_training, measure
+from nnunet_din.network import DualInteractionNetwork, SegFormerHead
+from nnunet_din.network.cost import count_parameters, multiply_adds_by_part, training_memory
+from nnunet_din.network.presets import get_preset
+from nnunet_din.nnunet.devices import autocast_dtype
 from nnunet_din.nnunet.labels import number_of_channels, number_of_classes, read_dataset_json
 from nnunet_din.nnunet.plans import read_plans, resolve
-from nnunet_din.nnunet.training_device import autocast_dtype
+from nnunet_din.planners.configurations import PAPER_TABLES, network_arguments
 
 #: Direct children of the network -> name in the report.
 PARTS = {"encoders": "encoders", "difms": "DIFMs", "decoder": "decoder"}
@@ -147,6 +148,6 @@ def planned_networks(path: Path, configuration: str | None = None) -> dict[str, 
 
 def networks_of_tables(preset: str) -> dict[str, Profile]:
     """Networks of the paper's tables, made from a preset, which is ``2d``."""
-    base = PRESETS[preset]
+    base = get_preset(preset)
     derived = {name: network_arguments(base, *changes) for name, changes in PAPER_TABLES.items()}
     return {name: Profile(arguments) for name, arguments in {"2d": base, **derived}.items()}

@@ -1,10 +1,12 @@
 """Sizes of the network. A preset is the keyword arguments of :class:`nnunet_din.network.DualInteractionNetwork`, as
-they stand in the plans. This module loads nothing.
+they stand in the plans.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from nnunet_din.data.names import check_known
 
 #: base is the paper's network; depths and widths of each encoder are timm's. timm's layer scale, 1e-6, is for
 #: pretrained weights and trainings of hundreds of thousands of steps: AdamW moves it by at most the learning rate a
@@ -25,6 +27,18 @@ PRESETS: dict[str, dict] = {
         "joint_ffn": True,
     },
 }
+
+
+def get_preset(name: str) -> dict:
+    """Return the arguments of a preset.
+
+    Raises
+    ------
+    ValueError
+        If the name is not known; the message lists those that are.
+    """
+    check_known("preset", name, PRESETS)
+    return PRESETS[name]
 
 
 def preset_for_volumes(

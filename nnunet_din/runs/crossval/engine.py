@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_din.crossval.locks import lock
-from nnunet_din.crossval.models import Cluster
-from nnunet_din.crossval.state import has_failed, states, step_log, table
-from nnunet_din.crossval.steps import CrossValidation, shell_line
 from nnunet_din.data.files import write_text
-from nnunet_din.nnunet.commandline import last_lines, running
+from nnunet_din.runs.commandline import last_lines, running
+from nnunet_din.runs.crossval.locks import lock
+from nnunet_din.runs.crossval.models import Cluster
+from nnunet_din.runs.crossval.state import has_failed, states, step_log, table
+from nnunet_din.runs.crossval.steps import CrossValidation, shell_line
 
 _WORKFLOW = Path(__file__).parent / "workflow"
 #: Seconds between two tables of the trainings that are running.
@@ -93,7 +93,7 @@ def write_configuration(crossval: CrossValidation, execution: Execution, path: P
         "gpus": list(execution.gpus),
         "retries": execution.retries,
         "setup": resources.setup,
-        "run": shlex.join([sys.executable, "-m", "nnunet_din.crossval.run_step", str(path.absolute())]),
+        "run": shlex.join([sys.executable, "-m", "nnunet_din.runs.crossval.run_step", str(path.absolute())]),
         "resources": {"gpu": resources.gpu, "cpu": resources.cpu},
         "steps": {step.name: {k: v for k, v in asdict(step).items() if k != "name"} for step in steps},
     }

@@ -42,8 +42,8 @@ def count(model_folder: Path) -> tuple[float, float]:
     import torch
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-    from nnunet_din.cost.accounting import count_multiply_adds, count_parameters
     from nnunet_din.network import DualInteractionNetwork
+    from nnunet_din.network.cost import count_multiply_adds, count_parameters
     from nnunet_din.nnunet.planned import PlannedModel
 
     try:

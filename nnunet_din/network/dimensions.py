@@ -6,7 +6,7 @@ columns, or slices, rows and columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -25,11 +25,6 @@ CONVOLUTIONS: dict[int, type[Convolution]] = {2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORMS: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 #: Number of axes -> memory format with the channels of a map last.
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-#: Number of axes -> function.
-AVERAGE_POOLINGS: dict[int, Callable[..., Tensor]] = {2: F.avg_pool2d, 3: F.avg_pool3d}
-MAX_POOLINGS: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
-ADAPTIVE_AVERAGE_POOLINGS: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
-ADAPTIVE_MAX_POOLINGS: dict[int, Callable[..., Tensor]] = {2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
 
 
 def convolution(

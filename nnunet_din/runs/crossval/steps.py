@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_din.crossval.models import CASCADE, ModelSpec, Planning, first_stage, plans_file
-from nnunet_din.crossval.state import FoldFiles
 from nnunet_din.data.files import read_json, write_text
 from nnunet_din.nnunet.folders import nnunet_folder
 from nnunet_din.nnunet.plans import ancestors, read_plans
+from nnunet_din.runs.crossval.models import CASCADE, ModelSpec, Planning, first_stage, plans_file
+from nnunet_din.runs.crossval.state import FoldFiles
 
 Command = tuple[str, ...]
 #: Folds of nnU-Net's own splits.

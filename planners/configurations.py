@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from nnunet_din.enhancement.intensity import INTENSITIES
 from nnunet_din.nnunet.folders import weights_file
-from nnunet_din.nnunet.plans import ancestors, enhancements_of, resolve
+from nnunet_din.nnunet.plans import enhancements_of, resolve
 from nnunet_din.nnunet.training_settings import check_training_settings
 
 #: SwinUNet's encoder.
@@ -194,18 +194,3 @@ def _check_enhancement(entry: Mapping) -> None:
         enhance(np.random.default_rng(0).normal(size=(3, 4, 8, 8)), **entry)
     except TypeError as error:
         raise ValueError(f"The enhancement {dict(entry)} cannot be computed: {error}.") from error
-
-
-def has_enhancement(plans: Mapping, configuration: str) -> bool:
-    """Whether a configuration of the plans is one of a DIN planner, by inheritance or by itself.
-
-    Raises
-    ------
-    ValueError
-        If configurations inherit from each other in a circle.
-    """
-    if configuration not in plans["configurations"]:
-        return False
-    entries = [plans["configurations"][name] for name in ancestors(plans, configuration)]
-    nearest: Mapping = next((entry for entry in entries if "enhancement" in entry), {})
-    return bool(enhancements_of(nearest))

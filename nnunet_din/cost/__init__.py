@@ -1,1 +1,0 @@
-"""What networks cost: counted, measured, and as trained models' logs say."""

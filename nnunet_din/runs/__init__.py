@@ -1,0 +1,1 @@
+"""Commands of nnU-Net, run one after the other: the demo, whole cross-validations."""
