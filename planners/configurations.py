@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from nnunet_din.enhancement.intensity import INTENSITIES
 from nnunet_din.nnunet.folders import weights_file
-from nnunet_din.nnunet.plans import enhancements_of, resolve
+from nnunet_din.nnunet.plans import enhancements_of, descendants, resolve
 from nnunet_din.nnunet.training_settings import check_training_settings
 
 #: SwinUNet's encoder.
@@ -57,6 +57,57 @@ def paper_tables(base: str) -> dict[str, tuple[dict, list[str] | None]]:
     ``3d_fullres``.
     """
     return {base + name.removeprefix("2d"): entry for name, entry in PAPER_TABLES.items()}
+
+
+def derive_paper_tables(plans: Mapping, base: str) -> tuple[dict[str, dict], list[str]]:
+    """Configurations of the paper's tables that inherit from ``base``, by name, and notes about those left out.
+
+    Those that are ``base`` itself are left out, and of volumes those that have a form for slices only.
+
+    Raises
+    ------
+    ValueError
+        See :func:`derive`.
+    """
+    from nnunet_din.network.dimensions import NoVolumesError
+
+    same = {"inherits_from": base, "architecture": resolve(plans, base)["architecture"]}
+    new: dict[str, dict] = {}
+    notes = []
+    for name, (network, methods) in paper_tables(base).items():
+        if "zero_dce" in (methods or ()) and not weights_file(plans["dataset_name"]).is_file():
+            command = f"nnunet-din train-zero-dce -d {plans['dataset_name']}"
+            notes.append(f"NOTE: {name} needs the weights of Zero-DCE: `{command}`, then this command again.")
+            continue
+        try:
+            new[name] = derive(plans, base, name, network, methods)
+        except NoVolumesError as error:
+            notes.append(f"NOTE: {name} has no form for volumes. {error}")
+            continue
+        if new[name] == same:
+            del new[name]
+            notes.append(f"NOTE: {name} is {base} itself.")
+    return new, notes
+
+
+def may_be_added(plans: Mapping, name: str, configuration: dict, replace: bool) -> bool:
+    """Whether a configuration is new to the plans, or another one of the same name may be replaced by it.
+
+    Raises
+    ------
+    ValueError
+        If there is another one that may not be replaced, or from which others inherit.
+    """
+    present = plans["configurations"].get(name, configuration)
+    if name in plans["configurations"] and present != configuration:
+        if not replace:
+            raise ValueError(f"The plans have a configuration '{name}' already: choose another name, or --force.")
+        if inheriting := descendants(plans, name):
+            raise ValueError(
+                f"{', '.join(inheriting)} of the plans inherit from '{name}', which cannot be replaced for this "
+                "reason: choose another name."
+            )
+    return name not in plans["configurations"] or present != configuration
 
 
 def derive(

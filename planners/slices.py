@@ -1,4 +1,4 @@
-"""Slices of a raw data set's training images."""
+"""Zero-DCE fitted to the training images of a raw data set."""
 
 from __future__ import annotations
 

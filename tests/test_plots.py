@@ -14,7 +14,7 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 
-from nnunet_din.nnunet.models import short_names
+from nnunet_din.data.names import short_names
 from nnunet_din.plotting.scores import MOST_DOTS, dice_against_cost, metric_by_structure, rank_stability
 from nnunet_din.plotting.style import LABEL_COLORS, save_both
 

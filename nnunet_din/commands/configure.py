@@ -6,14 +6,13 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 from filelock import FileLock
 
 from nnunet_din.data.files import write_text
-from nnunet_din.nnunet.folders import dataset_name, nnunet_folder, weights_file
-from nnunet_din.nnunet.plans import heirs, read_plans, resolve
-from nnunet_din.planners.configurations import derive, paper_tables
+from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
+from nnunet_din.nnunet.plans import read_plans
+from nnunet_din.planners.configurations import derive, derive_paper_tables, may_be_added
 
 
 def add_parser(subparsers) -> None:
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     # Another `configure` must not add to the plans meanwhile.
     with nullcontext() if args.dry_run or not path.is_file() else FileLock(path.with_name(f".{path.name}.lock")):
         plans = read_plans(path)
-        added, notes = _new_configurations(args, path, plans)
+        added, notes = _new_configurations(args, plans)
         print(json.dumps(added, indent=2), *notes, sep="\n")
         if args.dry_run or not added:
             return 0
@@ -97,47 +96,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _new_configurations(args: argparse.Namespace, path: Path, plans: Mapping) -> tuple[dict[str, dict], list[str]]:
-    """Configurations to add to the plans in a file, by name, and what to say about the others."""
-    from nnunet_din.network.dimensions import NoVolumesError
-
-    own = {args.name: (_values(args.set, "--set"), args.enhancement)}
-    wanted = paper_tables(args.base) if args.paper_tables else own
-    training = _values(args.set_training, "--set-training")
-    parameters = _values(args.set_enhancement, "--set-enhancement")
-    added: dict[str, dict] = {}
-    notes: list[str] = []
-    for name, (network, methods) in wanted.items():
-        if args.paper_tables and "zero_dce" in (methods or ()) and not weights_file(args.dataset).is_file():
-            notes.append(
-                f"NOTE: {name} needs the weights of Zero-DCE: `nnunet-din train-zero-dce -d {args.dataset}`, then this "
-                "command again."
+def _new_configurations(args: argparse.Namespace, plans: Mapping) -> tuple[dict[str, dict], list[str]]:
+    """Configurations to add to the plans, by name, and what to say about the others."""
+    if args.paper_tables:
+        new, notes = derive_paper_tables(plans, args.base)
+    else:
+        network, training, enhancement = (
+            _values(texts, option)
+            for texts, option in (
+                (args.set, "--set"),
+                (args.set_training, "--set-training"),
+                (args.set_enhancement, "--set-enhancement"),
             )
-            continue
-        try:
-            configuration = derive(plans, args.base, name, network, methods, training, args.batch_size, parameters)
-        except NoVolumesError as error:
-            if not args.paper_tables:
-                raise
-            notes.append(f"NOTE: {name} has no form for volumes. {error}")
-            continue
-        same = {"inherits_from": args.base, "architecture": resolve(plans, args.base)["architecture"]}
-        if args.paper_tables and configuration == same:
-            notes.append(f"NOTE: {name} is {args.base} itself.")
-            continue
-        there = plans["configurations"].get(name)
-        if there == configuration:
-            notes.append(f"{name} is there already.")
-            continue
-        if there is not None and not args.force:
-            raise ValueError(f"{path} has a configuration '{name}' already: choose another name, or --force.")
-        if there is not None and (inheriting := heirs(plans, name)):
-            raise ValueError(
-                f"{', '.join(inheriting)} of {path} inherit from '{name}', which cannot be replaced for this reason: "
-                "choose another name."
-            )
-        added[name] = configuration
-    return added, notes
+        )
+        changes = (network, args.enhancement, training, args.batch_size, enhancement)
+        new, notes = {args.name: derive(plans, args.base, args.name, *changes)}, []
+    added = {name: entry for name, entry in new.items() if may_be_added(plans, name, entry, args.force)}
+    return added, [*notes, *(f"{name} is there already." for name in new if name not in added)]
 
 
 def _values(texts: Sequence[str], option: str) -> dict:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_din.data.names import short_names
 from nnunet_din.nnunet.folders import dataset_name, nnunet_folder
 from nnunet_din.nnunet.plans import read_plans
 
@@ -106,31 +107,6 @@ def choose_models(models: Sequence[Model], names: Sequence[str] | None) -> list[
         if name not in known:
             raise ValueError(f"No trained model is called {name}. There are: {', '.join(known) or 'none'}.")
     return [known[name] for name in dict.fromkeys(names)]
-
-
-def short_names(models: Iterable[str]) -> dict[str, str]:
-    """Names of models without what all of them have in common.
-
-    Of names of the form ``TRAINER__PLANS__CONFIGURATION`` only the parts that differ are kept, joined by a comma; other
-    names, and the only one of that form, stay as they are.
-
-    Parameters
-    ----------
-    models : iterable of str
-        Names, repeated or not.
-
-    Returns
-    -------
-    dict of str to str
-        Short name of each model, in the given order; no two are the same.
-    """
-    models = list(dict.fromkeys(models))
-    parts = {model: model.split("__") for model in models if len(model.split("__")) == 3}
-    if len(parts) < 2:
-        return {model: model for model in models}
-    differing = [place for place in range(3) if len({name[place] for name in parts.values()}) > 1]
-    short = {m: ", ".join(parts[m][place] for place in differing) if m in parts else m for m in models}
-    return short if len(set(short.values())) == len(models) else {model: model for model in models}
 
 
 def named_models(dataset: str, chosen: Sequence[str] | None, short: bool = True) -> dict[str, Model]:

@@ -90,7 +90,7 @@ def ancestors(plans: Mapping, configuration: str) -> list[str]:
     return chain
 
 
-def heirs(plans: Mapping, configuration: str) -> list[str]:
+def descendants(plans: Mapping, configuration: str) -> list[str]:
     """Configurations that inherit from one, directly or not."""
     return [name for name in plans["configurations"] if configuration in ancestors(plans, name)[1:]]
 

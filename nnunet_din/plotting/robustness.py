@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import TYPE_CHECKING
 
-from nnunet_din.nnunet.models import short_names
+from nnunet_din.data.names import short_names
 from nnunet_din.plotting.curves import LINES
 from nnunet_din.plotting.text import legend_size
 

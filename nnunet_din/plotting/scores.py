@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from nnunet_din.nnunet.models import short_names
+from nnunet_din.data.names import short_names
 from nnunet_din.plotting.style import LABEL_COLORS, label_color
 from nnunet_din.plotting.text import legend_size, text_height, wrapped
 
