@@ -50,7 +50,7 @@ def test_wheel_holds_the_packages_and_the_start_up_file(sources, tmp_path):
     assert tracked <= {Path(n).name for n in names}
     modules = {p.relative_to(sources).as_posix() for p in (sources / "nnunet_din").rglob("*.py")}
     assert modules <= set(names), "every package is named in setup.cfg"
-    assert "nnunet_din/crossval/workflow/Snakefile" in names
+    assert {f"nnunet_din/crossval/workflow/{name}" for name in ("Snakefile", "slurm/config.yaml")} <= set(names)
 
 
 @pytest.mark.parametrize("flags", [(), ("-e",)], ids=["regular", "editable"])
