@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from nnunet_din.enhancement.intensity import INTENSITIES
 from nnunet_din.nnunet.folders import weights_file
-from nnunet_din.nnunet.plans import enhancements_of, descendants, resolve
+from nnunet_din.nnunet.plans import descendants, enhancements_of, resolve
 from nnunet_din.nnunet.training_settings import check_training_settings
 
 #: SwinUNet's encoder.

@@ -509,8 +509,8 @@ def test_a_real_slurm(world, slurm):
     def jobs() -> list[str]:
         return subprocess.run(queue, capture_output=True, text=True, check=True).stdout.splitlines()
 
-    # Both have begun to train, on which they are held.
-    wait_until(lambda: len(jobs()) == 2 and len(list(world.results.glob("begun_*"))) == 2, process)
+    # Both have begun to train, on which they are held. Each job starts Snakemake twice more.
+    wait_until(lambda: len(jobs()) == 2 and len(list(world.results.glob("begun_*"))) == 2, process, 300)
     assert all(job.split()[-2:] == ["5:00", "100M"] for job in jobs())
     # What a preemption does to a job. Slurm lets it wait for two minutes then.
     job = jobs()[0].split()[0]

@@ -50,7 +50,13 @@ def test_wheel_holds_the_packages_and_the_start_up_file(sources, tmp_path):
     assert tracked <= {Path(n).name for n in names}
     modules = {p.relative_to(sources).as_posix() for p in (sources / "nnunet_din").rglob("*.py")}
     assert modules <= set(names), "every package is named in setup.cfg"
-    files = {"crossval/workflow/Snakefile", "evaluation/published.csv", "evaluation/report.html"}
+    workflow = "runs/crossval/workflow"
+    files = {
+        f"{workflow}/Snakefile",
+        f"{workflow}/slurm/config.yaml",
+        "evaluation/published.csv",
+        "evaluation/report.html",
+    }
     assert {f"nnunet_din/{file}" for file in files} <= set(names)
 
 
