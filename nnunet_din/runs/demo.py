@@ -149,11 +149,19 @@ def run_demo(
     mean_dice = float(pd.Series(dice).mean())
     picture = _draw(raw, part, predictions, dataset_json, dice_of_case, folder / "demo.png")
 
-    print(f"\nMean Dice over {len(cases)} {'unseen test cases' if part == 'Ts' else 'TRAINING cases (not unseen)'}:")
-    width = max(len(name) for name in [*dice, "mean"])
-    for name, value in [*dice.items(), ("mean", mean_dice)]:
+    result = DemoResult(folder, dice, mean_dice, part == "Ts", predictions, picture, seconds)
+    _report(result, len(cases), time.monotonic() - begin)
+    return result
+
+
+def _report(result: DemoResult, number_of_cases: int, seconds: float) -> None:
+    """Print what was reached, and what to try next."""
+    cases = "unseen test cases" if result.unseen else "TRAINING cases (not unseen)"
+    print(f"\nMean Dice over {number_of_cases} {cases}:")
+    width = max(len(name) for name in [*result.dice, "mean"])
+    for name, value in [*result.dice.items(), ("mean", result.mean_dice)]:
         print(f"  {name:<{width}}  {value:.3f}")
-    print(f"\nPicture:     {picture}\nPredictions: {predictions}\nTotal time:  {duration(time.monotonic() - begin)}")
+    print(f"\nPicture:     {result.picture}\nPredictions: {result.predictions}\nTotal time:  {duration(seconds)}")
     print(
         "\nTry next:\n"
         "  nnunet-din demo other_folder --data /path/to/DatasetXXX_Name\n"
@@ -163,7 +171,6 @@ def run_demo(
         "  nnUNetv2_predict -d XXX -i IMAGES -o OUTPUT -c 2d -tr nnUNetTrainerDIN -p nnUNetDINPlans -f 0",
         flush=True,
     )
-    return DemoResult(folder, dice, mean_dice, part == "Ts", predictions, picture, seconds)
 
 
 def build_commands(
