@@ -9,13 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_dataset import SMALL_NETWORK
 from nnunet_din.commands.main import main
-from nnunet_din.data.corruption import corrupt_file
 from nnunet_din.evaluation.robustness import find_study, score_study
 from nnunet_din.evaluation.robustness_metrics import by_case, by_corruption, dice_by_case
 from nnunet_din.network import DualInteractionNetwork
@@ -193,36 +191,6 @@ def test_a_stopped_run_goes_on(world, predicted, monkeypatch, tmp_path):
         file.write('["cut of')  # in the middle of a line
     assert len(score_study(study_of(), cache)) == 2 * 3 * 3
     assert len(predicted) == 6
-
-
-def test_the_images_are_those_of_corrupt(world, tmp_path):
-    study = study_of(seed=4)
-    case = study.cases[0]
-    corrupt_file(case.images[0], tmp_path / "bad.nii.gz", "rician_noise", 4, seed=4)
-    with study.corrupted(case, "rician_noise", 4) as (bad,):
-        images = [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (bad, tmp_path / "bad.nii.gz")]
-    np.testing.assert_array_equal(*images)
-    assert not bad.exists()
-
-
-@pytest.mark.slow
-def test_regions_and_ignored_voxels_count_as_in_the_leaderboard(world, predicted, tmp_path):
-    description = json.loads((world.raw / "dataset.json").read_text())
-    description["labels"] = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "spot": 3, "ignore": 4}
-    description["regions_class_order"] = [1, 2, 3]
-    (world.raw / "dataset.json").write_text(json.dumps(description))
-    before = score_study(study_of(corruptions=["blur"]), tmp_path / "a.jsonl")
-    assert list(before["structure"].unique()) == ["whole", "core", "spot"]
-    path = world.raw / "labelsTr" / f"{world.cases[0]}.nii.gz"
-    image = sitk.ReadImage(str(path))
-    array = sitk.GetArrayFromImage(image)
-    array[:, : array.shape[1] // 2] = 4
-    ignored = sitk.GetImageFromArray(array)
-    ignored.CopyInformation(image)
-    sitk.WriteImage(ignored, str(path))
-    after = score_study(study_of(corruptions=["blur"]), tmp_path / "a.jsonl")
-    first = before["case"] == world.cases[0]
-    assert after[first]["prediction_ml"].iloc[0] < before[first]["prediction_ml"].iloc[0]
 
 
 def test_test_images_are_predicted_by_all_folds(world, predicted, tmp_path):
