@@ -41,8 +41,9 @@ def image():
     return torch.sin(torch.arange(2 * 64 * 64, dtype=torch.float32) * 0.37).reshape(1, 2, 64, 64)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("fast", "fct"))) for name in NETWORKS]
+)
 def test_networks_of_before_give_the_same_logits(name):
     expected = NETWORKS[name]
     network = DualInteractionNetwork(1, 4, **expected["arguments"])

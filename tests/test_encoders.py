@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from nnunet_din.network.alternatives.fct import ConvolutionalAttention, FCTEncoder
+from nnunet_din.network.alternatives.fct import ConvolutionalAttention
 from nnunet_din.network.alternatives.pyramid import PyramidEncoder
 from nnunet_din.network.cost import training_memory
 from nnunet_din.network.encoders import build_encoder, input_stride, input_strides, known_encoders
@@ -87,20 +87,17 @@ def test_checkpointing_changes_no_gradient_and_saves_memory(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["convnext_atto", "fct", "swin_tiny_patch4_window7_224", "resnet18"])
+@pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224", "resnet18"])
 def test_drop_path_acts_in_training_only(name):
     encoder = build(name, drop_path_rate=0.9)
-    for module in encoder.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
     for p in encoder.parameters():
-        if not p.any():
+        if not p.any():  # timm starts some residual branches at zero, which hides what is in them
             nn.init.constant_(p, 0.1)
     x = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
         assert not torch.equal(encoder(x)[-1][1], encoder(x)[-1][1])
         encoder.eval()
-        torch.testing.assert_close(encoder(x)[-1][1], encoder(x)[-1][1], rtol=0, atol=0)
+        assert torch.equal(encoder(x)[-1][1], encoder(x)[-1][1])
 
 
 # ---- names and options ----
@@ -223,30 +220,19 @@ def test_convolutional_attention_equals_the_definition(size):
     torch.testing.assert_close(attention(x), expected)
 
 
-def test_attention_is_counted_without_its_matrix():
-    """Fails if the planner sees memory that grows with the square of the area."""
-    small, large = (training_memory(Summed(FCTEncoder(1)), (1, 1, s, s)) - 12 * 2.3e6 for s in (64, 128))
-    assert large < 5 * small
-
-
-@pytest.mark.parametrize("size", [(5, 4), (1, 1), (3, 5, 4)])
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("last", [True, False], ids=["channels last", "channels first"])
-def test_instance_norm_equals_its_definition(size, n, last):
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("shape", [(1, 8, 5, 4), (3, 8, 5, 4), (1, 8, 1, 1)])
+def test_instance_norm_equals_its_definition(shape, layout):
     """The gradients, too, however they lie in memory: torch's own are wrong for one image with the channels last."""
     torch.manual_seed(0)
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}[2 + len(size)] if last else torch.contiguous_format
     norm = InstanceNorm(8, affine=True).double()
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
-    x, grad = (torch.randn(n, 8, *size, dtype=torch.float64).to(memory_format=layout) for _ in range(2))
+    x, grad = (torch.randn(shape, dtype=torch.float64).to(memory_format=layout) for _ in range(2))
     inputs = [x.requires_grad_(), norm.weight, norm.bias]
-    axes = tuple(range(2, x.ndim))
-    mean = x.mean(axes, keepdim=True)
-    variance = (x - mean).square().mean(axes, keepdim=True)
-    weight, bias = (p.view(8, *[1] * len(size)) for p in (norm.weight, norm.bias))
-    expected = (x - mean) / torch.sqrt(variance + norm.eps) * weight + bias
-    y = norm(x)
+    centred = x - x.mean((2, 3), keepdim=True)
+    scale = norm.weight[:, None, None] / (centred.square().mean((2, 3), keepdim=True) + norm.eps).sqrt()
+    y, expected = norm(x), centred * scale + norm.bias[:, None, None]
     torch.testing.assert_close(y, expected)
     for a, b in zip(torch.autograd.grad(y, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True):
         torch.testing.assert_close(a, b)

@@ -20,7 +20,6 @@ from nnunet_din.enhancement import (
     enhance_slices,
     fuzzy_enhance,
     fuzzy_enhance_volume,
-    fuzzy_membership,
     to_unit_interval,
 )
 from nnunet_din.enhancement.intensity import smooth
@@ -103,13 +102,6 @@ def test_fuzzy_enhancement_is_invariant_to_affine_maps_in_phi_with_zero_mean():
     assert abs(np.arctanh(e).mean()) < 1e-9
 
 
-def test_membership_sums_to_one():
-    w = fuzzy_membership(50, order=3, gamma=1.7)
-    assert w.shape == (4, 50)
-    np.testing.assert_allclose(w.sum(axis=0), 1, atol=1e-12)
-    assert fuzzy_membership(1, order=2).shape == (3, 1)
-
-
 @pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize(("function", "size"), [(fuzzy_enhance, (17, 23)), (fuzzy_enhance_volume, (6, 17, 23))])
 def test_torch_equals_numpy_and_fp32_is_close(function, size, color):
@@ -128,13 +120,6 @@ def test_color_applies_one_affine_map_to_all_channels():
     np.testing.assert_allclose(
         (after[0] - after[1]) * (before[1] - before[2]), (after[1] - after[2]) * (before[0] - before[1]), atol=1e-9
     )
-
-
-def test_a_volume_of_equal_slices_is_enhanced_as_its_slice():
-    f = image()
-    for depth in (1, 4):
-        enhanced = fuzzy_enhance_volume(np.stack([f] * depth), m=1, n=3)
-        np.testing.assert_allclose(enhanced, np.stack([fuzzy_enhance(f, m=1, n=3)] * depth), atol=1e-9)
 
 
 @pytest.mark.parametrize("parameters", [{"m": -1}, {"gamma": 0}, {"sigma_u": -1}, {"s_min": 0}])

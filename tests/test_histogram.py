@@ -23,12 +23,6 @@ def test_he_gives_a_uniform_distribution_and_keeps_the_order():
     assert (np.diff(e.ravel()[np.argsort(f, axis=None)]) >= 0).all()
 
 
-def test_he_leaves_a_ramp_a_ramp():
-    """Fails if an image whose grey values are all equally frequent is changed by more than a bin."""
-    ramp = np.linspace(-0.99, 0.99, 64 * 64).reshape(64, 64)
-    np.testing.assert_allclose(histogram_equalize(ramp), ramp / 0.99, atol=3 / 256)
-
-
 def test_he_takes_the_histogram_from_the_foreground():
     """Fails if a large background enters the histogram, or is left as it was; the mask may be of numbers."""
     f = np.full((48, 96), -0.99)

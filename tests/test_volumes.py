@@ -6,10 +6,8 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from nnunet_din.network import DualInteractionNetwork, build_encoder, input_strides, reference
-from nnunet_din.network.cost import count_multiply_adds, count_parameters, training_memory
 from nnunet_din.network.presets import preset_for_volumes
 from nnunet_din.network.resize import shuffle_pixels
 from nnunet_din.weights.adaptation import inflate
@@ -136,29 +134,3 @@ def test_far_slices_are_fused_one_by_one():
     for difm in network.difms[2:]:
         assert difm.ffn[0].depthwise.kernel_size == (1, 3, 3) and difm.attention.window == (1, 7, 7)
     assert network.encoders[0].stages[0][0][0].kernel_size == (3, 3, 3)
-
-
-@pytest.mark.slow
-def test_fast_takes_less_arithmetic_and_memory_than_nnunets_network():
-    """The table in docs/volumes.md."""
-    from dynamic_network_architectures.architectures.unet import PlainConvUNet
-
-    strides, kernels = TOPOLOGIES["isotropic"]
-    options = {"conv_op": nn.Conv3d, "kernel_sizes": kernels, "strides": strides, "n_conv_per_stage": [2] * 6}
-    layers = {"norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU}
-    with torch.device("meta"):
-        network = DualInteractionNetwork(1, 4, **preset_for_volumes("fast", strides, kernels))
-        features = [32, 64, 128, 256, 320, 320]
-        nnunet = PlainConvUNet(
-            1, 6, features, num_classes=4, n_conv_per_stage_decoder=[2] * 5, conv_bias=True, **options, **layers,
-            nonlin_kwargs={"inplace": True},
-        )  # fmt: skip
-    for each, channels, multiply_adds, parameters, single, half in (
-        (network, 2, 160, 15.4, 2.77, 1.78),
-        (nnunet, 1, 477, 31.2, 9.68, 5.10),
-    ):
-        shape = (2, channels, 128, 128, 128)
-        assert count_multiply_adds(each, (1, *shape[1:])) / 1e9 == pytest.approx(multiply_adds, abs=0.6)
-        assert count_parameters(each) / 1e6 == pytest.approx(parameters, abs=0.06)
-        assert training_memory(each, shape) / 1e9 == pytest.approx(single, abs=0.006)
-        assert training_memory(each, shape, half_precision=True) / 1e9 == pytest.approx(half, abs=0.006)
