@@ -282,7 +282,7 @@ def tiny_preset(monkeypatch):
     monkeypatch.setitem(WIDTHS, "plain_tiniest", (8, 8, 16, 16))
     monkeypatch.setitem(ENCODERS, "plain_tiniest", PlainEncoder)
     options = {**SMALL_NETWORK, "encoder": "plain_tiniest", "decoder_channels": 8, "fused_stages": 2}
-    monkeypatch.setitem(training.PRESETS, "fast", options)
+    monkeypatch.setitem(PRESETS, "fast", options)
 
 
 def step_checks(monkeypatch, compiled=False, **arguments):

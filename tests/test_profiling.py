@@ -96,7 +96,7 @@ def test_all_configurations_in_one_table(small_preset, plans_file, capsys, monke
         ("PLANS stock", "There is no DualInteractionNetwork in configuration 'stock' of"),
         ("PLANS --size 8 8 8 --count-only", "shape (1, 2, 8, 8, 8)"),
         ("PLANS --preset atto", "--preset: not allowed with argument PLANS.json"),
-        ("--preset huge", "choose from"),
+        ("--preset huge", "Unknown preset 'huge'. Known: base, tiny, atto, fast."),
         ("--batch 0", "--batch: '0' is no whole number from 1 on"),
         ("nope.json", "nope.json does not exist. Plan with -pl nnUNetPlannerDIN first."),
     ],

@@ -235,8 +235,8 @@ def test_a_training_of_one_epoch_is_visible():
 @pytest.mark.parametrize("ending", [".png", ".pdf", ".svg"])
 def test_a_full_disk_is_named(ending, tmp_path, monkeypatch):
     """Fails if matplotlib's PDF says something else than that the disk is full."""
-    monkeypatch.setattr(files, "_beside", lambda path: path.with_name(f"partial{ending}"))
-    (tmp_path / f"partial{ending}").symlink_to("/dev/full")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "0")
+    (tmp_path / f".0.partial.picture{ending}").symlink_to("/dev/full")
     monkeypatch.setattr(Path, "touch", lambda *_, **__: None)
     with pytest.raises(OSError, match=f"No space left on device: .*picture{ending}"):
         save_figure(Figure(figsize=(1, 1)), tmp_path / f"picture{ending}")

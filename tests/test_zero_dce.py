@@ -25,7 +25,7 @@ from nnunet_din.network.alternatives.zero_dce import (
     spatial_consistency_loss,
     zero_dce_loss,
 )
-from nnunet_din.nnunet import slices as slices_module
+from nnunet_din.planners import slices as slices_module
 from nnunet_din.planners.slices import training_slices
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 
 from filelock import FileLock
 
@@ -79,14 +78,13 @@ def run(args: argparse.Namespace) -> int:
     if args.name == args.base:
         raise ValueError(f"A configuration cannot inherit from itself: choose another --name than {args.name}.")
     path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.dataset) / f"{args.plans}.json"
-    # Another `configure` must not add to the plans meanwhile.
-    with nullcontext() if args.dry_run or not path.is_file() else FileLock(path.with_name(f".{path.name}.lock")):
+    added, notes = _new_configurations(args, read_plans(path))
+    print(json.dumps(added, indent=2), *notes, sep="\n")
+    if args.dry_run or not added:
+        return 0
+    with FileLock(path.with_name(f".{path.name}.lock")):  # another `configure` may have been quicker
         plans = read_plans(path)
-        added, notes = _new_configurations(args, plans)
-        print(json.dumps(added, indent=2), *notes, sep="\n")
-        if args.dry_run or not added:
-            return 0
-        plans["configurations"].update(added)
+        plans["configurations"] |= {n: c for n, c in added.items() if may_be_added(plans, n, c, args.force)}
         write_text(path, json.dumps(plans, indent=4) + "\n")
     print(f"Wrote {path}")
     for name, configuration in added.items():
