@@ -21,6 +21,7 @@ from nnunet_dataset import SMALL_NETWORK
 from nnunet_din.commands.main import main
 from nnunet_din.diagnosis import installation, machine, training
 from nnunet_din.diagnosis.dataset import dataset_checks
+from nnunet_din.network import PRESETS
 from nnunet_din.network.encoders import ENCODERS
 from nnunet_din.network.encoders.plain import WIDTHS, PlainEncoder
 from nnunet_din.plugin import CLASSES

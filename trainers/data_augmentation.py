@@ -6,10 +6,8 @@ from .din_trainer import nnUNetTrainerDIN
 
 
 class nnUNetTrainerDIN_nnUNetDA(nnUNetTrainerDIN):
-    """nnU-Net's full augmentation in place of rotation and flips."""
+    """nnU-Net's augmentation with its own range of rotation, which is the full circle for most patches."""
 
-    spatial_only = False
-    p_rotation = 0.2
     max_rotation = None
 
 

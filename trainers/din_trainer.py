@@ -43,8 +43,8 @@ from .loss_parts import LogsLossParts
 class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
     """Trains a DIN configuration from random weights, with what was measured to work (docs/results.md).
 
-    CE + Dice + L_bnd of the segmentation and of the fused levels, AdamW after a warm-up, 300 epochs, rotation within 20
-    degrees and flips.
+    CE + Dice + L_bnd of the segmentation and of the fused levels, AdamW after a warm-up, 300 epochs, nnU-Net's
+    augmentation with rotation within 20 degrees.
     :class:`nnunet_din.trainers.paper.nnUNetTrainerDIN_paper` is the paper's text to the letter.
 
     Hyper-parameters are class attributes; a variant is a subclass that changes them. A configuration of the plans may
@@ -110,9 +110,9 @@ class nnUNetTrainerDIN(KeepsCheckpoints, LogsLossParts, nnUNetTrainer):
     weight_boundary = 1.0
     boundary_ramp = 0.2
     normalized_sobel = True
-    spatial_only = True
+    spatial_only = False
     enhance_augmented = True
-    p_rotation = 0.5
+    p_rotation = 0.2
     max_rotation: float | None = 20.0
     mirroring = True
     seed: int | None = None

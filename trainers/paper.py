@@ -17,6 +17,8 @@ class nnUNetTrainerDIN_paper(nnUNetTrainerDIN):
     weight_decay = 1e-2
     warmup = 0.0
     enable_deep_supervision = False
+    spatial_only = True
+    p_rotation = 0.5
 
 
 class nnUNetTrainerDIN_5en4(nnUNetTrainerDIN_paper):

@@ -22,6 +22,7 @@ class nnUNetTrainerDIN_demo(nnUNetTrainerDIN):
     """
 
     boundary_ramp = 0.5
+    spatial_only = True
     p_rotation = 0.0
     mirroring = False
     num_epochs = 5
