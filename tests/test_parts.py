@@ -90,8 +90,6 @@ PARTS = {
     "segformer for volumes": decoder("segformer", (8, 16, 8), (5, 3, 9)),
     "emcad": decoder("emcad", (16, 24), (13, 9), (1, 2)),
 }
-
-
 #: Those with more than ten million weights.
 HEAVY = ("swin", "resnet")
 
@@ -104,12 +102,14 @@ class TestPart:
     """What holds for every part."""
 
     def build(self, part: Part, seed: int = 0) -> nn.Module:
-        """Build the part, fill what timm starts at zero, and drop no path: that would hide what is in some branches."""
+        """Build the part, fill what timm starts at zero, and drop nothing: both would hide what is in some branches."""
         torch.manual_seed(seed)
         module = part.build()
         for layer in module.modules():
             if isinstance(layer, DropPath):
                 layer.drop_prob = 0.0
+            elif isinstance(layer, nn.Dropout):
+                layer.p = 0.0
         for parameter in module.parameters():
             if not parameter.any():
                 nn.init.constant_(parameter, 0.1)
