@@ -167,10 +167,10 @@ class TestPart:
         twin = copy.deepcopy(module)
         for model in (torch.compile(module, fullgraph=True, backend="aot_eager"), twin):
             sum(y.square().mean() for y in tree_leaves(model(*inputs))).backward()
-        scale = max(p.grad.abs().max() for p in twin.parameters() if p.requires_grad)
-        for p, expected in zip(module.parameters(), twin.parameters(), strict=True):
-            if p.requires_grad:
-                assert (p.grad - expected.grad).abs().max() <= 1e-4 * scale
+        gradients = {name: p.grad for name, p in twin.named_parameters() if p.requires_grad}
+        allowed = 1e-4 * max(gradient.abs().max() for gradient in gradients.values())
+        compiled = dict(module.named_parameters())
+        assert not [name for name, g in gradients.items() if (compiled[name].grad - g).abs().max() > allowed]
 
     @pytest.mark.slow
     def test_export(self, part):
