@@ -197,7 +197,8 @@ def configurations():
     }
     different = {json.dumps(kwargs): (name, kwargs) for name, kwargs in arguments.items()}.values()
     for name, kwargs in different:
-        yield slow(kwargs, id=name) if "encoder" in kwargs else pytest.param(kwargs, id=name)
+        quick = "encoder" not in kwargs and (name.startswith("2d") or name in ("volumes", "windows in volumes"))
+        yield pytest.param(kwargs, id=name) if quick else slow(kwargs, id=name)
 
 
 @pytest.mark.parametrize("options", configurations())

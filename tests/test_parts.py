@@ -90,8 +90,6 @@ PARTS = {
     "segformer for volumes": decoder("segformer", (8, 16, 8), (5, 3, 9)),
     "emcad": decoder("emcad", (16, 24), (13, 9), (1, 2)),
 }
-
-
 #: Those with more than ten million weights.
 HEAVY = ("swin", "resnet")
 
@@ -104,12 +102,14 @@ class TestPart:
     """What holds for every part."""
 
     def build(self, part: Part, seed: int = 0) -> nn.Module:
-        """Build the part, fill what timm starts at zero, and drop no path: that would hide what is in some branches."""
+        """Build the part, fill what timm starts at zero, and drop nothing: both would hide what is in some branches."""
         torch.manual_seed(seed)
         module = part.build()
         for layer in module.modules():
             if isinstance(layer, DropPath):
                 layer.drop_prob = 0.0
+            elif isinstance(layer, nn.Dropout):
+                layer.p = 0.0
         for parameter in module.parameters():
             if not parameter.any():
                 nn.init.constant_(parameter, 0.1)
@@ -167,10 +167,10 @@ class TestPart:
         twin = copy.deepcopy(module)
         for model in (torch.compile(module, fullgraph=True, backend="aot_eager"), twin):
             sum(y.square().mean() for y in tree_leaves(model(*inputs))).backward()
-        scale = max(p.grad.abs().max() for p in twin.parameters() if p.requires_grad)
-        for p, expected in zip(module.parameters(), twin.parameters(), strict=True):
-            if p.requires_grad:
-                assert (p.grad - expected.grad).abs().max() <= 1e-4 * scale
+        gradients = {name: p.grad for name, p in twin.named_parameters() if p.requires_grad}
+        allowed = 1e-4 * max(gradient.abs().max() for gradient in gradients.values())
+        compiled = dict(module.named_parameters())
+        assert not [name for name, g in gradients.items() if (compiled[name].grad - g).abs().max() > allowed]
 
     @pytest.mark.slow
     def test_export(self, part):

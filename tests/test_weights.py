@@ -21,8 +21,8 @@ LARGE_KERNEL = "stages.0.blocks.0.conv_dw.weight"
 
 
 def atto(**options):
-    """Make a network with ConvNeXt, and no more levels than there must be."""
-    return tiny(**{"encoder": "convnext_atto", **options})
+    """Make a network with two stages of ConvNeXt, which have every kind of layer."""
+    return tiny(**{"encoder": "convnext_atto", "fused_stages": 2, **options})
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +34,27 @@ def atto_weights():
 # ---- pretrained encoders ----
 
 
-@pytest.mark.parametrize("source", ["file.pth", "file.safetensors", "hub", "local-dir:hub", "single"])
-def test_pretrained_weights_come_from_files_and_folders(tmp_path, atto_weights, source):
-    """A folder is as a download from the hub leaves it, or holds a single file of any name."""
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, atto_weights):
+    """A folder of weights: files, a download from the hub, and a folder with a single file of any name."""
+    root = tmp_path_factory.mktemp("sources")
     for folder in ("hub", "single"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "hub" / "config.json").write_text("{}")
-    (tmp_path / "hub" / "pytorch_model.bin").write_text("the other form of the same weights, which nobody reads")
+        (root / folder).mkdir()
+    (root / "hub" / "config.json").write_text("{}")
+    (root / "hub" / "pytorch_model.bin").write_text("the other form of the same weights, which nobody reads")
     for name in ("file.pth", "single/convnext_atto_d2.pth"):
-        torch.save(atto_weights, tmp_path / name)
+        torch.save(atto_weights, root / name)
     for name in ("file.safetensors", "hub/model.safetensors"):
-        save_file(atto_weights, tmp_path / name)
+        save_file(atto_weights, root / name)
+    return root
+
+
+@pytest.mark.parametrize("source", ["file.pth", "file.safetensors", "hub", "local-dir:hub", "single"])
+def test_pretrained_weights_come_from_files_and_folders(sources, atto_weights, source):
     prefix = "local-dir:" if source.startswith("local-dir:") else ""
     name = source.removeprefix(prefix)
     network = atto()
-    report = load_pretrained_encoders(network, f"{prefix}{tmp_path / name}")
+    report = load_pretrained_encoders(network, f"{prefix}{sources / name}")
     for encoder in network.encoders:
         for key, value in encoder.stages.state_dict().items():
             assert torch.equal(value, atto_weights[f"stages.{key}"])
@@ -56,15 +62,14 @@ def test_pretrained_weights_come_from_files_and_folders(tmp_path, atto_weights, 
     assert "fitted to this encoder: stem.0.weight: (40, 3, 4, 4), (40, 1, 3, 3)" in text
     assert "head.fc.weight" in text and "edge_pooling.0.1.weight" in text
     file = {"hub": "hub/model.safetensors", "single": "single/convnext_atto_d2.pth"}.get(name, name)
-    assert report.source.startswith(str(tmp_path / file))
-    assert hashlib.sha256((tmp_path / file).read_bytes()).hexdigest() in text
+    assert report.source.startswith(str(sources / file))
+    assert hashlib.sha256((sources / file).read_bytes()).hexdigest() in text
 
 
 @pytest.mark.parametrize("channels", [1, 3, 6])
-def test_the_pretrained_stem_answers_an_enlarged_patch_as_before(tmp_path, atto_weights, channels):
-    torch.save(atto_weights, tmp_path / "weights.pth")
+def test_the_pretrained_stem_answers_an_enlarged_patch_as_before(sources, atto_weights, channels):
     network = atto(channels=channels)
-    load_pretrained_encoders(network, tmp_path / "weights.pth")
+    load_pretrained_encoders(network, sources / "file.pth")
     small_patch = torch.randn(1, 1, 3, 3)
     patch = F.interpolate(small_patch, size=(4, 4), mode="bilinear")
     expected = F.conv2d(patch.repeat(1, 3, 1, 1), atto_weights["stem.0.weight"], atto_weights["stem.0.bias"])
@@ -74,12 +79,11 @@ def test_the_pretrained_stem_answers_an_enlarged_patch_as_before(tmp_path, atto_
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_pretrained_weights_are_inflated(tmp_path, atto_weights):
-    torch.save(atto_weights, tmp_path / "weights.pth")
+def test_pretrained_weights_are_inflated(sources):
     of_slices = atto(layer_scale=1.0)
     of_volumes = atto(layer_scale=1.0, strides=[[1, 1, 1]] + [[1, 2, 2]] * 3)
     for network in (of_slices, of_volumes):
-        report = load_pretrained_encoders(network, tmp_path / "weights.pth")
+        report = load_pretrained_encoders(network, sources / "file.pth")
         assert all(key.startswith(("edge_pooling", "stem.1")) for key in report.not_in_file) and not report.mismatched
     assert f"{LARGE_KERNEL}: (40, 1, 7, 7), (40, 1, 7, 7, 7)" in str(report)
     x = torch.randn(1, 1, 2, 16, 16)
@@ -110,7 +114,7 @@ def test_pretrained_weights_in_the_original_authors_names(tmp_path, atto_weights
         return key.replace("head.norm", "norm").replace("head.fc", "head")
 
     torch.save({"model": {original(k): v for k, v in atto_weights.items()}}, tmp_path / "fb.pth")
-    report = load_pretrained_encoders(atto(), tmp_path / "fb.pth")
+    report = load_pretrained_encoders(atto(fused_stages=4), tmp_path / "fb.pth")
     assert sum(".blocks." in key for key in report.loaded) == sum(".blocks." in k for k in atto_weights)
 
 
