@@ -157,7 +157,7 @@ def test_pretrained_weights_that_do_not_fit_are_refused(tmp_path, monkeypatch, e
     for name in ("a.pth", "b.pth"):
         torch.save(nn.Conv2d(3, 40, 3).state_dict(), tmp_path / "folder" / name)
     with pytest.raises(ValueError, match=message):
-        load_pretrained_encoders(tiny(encoder=encoder), source)
+        load_pretrained_encoders(tiny(encoder=encoder, fused_stages=2), source)
 
 
 # ---- trained networks ----
