@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ PLANNER_OF_PRESET = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class StepMemory:
     """Bytes at the peak of a training step in half precision, counted without computing anything.
 
@@ -52,13 +53,18 @@ class StepMemory:
     input_channels: int
     num_classes: int
 
-    @lru_cache  # noqa: B019 - a small cache
     def bytes(self, batch: int, patch: tuple[int, ...], checkpointing: bool) -> int:
         """Count the peak for a batch of patches, with or without activation checkpointing."""
-        arguments = {**self.arguments, "checkpointing": checkpointing}
-        with torch.device("meta"):
-            network = DualInteractionNetwork(self.input_channels, self.num_classes, **arguments)
-        return training_memory(network, (batch, 2 * self.input_channels, *patch), half_precision=True)
+        arguments = json.dumps({**self.arguments, "checkpointing": checkpointing})
+        return _counted(arguments, self.input_channels, self.num_classes, (batch, *patch))
+
+
+@lru_cache  # nnU-Net plans the same step for many spacings of `3d_lowres`
+def _counted(arguments: str, input_channels: int, num_classes: int, shape: tuple[int, ...]) -> int:
+    with torch.device("meta"):
+        network = DualInteractionNetwork(input_channels, num_classes, **json.loads(arguments))
+    batch, *patch = shape
+    return training_memory(network, (batch, 2 * input_channels, *patch), half_precision=True)
 
 
 class nnUNetPlannerDIN(ExperimentPlanner):

@@ -139,4 +139,4 @@ def test_errors_of_the_commands_say_what_to_do(nnunet):
     nnunet("nnUNetv2_plan_experiment", "-d", 996)
     arguments = ("996", "2d", "0", "-tr", "nnUNetTrainerDIN_smoke", "-p", "nnUNetPlans", "-device", "cpu")
     output = nnunet("nnUNetv2_train", *arguments, fails=True)
-    assert f"nnUNetv2_plan_and_preprocess -d {DATASET} -pl nnUNetPlannerDIN -c 2d" in output.splitlines()[-1]
+    assert f"nnUNetv2_plan_and_preprocess -d {DATASET} -pl nnUNetPlannerDINFast -c 2d" in output.splitlines()[-1]

@@ -180,7 +180,7 @@ def test_paper_tables_again_adds_what_is_missing(path, zero_dce_weights, capsys,
     assert configure("--name", "2d_concat", "--set", "fusion=input", "--force") == 0
     capsys.readouterr()
     assert configure("--paper-tables") == 1
-    assert "has a configuration '2d_concat' already" in capsys.readouterr().err
+    assert "have a configuration '2d_concat' already" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_nothing_is_written_in_a_dry_run_or_over_what_is_there(path, capsys):
     assert configure("--name", "2d_x", "--set", "fused_stages=2") == 0
     before = path.read_text()
     assert configure("--name", "2d_x", "--set", "fused_stages=3") == 1
-    assert "has a configuration '2d_x' already: choose another name, or --force" in capsys.readouterr().err
+    assert "have a configuration '2d_x' already: choose another name, or --force" in capsys.readouterr().err
     assert path.read_text() == before
     assert configure("--name", "2d_x", "--set", "fused_stages=2") == 0
     assert "2d_x is there already." in capsys.readouterr().out and path.read_text() == before

@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(
                 "--method, --weights, --axis and --volumetric are the plans' to say: leave them out with -d."
             )
-        plans, configuration = args.plans or "nnUNetDINPlans", args.configuration or "2d"
+        plans = "nnUNetDINPlans" if args.plans is None else args.plans
+        configuration = "2d" if args.configuration is None else args.configuration
         written = enhance_as_planned(args.input, args.output, args.dataset, plans, configuration)
     print("Wrote " + ", ".join(map(str, written)))
     for path, (slices, enhanced) in written.items() if args.png else ():

@@ -17,7 +17,7 @@ def exporting() -> bool:
     """Whether torch is making a graph for other programs, which compute no gradients."""
     # torch < 2.7 has only the latter.
     is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-    return is_exporting() or torch.jit.is_tracing()
+    return is_exporting()
 
 
 def ceil_div(n: int, m: int) -> int:

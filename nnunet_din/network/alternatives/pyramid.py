@@ -236,6 +236,7 @@ def _smallest_stride(name: str, body: nn.Module, reductions: tuple[int, ...]) ->
 
 
 @functools.cache
+@torch.enable_grad()
 def _unused_parameters(name: str, count: int) -> set[str]:
     """Names of the parameters on which none of the first ``count`` levels depends."""
     pyramid = describe(name)
