@@ -162,7 +162,7 @@ class nnUNetPlannerDIN(ExperimentPlanner):
         where that does not suffice, a smaller patch.
         """
         budget, least = self.gpu_memory_gb * 1e9 / self.memory_overhead, self.UNet_min_batch_size
-        ways = [False, True]
+        ways, before = [False, True], None
         while True:
             step, _ = self._step(spacing, patch)
             for checkpointing in ways:
@@ -171,9 +171,14 @@ class nnUNetPlannerDIN(ExperimentPlanner):
                     count = partial(step.bytes, patch=patch, checkpointing=checkpointing)
                     batch = largest_batch(count, budget, least, max(least, most))
                     return step.arguments, patch, batch, checkpointing
-            # Memory grows at most in proportion to the pixels: no larger patch than this fits.
+            # Memory grows at most in proportion to the pixels, and a line through two counts lies below it where
+            # patches are smaller: no larger patch than this fits.
             pixels = math.prod(patch)
-            smaller = self._shrink(spacing, median_shape, patch, min(pixels * budget / used, pixels - 1))
+            limit = min(pixels * budget / used, pixels - 1)
+            if before is not None:
+                limit = min(limit, pixels - (used - budget) * (before[0] - pixels) / (before[1] - used))
+            before = pixels, used
+            smaller = self._shrink(spacing, median_shape, patch, limit)
             if smaller == patch:
                 # Computing everything twice would not make it fit either.
                 print(self._too_large(patch, self.memory_overhead * step.bytes(least, patch, False) / 1e9))
