@@ -228,14 +228,14 @@ def test_a_command_that_ends_takes_its_processes_with_it():
 def test_on_windows_there_are_lines_to_paste(tmp_path, monkeypatch):
     (tmp_path / "checkpoint_latest.pth").write_bytes(b"PK cut")
     aside, _ = continued(("nnUNetv2_train", "1", "2d", "0"), FoldFiles(tmp_path))
-    monkeypatch.setattr("os.name", "nt")
-    assert shell_line(aside).endswith('shutil.move(*sys.argv[1:])" ' + shell_line(aside[3:]))
-    assert shell_line(("nnUNetv2_train", "a b"), {"nnUNet_n_proc_DA": "1"}).splitlines() == [
-        "# with the environment variable nnUNet_n_proc_DA=1:",
-        'nnUNetv2_train "a b"',
-    ]
-    with pytest.raises(ValueError, match="On Windows .* --dry-run"):
-        command.run(Namespace(dry_run=False))
+    with monkeypatch.context() as windows:  # pytest itself fails to report under this name
+        windows.setattr("os.name", "nt")
+        moved, rest = shell_line(aside), shell_line(aside[3:])
+        lines = shell_line(("nnUNetv2_train", "a b"), {"nnUNet_n_proc_DA": "1"}).splitlines()
+        with pytest.raises(ValueError, match="On Windows .* --dry-run"):
+            command.run(Namespace(dry_run=False))
+    assert moved.endswith('shutil.move(*sys.argv[1:])" ' + rest)
+    assert lines == ["# with the environment variable nnUNet_n_proc_DA=1:", 'nnUNetv2_train "a b"']
 
 
 def test_files_are_moved_and_copied_without_programs_of_one_system(tmp_path):

@@ -51,14 +51,14 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run, print or write the cross-validation that the arguments ask for."""
-    from nnunet_din.runs.crossval import engine
-    from nnunet_din.runs.crossval.models import check_models, read_models_file
-    from nnunet_din.runs.crossval.steps import CrossValidation
-
     if os.name == "nt" and not args.dry_run:
         raise ValueError(
             "On Windows crossval cannot run its steps: paste the commands that --dry-run prints, one after the other."
         )
+    from nnunet_din.runs.crossval import engine
+    from nnunet_din.runs.crossval.models import check_models, read_models_file
+    from nnunet_din.runs.crossval.steps import CrossValidation
+
     if args.retries < 0 or args.num_gpus < 1:
         raise ValueError("--retries must be 0 or more, and -num_gpus 1 or more.")
     if args.models and (args.trainer or args.plans or args.configurations or args.num_gpus > 1):
