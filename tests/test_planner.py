@@ -123,6 +123,7 @@ def test_near_isotropic_volumes_are_enhanced_as_a_whole(dataset, monkeypatch):
     planner = nnUNetPlannerDINFast(dataset.name, plans_name="dinTestPlans", overwrite_target_spacing=[2.0, 1.5, 1.5])
     enhancement = planner.plan_experiment()["configurations"]["3d_fullres"]["enhancement"]
     assert enhancement["volumetric"] is True and enhancement["p"] == 2
+    assert enhancement["smoothing"] == 1.0, "fast sees less noise in the enhanced image"
 
 
 @pytest.mark.parametrize(
