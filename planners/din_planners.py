@@ -176,7 +176,8 @@ class nnUNetPlannerDIN(ExperimentPlanner):
             pixels = math.prod(patch)
             limit = min(pixels * budget / used, pixels - 1)
             if before is not None:
-                limit = min(limit, pixels - (used - budget) * (before[0] - pixels) / (before[1] - used))
+                slope = (before[1] - used) / (before[0] - pixels)
+                limit = min(limit, pixels - (used - budget) / slope) if slope > 0 else 0
             before = pixels, used
             smaller = self._shrink(spacing, median_shape, patch, limit)
             if smaller == patch:

@@ -146,6 +146,15 @@ def test_volumes_fit_the_memory(gigabytes, batch, checkpointing, whole, dataset,
     assert fits == ("WARNING" not in capsys.readouterr().out)
 
 
+def test_weights_that_are_too_large_by_themselves_end_in_the_smallest_patch(dataset, monkeypatch, capsys):
+    """What does not depend on the patch is the same for all of them."""
+    monkeypatch.setattr(StepMemory, "bytes", lambda *_, **__: 10**10)
+    planner = nnUNetPlannerDINFast(dataset.name, gpu_memory_target_in_gb=1)
+    _, patch, batch, checkpoints = planner._fit([1.0, 1.0], (512, 512), (512, 512), 9)
+    assert (patch, batch, checkpoints) == ((64, 64), 2, False)
+    assert "WARNING" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cls", [nnUNetPlannerDINTiny, nnUNetPlannerDINFast])
 def test_the_classes_of_totalsegmentator_fit_the_memory(cls, dataset):
